@@ -1,0 +1,277 @@
+"""Fit the autoencoder to the spectrograms that preprocess.py wrote.
+
+In:  saved_data/spectrograms/**/*.npy.
+Out: model/parameters.json, model.weights.h5, settings.json, history.csv, history.png, latents.npz.
+
+    python train.py --saved_data saved_data --model model --epochs 30
+"""
+
+import argparse
+import csv
+import io
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+
+import preprocess
+from preprocess import number
+
+LEARNING_RATE = 2e-4  # the peak, after a warm-up and before a cosine decay to zero
+BATCH_SIZE = 16
+EPOCHS = 30
+SPECTOGRAM_PATH = "saved_data/spectrograms"
+TARGET_SHAPE = (512, 256)  # bins, frames
+MODEL = "model"
+
+CONV_FILTERS = (8, 24, 32)
+CONV_KERNEL = 3
+CONV_STRIDE = 2
+LATENT_SPACE_DIM = 128
+VALIDATION_SPLIT = 0.1  # share of the tracks
+WARM_UP = 0.05  # share of the steps
+SEED = 0
+
+
+def load_fsdd(spectrograms_path, target_shape=None):
+    """Every spectrogram below a folder, in the order of preprocess.list_keys.
+
+    Args:
+        target_shape: (height, width) to resize to; None keeps the native shape.
+    Returns:
+        float32 (n, height, width, channels), in [0, 1].
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file is damaged, or of another shape than the others.
+    """
+    images = []
+    for key in preprocess.list_keys(spectrograms_path):
+        spectrogram = preprocess.load_spectrogram(spectrograms_path, key)
+        if images and target_shape is None and spectrogram.shape != images[0].shape:
+            raise ValueError(
+                f"{key} must have the first one's shape {images[0].shape}, "
+                f"got {spectrogram.shape}: run preprocess.py --force"
+            )
+        images.append(
+            preprocess.resize_spectrogram(spectrogram, target_shape or spectrogram.shape[:2])
+        )
+    return np.stack(images)  # (n, height, width, channels)
+
+
+def get_track(key):
+    """The audio file of a key: all before `.<segment>.npy`."""
+    return key.rsplit(".", 2)[0]
+
+
+def split_by_track(keys, validation_split, seed):
+    """A mask of the validation pieces; no track has pieces on both sides.
+
+    Returns:
+        bool (len(keys),); all False where the share is 0 or there is one track alone.
+    """
+    tracks = sorted({get_track(key) for key in keys})
+    n_held = math.ceil(validation_split * len(tracks)) if len(tracks) > 1 else 0
+    shuffled = np.random.default_rng(seed).permutation(tracks)
+    held = set(shuffled[: min(n_held, len(tracks) - 1)].tolist())
+    return np.array([get_track(key) in held for key in keys])
+
+
+def train(
+    x_train, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, epochs=EPOCHS, *,
+    x_validation=None, conv_filters=CONV_FILTERS, latent_space_dim=LATENT_SPACE_DIM,
+    model_folder=None, seed=SEED,
+):  # fmt: skip
+    """Build and fit an autoencoder.
+
+    Args:
+        x_train, x_validation: float32 (n, height, width, channels), in [0, 1].
+        model_folder: where the best weights and the history are kept as it learns, or None.
+    Returns:
+        The Autoencoder with its best weights by validation error (by training error without).
+    Raises:
+        ValueError: the error became NaN or infinite.
+    """
+    from autoencoder import Autoencoder, keras  # from there, for its quiet start
+
+    keras.utils.set_random_seed(seed)
+    n_layers = len(conv_filters)
+    autoencoder = Autoencoder(
+        x_train.shape[1:], conv_filters, [CONV_KERNEL] * n_layers, [CONV_STRIDE] * n_layers,
+        latent_space_dim,
+    )  # fmt: skip
+    n_steps = epochs * math.ceil(len(x_train) / batch_size)
+    n_warm_up = max(1, round(WARM_UP * n_steps))
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, n_steps - n_warm_up), warmup_target=learning_rate, warmup_steps=n_warm_up
+    )
+    autoencoder.compile(schedule)
+    autoencoder.start_as_pca(x_train, seed)
+    print_start(autoencoder, x_train, x_validation)
+    recorder = Recorder(autoencoder, model_folder, epochs)
+    autoencoder.train(
+        x_train, batch_size, epochs, x_validation=x_validation,
+        callbacks=[keras.callbacks.LambdaCallback(
+            on_epoch_begin=recorder.start_epoch, on_epoch_end=recorder.end_epoch,
+        )],
+    )  # fmt: skip
+    autoencoder.model.set_weights(recorder.best_weights)
+    return autoencoder
+
+
+def print_start(autoencoder, x_train, x_validation):
+    from autoencoder import keras
+
+    n_held = 0 if x_validation is None else len(x_validation)
+    print(
+        f"{keras.config.backend()} on {', '.join(keras.distribution.list_devices())}; "
+        f"{autoencoder.model.count_params():,} parameters; {len(x_train)} pieces of "
+        f"{' x '.join(map(str, x_train.shape[1:]))} ({x_train.nbytes / 1e6:.0f} MB) to train on, "
+        f"{n_held} to validate on",
+        flush=True,
+    )
+
+
+class Recorder:
+    """Keeps the history and the best weights of a run, and stops it at a NaN."""
+
+    def __init__(self, autoencoder, model_folder, epochs):
+        self.autoencoder = autoencoder
+        self.model_folder = None if model_folder is None else Path(model_folder)
+        self.epochs = epochs
+        self.rows = []
+        self.best_error = math.inf
+        self.best_weights = None
+        self.started = 0.0
+
+    def start_epoch(self, epoch, logs=None):
+        self.started = time.perf_counter()
+
+    def end_epoch(self, epoch, logs):
+        if not math.isfinite(logs["loss"]):
+            raise ValueError(
+                f"training error became {logs['loss']} in epoch {epoch + 1}: lower --learning_rate"
+            )
+        error = logs.get("val_loss", logs["loss"])
+        seconds = time.perf_counter() - self.started
+        row = {
+            "epoch": epoch + 1,
+            "loss": logs["loss"],
+            "val_loss": logs.get("val_loss", math.nan),
+            "learning_rate": float(self.autoencoder.model.optimizer.learning_rate),
+            "seconds": seconds,
+        }
+        self.rows.append(row)
+        print(
+            f"epoch {epoch + 1}/{self.epochs}: training error {row['loss']:.5f}, "
+            f"validation error {row['val_loss']:.5f}, {seconds:.1f} s",
+            flush=True,
+        )
+        if error < self.best_error:
+            self.best_error = error
+            self.best_weights = self.autoencoder.model.get_weights()
+            if self.model_folder:
+                self.autoencoder.save(self.model_folder)
+        if self.model_folder:
+            save_history(self.model_folder, self.rows)
+
+
+def save_history(folder, rows):
+    """Write history.csv, one row an epoch."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys())
+    writer.writeheader()
+    writer.writerows(rows)
+    preprocess.write_atomically(folder / "history.csv", text.getvalue().encode())
+
+
+def plot_history(folder, rows):
+    """Write history.png: both errors over the epochs, and the learning rate."""
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] for row in rows]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.semilogy(epochs, [row["loss"] for row in rows], label="training")
+    if not math.isnan(rows[-1]["val_loss"]):
+        axes.semilogy(epochs, [row["val_loss"] for row in rows], label="validation (other tracks)")
+    axes.set(xlabel="epoch", ylabel="mean squared error")
+    axes.grid(alpha=0.3, which="both")
+    rate_axes = axes.twinx()
+    rates = [row["learning_rate"] for row in rows]
+    rate_axes.plot(epochs, rates, color="grey", linestyle=":", label="learning rate")
+    rate_axes.set_ylabel("learning rate")
+    figure.legend(loc="outside upper center", ncols=3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    preprocess.write_atomically(folder / "history.png", buffer.getvalue())
+
+
+def save_latents(path, keys, latents, min_max_values):
+    """Write latents.npz: latent, min, max, key and genre (top folder) of every piece."""
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        latent=latents,
+        min=np.array([min_max_values[key]["min"] for key in keys]),
+        max=np.array([min_max_values[key]["max"] for key in keys]),
+        key=np.array(keys),
+        genre=np.array([key.split("/")[0] if "/" in key else "" for key in keys]),
+    )
+    preprocess.write_atomically(path, buffer.getvalue())
+
+
+def get_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--saved_data", default=preprocess.SAVED_DATA, help="folder that preprocess.py wrote")
+    add("--model", default=MODEL, help="folder to write")
+    add("--target_shape", type=number(int, 8), nargs=2, metavar=("H", "W"),
+        help="bins and frames to resize to, None: the features' own")  # fmt: skip
+    add("--latent_space_dim", type=number(int, 1), default=LATENT_SPACE_DIM, help="dimensions")
+    add("--conv_filters", type=number(int, 1), nargs="+", default=CONV_FILTERS, help="a layer each")
+    add("--learning_rate", type=number(float, 1e-9), default=LEARNING_RATE, help="the peak")
+    add("--batch_size", type=number(int, 1), default=BATCH_SIZE, help="pieces")
+    add("--epochs", type=number(int, 1), default=EPOCHS, help="passes over the data")
+    add("--validation_split", type=number(float, 0, 0.9), default=VALIDATION_SPLIT,
+        help="share of the tracks")  # fmt: skip
+    add("--seed", type=number(int, 0, 2**32 - 1), default=SEED, help="of the weights and the order")
+    return parser
+
+
+def main():
+    options = get_parser().parse_args()
+    spectrograms_path = Path(options.saved_data) / preprocess.SPECTROGRAMS_SAVE_DIR
+    model_folder = Path(options.model)
+    settings = preprocess.load_settings(spectrograms_path / "settings.json")
+    keys = preprocess.list_keys(spectrograms_path)
+    min_max_values = preprocess.load_min_max_values(preprocess.get_min_max_path(options.saved_data))
+    missing = next((key for key in keys if key not in min_max_values), None)
+    if missing:
+        raise ValueError(f"{missing} has no min-max values: run preprocess.py again")
+
+    x_train = load_fsdd(spectrograms_path, options.target_shape)
+    held = split_by_track(keys, options.validation_split, options.seed)
+    preprocess.write_json(model_folder / "settings.json", settings._asdict())
+    autoencoder = train(
+        x_train[~held], options.learning_rate, options.batch_size, options.epochs,
+        x_validation=x_train[held] if held.any() else None, conv_filters=options.conv_filters,
+        latent_space_dim=options.latent_space_dim, model_folder=model_folder, seed=options.seed,
+    )  # fmt: skip
+    autoencoder.save(model_folder)
+    with open(model_folder / "history.csv", newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    plot_history(model_folder, rows)
+    training_keys = [key for key, is_held in zip(keys, held, strict=True) if not is_held]
+    save_latents(
+        model_folder / "latents.npz", training_keys, autoencoder.encode(x_train[~held]),
+        min_max_values,
+    )  # fmt: skip
+    print(f"model in {model_folder}")
+
+
+if __name__ == "__main__":
+    preprocess.exit_with_one_line(main)

@@ -33,7 +33,7 @@ MAX_NAME_BYTES = 200  # of a WAV's name; file systems end at 255
 
 
 class SpectrogramFiles(collections.abc.Sequence):
-    """The spectrograms of a folder, each read when it is asked for, (n_bins, n_frames, channels)."""
+    """The spectrograms of a folder, (n_bins, n_frames, n_channels), each read when asked for."""
 
     def __init__(self, spectrograms_path, keys):
         self.spectrograms_path = spectrograms_path
@@ -148,7 +148,7 @@ def generate_pair(generator, spectrogram, min_max):
     Args:
         spectrogram: float32 (n_bins, n_frames, n_channels), in [0, 1], native shape.
     Returns:
-        (original, generated, {"mse", "spectral_convergence", "original_convergence"}).
+        (original, generated, {"mse", "original_convergence", "generated_convergence"}).
     """
     from soundgenerator import measure_spectral_convergence
 
@@ -179,9 +179,10 @@ def generate(generator, spectrograms, min_max_values, keys, samples, sample_rate
         save_signals([generated], samples / Path(SAVE_DIR_GENERATED).name, [name], sample_rate)
         scaled = "" if factor == 1 else f", pair scaled by {factor:.3f} to avoid clipping"
         print(
-            f"{key}: image error {figures['mse']:.5f}, spectral convergence "
-            f"{figures['generated_convergence']:.1f} dB (original "
-            f"{figures['original_convergence']:.1f} dB), mel distance {mel_distance:.2f} dB{scaled}",
+            f"{key}: image error {figures['mse']:.5f}, "
+            f"spectral convergence {figures['generated_convergence']:.1f} dB "
+            f"(original {figures['original_convergence']:.1f} dB), "
+            f"mel distance {mel_distance:.2f} dB{scaled}",
             flush=True,
         )
 

@@ -1,0 +1,143 @@
+import json
+
+import numpy as np
+import pytest
+
+from autoencoder import Autoencoder, keras
+
+
+def make_images(n=24, shape=(16, 12, 1), seed=0):
+    """Smooth random images in [0.1, 0.9], float32 (n, *shape)."""
+    rng = np.random.default_rng(seed)
+    waves = rng.uniform(0.1, 0.7, (n, 2, 1, 1, shape[2]))
+    rows, columns = np.mgrid[0 : shape[0], 0 : shape[1]][..., None]
+    return (0.5 + 0.4 * np.sin(waves[:, 0] * rows + waves[:, 1] * columns)).astype(np.float32)
+
+
+def make_small(shape=(16, 12, 1), latent_space_dim=4):
+    keras.utils.set_random_seed(0)
+    return Autoencoder(shape, (6, 12), (3, 3), (2, 2), latent_space_dim)
+
+
+@pytest.mark.parametrize(
+    "shape, strides", [((17, 13, 1), (2, 2)), ((16, 12, 2), (2, 3)), ((9, 40, 1), ((1, 4), (3, 2)))]
+)
+def test_output_has_the_shape_of_the_input(shape, strides):
+    autoencoder = Autoencoder(shape, (4, 8), (5, 3), strides, 3)
+
+    images, latents = autoencoder.reconstruct(make_images(2, shape))
+
+    assert images.shape == (2, *shape) and latents.shape == (2, 3)
+    assert images.min() >= 0 and images.max() <= 1
+
+
+def test_decoder_mirrors_the_encoder():
+    autoencoder = make_small((17, 13, 1))
+
+    encoder = [layer.output.shape for layer in autoencoder.encoder.layers if "conv" in layer.name]
+    decoder = [layer.input.shape for layer in autoencoder.decoder.layers if "deconv" in layer.name]
+
+    assert encoder[::-1] == decoder
+
+
+@pytest.mark.parametrize("shape", [(16, 12, 1), (17, 13, 1), (16, 12, 2)])
+def test_start_as_pca_equals_pca(shape):
+    from sklearn.decomposition import PCA
+
+    images = make_images(40, shape)
+    # Enough filters for every patch: nothing is lost before the bottleneck.
+    autoencoder = Autoencoder(shape, (12, 50), (3, 3), (2, 2), 5)
+    pca = PCA(5).fit(images.reshape(40, -1))
+
+    autoencoder.start_as_pca(images)
+    reconstructed, _ = autoencoder.reconstruct(images)
+
+    oracle = pca.inverse_transform(pca.transform(images.reshape(40, -1))).reshape(images.shape)
+    # The starts of BatchNormalization are rounded to float32.
+    np.testing.assert_allclose(reconstructed, oracle.clip(0, 1), atol=2e-3)
+
+
+def test_start_as_pca_works_with_fewer_images_than_latents():
+    images = make_images(3)
+    autoencoder = make_small(latent_space_dim=10)
+
+    autoencoder.start_as_pca(images)
+
+    np.testing.assert_allclose(autoencoder.reconstruct(images)[0], images, atol=0.02)
+
+
+def test_training_lowers_the_error_below_its_start():
+    images = make_images(64)
+    autoencoder = make_small()
+    autoencoder.start_as_pca(images)
+    start = np.square(autoencoder.reconstruct(images)[0] - images).mean()
+
+    autoencoder.compile(2e-3)
+    autoencoder.train(images, 16, 40)
+
+    assert np.square(autoencoder.reconstruct(images)[0] - images).mean() < 0.8 * start
+
+
+def test_save_and_load_give_the_same_images(tmp_path):
+    images = make_images()
+    autoencoder = make_small()
+    autoencoder.compile(1e-3)
+    autoencoder.train(images, 8, 1)
+
+    autoencoder.save(tmp_path)
+    loaded = Autoencoder.load(tmp_path)
+
+    assert loaded.parameters == autoencoder.parameters
+    np.testing.assert_array_equal(loaded.reconstruct(images)[0], autoencoder.reconstruct(images)[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model.weights.h5", "parameters.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (((16, 12, 1), (4, 8), (3,), (2, 2), 4), "one entry a layer"),
+        (((16, 12, 1), (), (), (), 4), "one entry a layer"),
+        (((16, 12), (4,), (3,), (2,), 4), "input_shape must be"),
+        (((16, 12, 1), (0,), (3,), (2,), 4), "conv_filters must hold"),
+        (((16, 12, 1), (4,), (3,), (2,), 0), "latent_space_dim must hold"),
+        (((16, 0, 1), (4,), (3,), (2,), 4), "input_shape must hold"),
+    ],
+)
+def test_impossible_sizes_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Autoencoder(*arguments)
+
+
+def test_load_names_the_command_that_makes_a_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run train\.py"):
+        Autoencoder.load(tmp_path)
+
+
+def test_load_refuses_weights_of_another_shape(tmp_path):
+    make_small().save(tmp_path)
+    parameters = json.loads((tmp_path / "parameters.json").read_text())
+    parameters["latent_space_dim"] = 7
+    (tmp_path / "parameters.json").write_text(json.dumps(parameters))
+
+    with pytest.raises(ValueError, match="does not fit"):
+        Autoencoder.load(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"rubbish"])
+def test_load_refuses_damaged_weights(tmp_path, data):
+    make_small().save(tmp_path)
+    (tmp_path / "model.weights.h5").write_bytes(data)
+
+    with pytest.raises(ValueError, match="damaged"):
+        Autoencoder.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"filters": 3}'])
+def test_load_refuses_damaged_parameters(tmp_path, text):
+    make_small().save(tmp_path)
+    (tmp_path / "parameters.json").write_text(text)
+
+    with pytest.raises(ValueError, match="no set of parameters"):
+        Autoencoder.load(tmp_path)

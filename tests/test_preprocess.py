@@ -1,0 +1,361 @@
+import csv
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pytest
+from conftest import SAMPLE_RATE, make_music, make_tone
+
+import preprocess
+
+ROOT = Path(preprocess.__file__).parent
+
+
+def run(tmp_path, settings, **keywords):
+    preprocess.run(tmp_path / "audio", tmp_path / "saved", settings, jobs=1, **keywords)
+    return preprocess.load_min_max_values(preprocess.get_min_max_path(tmp_path / "saved"))
+
+
+def read_skipped(tmp_path):
+    with open(tmp_path / "saved" / "skipped.csv", newline="") as file:
+        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def test_loader_reads_the_first_seconds_as_mono(write_audio):
+    left, right = make_tone(300), make_tone(500)
+    path = write_audio("a.wav", np.stack([left, right], axis=1), subtype="FLOAT")
+
+    signal = preprocess.Loader(SAMPLE_RATE, 0.5, mono=True).load(path)
+
+    np.testing.assert_allclose(signal, ((left + right) / 2)[: SAMPLE_RATE // 2], atol=1e-7)
+
+
+def test_loader_doubles_mono_in_a_stereo_run(write_audio):
+    path = write_audio("a.wav", make_tone(), subtype="FLOAT")
+
+    signal = preprocess.Loader(SAMPLE_RATE, 0.5, mono=False).load(path)
+
+    assert signal.shape == (2, SAMPLE_RATE // 2)
+    np.testing.assert_array_equal(signal[0], signal[1])
+
+
+def test_loader_mixes_six_channels_down_to_two(write_audio):
+    channels = np.stack([make_tone(100 * (i + 1)) for i in range(6)], axis=1)
+    path = write_audio("a.wav", channels, subtype="FLOAT")
+
+    signal = preprocess.Loader(SAMPLE_RATE, 1.0, mono=False).load(path)
+
+    np.testing.assert_allclose(signal[0], channels[:, 0::2].mean(axis=1), atol=1e-7)
+    np.testing.assert_allclose(signal[1], channels[:, 1::2].mean(axis=1), atol=1e-7)
+
+
+@pytest.mark.parametrize("native_rate", [8000, 44100, 48000])
+def test_loader_resamples_to_the_exact_length_and_pitch(write_audio, native_rate):
+    path = write_audio("a.wav", make_tone(440, 1.0, native_rate), native_rate)
+
+    signal = preprocess.Loader(SAMPLE_RATE, 0.75, mono=True).load(path)
+
+    spectrum = np.abs(np.fft.rfft(signal * np.hanning(len(signal)), 1 << 18))
+    assert len(signal) == int(0.75 * SAMPLE_RATE)
+    assert abs(spectrum.argmax() * SAMPLE_RATE / (1 << 18) - 440) < 0.5
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3", "a.aiff", "a.au"])
+def test_loader_reads_the_formats_of_libsndfile(write_audio, name):
+    path = write_audio(name, make_tone())
+
+    signal = preprocess.Loader(SAMPLE_RATE, 0.5, mono=True).load(path)
+
+    # Lossy codecs keep the level of a tone within a tenth.
+    assert np.sqrt(np.mean(signal**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.1)
+
+
+def test_loader_leaves_out_a_last_piece_below_half(write_audio):
+    path = write_audio("a.wav", make_tone(duration=1.2))
+    loader = preprocess.Loader(SAMPLE_RATE, 0.5, mono=True)
+
+    pieces = loader.load_pieces(path)
+
+    assert [len(piece) for piece in pieces] == [11025, 11025]
+
+
+def test_loader_keeps_a_last_piece_above_half(write_audio):
+    path = write_audio("a.wav", make_tone(duration=0.8))
+    loader = preprocess.Loader(SAMPLE_RATE, 0.5, mono=True)
+
+    pieces = loader.load_pieces(path)
+
+    assert [len(piece) for piece in pieces] == [11025, 6615]
+
+
+def test_padder_pads_the_last_axis_alone():
+    stereo = np.ones((2, 3))
+    padder = preprocess.Padder("constant")
+
+    right = padder.right_pad(stereo, 2)
+    left = padder.left_pad(stereo, 2)
+
+    np.testing.assert_array_equal(right, [[1, 1, 1, 0, 0]] * 2)
+    np.testing.assert_array_equal(left, [[0, 0, 1, 1, 1]] * 2)
+
+
+@pytest.mark.parametrize("n_samples", [65488, 65280, 999])
+def test_extractor_agrees_with_librosa(n_samples):
+    signal = make_music()[:n_samples]
+    extractor = preprocess.LogSpectrogramExtractor(512, 256)
+
+    log_spectrogram = extractor.extract(signal)
+
+    stft = librosa.stft(signal, n_fft=512, hop_length=256)[:-1]
+    oracle = librosa.amplitude_to_db(np.abs(stft), ref=1.0, top_db=80)
+    assert log_spectrogram.shape == (256, 1 + n_samples // 256)
+    np.testing.assert_array_equal(log_spectrogram, oracle)
+
+
+def test_extractor_puts_stereo_channels_last():
+    stereo = np.stack([make_tone(), make_tone(880)])
+    extractor = preprocess.LogSpectrogramExtractor(512, 256)
+
+    log_spectrogram = extractor.extract(stereo)
+
+    assert log_spectrogram.shape == (256, 87, 2)
+    assert log_spectrogram[:, 40, 0].argmax() * 2 in range(19, 23)
+
+
+@pytest.mark.parametrize("frame_size, hop_length", [(0, 1), (513, 128), (512, 0), (512, 513)])
+def test_extractor_refuses_impossible_sizes(frame_size, hop_length):
+    with pytest.raises(ValueError, match="must be"):
+        preprocess.LogSpectrogramExtractor(frame_size, hop_length)
+
+
+def test_normaliser_round_trip():
+    array = np.random.default_rng(0).normal(-30, 10, (8, 9)).astype(np.float32)
+    normaliser = preprocess.MinMaxNormaliser(-1, 1)
+
+    normalised = normaliser.normalise(array)
+    again = normaliser.denormalise(normalised, array.min(), array.max())
+
+    assert normalised.min() == -1 and normalised.max() == 1
+    np.testing.assert_allclose(again, array, atol=1e-4)  # float32 at 60 dB
+
+
+def test_normaliser_maps_silence_to_its_minimum():
+    normalised = preprocess.MinMaxNormaliser(0, 1).normalise(np.full((3, 3), -100.0))
+
+    np.testing.assert_array_equal(normalised, 0)
+
+
+def test_resize_round_trip_keeps_a_smooth_image():
+    rows, columns = np.mgrid[0:64, 0:48]
+    image = (0.5 + 0.4 * np.sin(rows / 9) * np.cos(columns / 8)).astype(np.float32)[..., None]
+
+    small = preprocess.resize_spectrogram(image, (32, 24))
+    again = preprocess.resize_spectrogram(small, (64, 48))
+
+    assert small.shape == (32, 24, 1)
+    np.testing.assert_allclose(again, image, atol=0.01)  # a cubic's error at this curvature
+
+
+def test_pipeline_writes_features_settings_and_plain_min_max(tmp_path, write_audio, make_settings):
+    write_audio("deep/er/ünï côde 1.wav", make_music(0.7))
+
+    min_max_values = run(tmp_path, make_settings())
+
+    keys = preprocess.list_keys(tmp_path / "saved" / "spectrograms")
+    spectrogram = np.load(tmp_path / "saved" / "spectrograms" / keys[0])
+    assert keys == [f"deep/er/ünï côde 1.wav.{i:03d}.npy" for i in range(2)] == [*min_max_values]
+    assert spectrogram.dtype == np.float32 and spectrogram.shape == (128, 104)
+    assert spectrogram.min() == 0 and spectrogram.max() == 1
+    assert {type(v) for entry in min_max_values.values() for v in entry.values()} == {float}
+    assert b"numpy" not in preprocess.get_min_max_path(tmp_path / "saved").read_bytes()
+
+
+def test_pipeline_keeps_equal_names_apart(tmp_path, write_audio, make_settings):
+    write_audio("a/x.wav", make_tone(300, 0.3))
+    write_audio("b/x.wav", make_tone(900, 0.3))
+    write_audio("b/x.flac", make_tone(2000, 0.3))
+
+    min_max_values = run(tmp_path, make_settings())
+
+    folder = tmp_path / "saved" / "spectrograms"
+    peaks = {np.load(folder / key)[:, 50].argmax() for key in min_max_values}
+    assert len(min_max_values) == len(peaks) == 3
+
+
+def test_pipeline_first_takes_one_piece_a_track(tmp_path, write_audio, make_settings):
+    write_audio("a.wav", make_tone(duration=2))
+
+    assert [*run(tmp_path, make_settings(segments="first"))] == ["a.wav.000.npy"]
+
+
+def test_pipeline_keeps_silence_finite(tmp_path, write_audio, make_settings):
+    write_audio("a.wav", np.zeros(8000))
+
+    min_max_values = run(tmp_path, make_settings())
+
+    (key,) = min_max_values
+    assert min_max_values[key] == pytest.approx({"min": -100.0, "max": -100.0})
+    assert not preprocess.load_spectrogram(tmp_path / "saved" / "spectrograms", key).any()
+
+
+def break_file(kind, write_audio):
+    """A file of a kind that cannot be used."""
+    path = write_audio(f"bad/{kind}.wav", make_tone(duration=0.5), subtype="FLOAT")
+    data = path.read_bytes()
+    if kind == "text":
+        path.write_text("no audio at all\n" * 100)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "header":
+        path.write_bytes(b"\0" * 64 + data[64:])
+    elif kind == "nan":
+        write_audio("bad/nan.wav", np.full(8000, np.nan), subtype="FLOAT")
+    elif kind == "sample":
+        write_audio("bad/sample.wav", np.ones(1))
+    elif kind == "no_samples":
+        write_audio("bad/no_samples.wav", np.ones(0))
+    elif kind == "link":
+        path.unlink()
+        path.symlink_to("nowhere.wav")
+    elif kind == "fifo":
+        path.unlink()
+        os.mkfifo(path)
+    return f"bad/{kind}.wav"
+
+
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        ("text", "not readable as audio"),
+        ("empty", "not readable as audio"),
+        ("cut", "cut short"),
+        ("header", "not readable as audio"),
+        ("nan", "not finite"),
+        ("sample", "shorter than one frame"),
+        ("no_samples", "no samples"),
+        ("link", "link or no regular file"),
+        ("fifo", "link or no regular file"),
+    ],
+)
+def test_pipeline_skips_a_bad_file_and_says_why(tmp_path, write_audio, make_settings, kind, reason):
+    write_audio("good.wav", make_tone())
+    bad = break_file(kind, write_audio)
+
+    min_max_values = run(tmp_path, make_settings())
+
+    assert {key.split(".")[0] for key in min_max_values} == {"good"}
+    assert [*read_skipped(tmp_path)] == [bad]
+    assert reason in read_skipped(tmp_path)[bad]
+
+
+def test_pipeline_skips_a_cut_flac(tmp_path, write_audio, make_settings):
+    write_audio("good.wav", make_tone())
+    path = write_audio("cut.flac", make_music(4.0))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    run(tmp_path, make_settings())
+
+    assert [*read_skipped(tmp_path)] == ["cut.flac"]
+
+
+def test_pipeline_fails_when_nothing_is_kept(tmp_path, write_audio, make_settings):
+    break_file("text", write_audio)
+
+    with pytest.raises(ValueError, match="no audio file was kept"):
+        run(tmp_path, make_settings())
+
+
+def test_strict_fails_after_saving_the_rest(tmp_path, write_audio, make_settings):
+    write_audio("good.wav", make_tone())
+    break_file("text", write_audio)
+
+    with pytest.raises(ValueError, match="--strict"):
+        run(tmp_path, make_settings(), strict=True)
+    assert preprocess.get_min_max_path(tmp_path / "saved").exists()
+
+
+def test_other_settings_need_force(tmp_path, write_audio, make_settings):
+    write_audio("a.wav", make_tone())
+    run(tmp_path, make_settings())
+
+    with pytest.raises(ValueError, match="other settings"):
+        run(tmp_path, make_settings(duration=0.5))
+    assert len(run(tmp_path, make_settings(duration=0.5), force=True)) == 2
+
+
+def test_another_folder_needs_force(tmp_path, write_audio, make_settings):
+    write_audio("a.wav", make_tone())
+    run(tmp_path, make_settings())
+    (tmp_path / "audio").rename(tmp_path / "other")
+
+    with pytest.raises(ValueError, match="another folder"):
+        preprocess.run(tmp_path / "other", tmp_path / "saved", make_settings(), jobs=1)
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path, write_audio, make_settings):
+    write_audio("a.wav", make_tone())
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "thesis.txt").write_text("mine")
+
+    with pytest.raises(ValueError, match="not written here"):
+        run(tmp_path, make_settings(), force=True)
+    assert (tmp_path / "saved" / "thesis.txt").read_text() == "mine"
+
+
+def test_min_max_values_survive_an_interruption(tmp_path, write_audio, make_settings, monkeypatch):
+    write_audio("a.wav", make_tone(duration=0.3))
+    write_audio("b.wav", make_tone(duration=0.3))
+    load_pieces = preprocess.Loader.load_pieces
+
+    def interrupt(loader, path):
+        if path.name == "b.wav":
+            raise KeyboardInterrupt
+        return load_pieces(loader, path)
+
+    monkeypatch.setattr(preprocess.Loader, "load_pieces", interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, make_settings())
+    path = preprocess.get_min_max_path(tmp_path / "saved")
+    assert [*pickle.loads(path.read_bytes())] == ["a.wav.000.npy"]
+
+
+def test_two_processes_write_what_one_writes(tmp_path, write_audio, make_settings):
+    for index in range(4):
+        write_audio(f"{index}.wav", make_music(0.7, seed=index))
+
+    preprocess.run(tmp_path / "audio", tmp_path / "one", make_settings(), jobs=1)
+    preprocess.run(tmp_path / "audio", tmp_path / "two", make_settings(), jobs=2)
+
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
+    assert len(files) == 12
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_import_leaves_tensorflow_out():
+    code = "import sys, preprocess, generate, train; print('tensorflow' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--frame_size", "1023"], ["--hop_length", "0"], ["--hop_length", "5000"],
+     ["--duration", "-1"], ["--sample_rate", "x"], ["--segments", "some"]],
+)  # fmt: skip
+def test_flags_out_of_range_are_usage_errors(flags):
+    done = subprocess.run(
+        [sys.executable, "preprocess.py", *flags], cwd=ROOT, capture_output=True, text=True
+    )
+
+    assert done.returncode == 2
+    assert flags[0] in done.stderr.splitlines()[-1]

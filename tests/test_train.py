@@ -1,0 +1,116 @@
+import csv
+
+import numpy as np
+import pytest
+
+import preprocess
+import train
+
+
+@pytest.fixture
+def spectrograms(tmp_path):
+    """Six random pieces of three tracks, float32 (16, 12) each."""
+    rng = np.random.default_rng(0)
+    saver = preprocess.Saver(tmp_path / "spectrograms", tmp_path)
+    for track in ("a/x.wav", "b/x.wav", "c.wav"):
+        for segment in range(2):
+            image = rng.random((16, 12), np.float32)
+            saver.save_feature(image, f"{track}.{segment:03d}.npy")
+    return tmp_path / "spectrograms"
+
+
+def test_load_fsdd_adds_the_channel_and_keeps_the_order(spectrograms):
+    x_train = train.load_fsdd(spectrograms)
+
+    assert x_train.shape == (6, 16, 12, 1) and x_train.dtype == np.float32
+    first = np.load(spectrograms / "a" / "x.wav.000.npy")
+    np.testing.assert_array_equal(x_train[0, ..., 0], first)
+
+
+def test_load_fsdd_resizes_to_the_target(spectrograms):
+    assert train.load_fsdd(spectrograms, (8, 20)).shape == (6, 8, 20, 1)
+
+
+def test_load_fsdd_refuses_mixed_shapes(spectrograms):
+    np.save(spectrograms / "z.wav.000.npy", np.zeros((16, 13), np.float32))
+
+    with pytest.raises(ValueError, match=r"z\.wav\.000\.npy must have the first one's shape"):
+        train.load_fsdd(spectrograms)
+
+
+def test_load_fsdd_names_a_damaged_file(spectrograms):
+    (spectrograms / "c.wav.001.npy").write_bytes(b"\x93NUMPY rubbish")
+
+    with pytest.raises(ValueError, match=r"c\.wav\.001\.npy is damaged"):
+        train.load_fsdd(spectrograms)
+
+
+def test_load_fsdd_without_features_names_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run preprocess\.py first"):
+        train.load_fsdd(tmp_path)
+
+
+def test_split_never_cuts_a_track():
+    keys = [f"g/t{track}.wav.{segment:03d}.npy" for track in range(20) for segment in range(7)]
+
+    held = train.split_by_track(keys, 0.1, seed=3)
+
+    assert held.sum() == 14
+    held_tracks = {train.get_track(key) for key, is_held in zip(keys, held, strict=True) if is_held}
+    kept = {train.get_track(key) for key, is_held in zip(keys, held, strict=True) if not is_held}
+    assert not held_tracks & kept
+
+
+def test_split_follows_the_seed():
+    keys = [f"t{track}.wav.000.npy" for track in range(30)]
+
+    first, again, other = (train.split_by_track(keys, 0.2, seed) for seed in (0, 0, 1))
+
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_split_leaves_one_track_to_train_on():
+    assert not train.split_by_track(["a.wav.000.npy", "a.wav.001.npy"], 0.5, seed=0).any()
+
+
+def test_train_keeps_the_best_weights_and_the_history(tmp_path, spectrograms):
+    from autoencoder import Autoencoder
+
+    x_train = train.load_fsdd(spectrograms)
+
+    autoencoder = train.train(
+        x_train, 1e-3, 2, 3, x_validation=x_train[:2], conv_filters=(4, 8), latent_space_dim=3,
+        model_folder=tmp_path / "model",
+    )  # fmt: skip
+
+    with open(tmp_path / "model" / "history.csv", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    best = min(float(row["val_loss"]) for row in rows)
+    reached = np.square(
+        autoencoder.decoder(autoencoder.encoder(x_train[:2])).numpy() - x_train[:2]
+    ).mean()
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert reached == pytest.approx(best, rel=1e-4)  # float32 means in another order
+    np.testing.assert_array_equal(
+        Autoencoder.load(tmp_path / "model").reconstruct(x_train)[0],
+        autoencoder.reconstruct(x_train)[0],
+    )
+
+
+def test_train_is_the_same_for_the_same_seed(spectrograms):
+    x_train = train.load_fsdd(spectrograms)
+
+    first, again = (
+        train.train(x_train, 1e-3, 2, 2, conv_filters=(4,), latent_space_dim=2).encode(x_train)
+        for _ in range(2)
+    )
+
+    np.testing.assert_allclose(first, again, atol=1e-6)  # threads may sum in another order
+
+
+def test_train_stops_at_nan(spectrograms):
+    x_train = train.load_fsdd(spectrograms)
+
+    with pytest.raises(ValueError, match="training error became .*lower --learning_rate"):
+        train.train(x_train, 1e30, 2, 9, conv_filters=(4,), latent_space_dim=2)

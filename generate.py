@@ -1,7 +1,8 @@
 """Choose spectrograms, send them through the trained autoencoder and write both sounds.
 
 In:  saved_data/ as preprocess.py wrote it, model/ as train.py wrote it.
-Out: samples/original/*.wav and samples/generated/*.wav, same names, named after their sources.
+Out: samples/original/*.wav and samples/generated/*.wav, same names, named after their sources;
+     samples/spectrograms.png, the pictures of the first few.
 
     python generate.py --num_spectrograms 5
 """
@@ -29,6 +30,7 @@ NUM_SPECTROGRAMS = 5
 SEED = 0
 
 HEADROOM = 0.99  # the peak of a pair that would have clipped
+MAX_PLOTTED = 5  # pieces in spectrograms.png
 MAX_NAME_BYTES = 200  # of a WAV's name; file systems end at 255
 
 
@@ -142,13 +144,40 @@ def load_model_settings(model_folder, spectrograms_path):
     return settings
 
 
+def plot_pairs(path, pairs, settings):
+    """Write a picture: each original log spectrogram above its reconstruction, in Hz and s.
+
+    Args:
+        pairs: [(key, original, reconstructed)], normalised (n_bins, n_frames, n_channels).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(pairs), 5), layout="constrained")
+    grid = figure.subplots(2, len(pairs), squeeze=False, sharex=True, sharey=True)
+    extent = (0, settings.duration, 0, settings.sample_rate / 2)
+    for column, (key, *images) in enumerate(pairs):
+        for axes, image in zip(grid[:, column], images, strict=True):
+            axes.imshow(
+                image[..., 0], origin="lower", aspect="auto", extent=extent, vmin=0, vmax=1,
+                cmap="magma", interpolation="nearest",
+            )  # fmt: skip
+        grid[0, column].set_title(key.removesuffix(".npy")[-32:], fontsize=8, parse_math=False)
+        grid[1, column].set_xlabel("seconds")
+    for axes, name in zip(grid[:, 0], ("original", "generated"), strict=True):
+        axes.set_ylabel(f"{name}, Hz")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100)
+    preprocess.write_atomically(path, buffer.getvalue())
+
+
 def generate_pair(generator, spectrogram, min_max):
     """The original's spectrogram inverted, its reconstruction inverted, and the figures.
 
     Args:
         spectrogram: float32 (n_bins, n_frames, n_channels), in [0, 1], native shape.
     Returns:
-        (original, generated, {"mse", "original_convergence", "generated_convergence"}).
+        (original, generated, reconstructed spectrogram in its native shape,
+        {"mse", "original_convergence", "generated_convergence"}).
     """
     from soundgenerator import measure_spectral_convergence
 
@@ -162,17 +191,21 @@ def generate_pair(generator, spectrogram, min_max):
         figures[f"{name}_convergence"] = measure_spectral_convergence(
             amplitude, signals[-1], generator.frame_size, generator.hop_length
         )
-    return *signals, figures
+    native = preprocess.resize_spectrogram(reconstructed[0], spectrogram.shape[:2])
+    return *signals, native, figures
 
 
-def generate(generator, spectrograms, min_max_values, keys, samples, sample_rate):
-    """Write the pair of WAVs of each spectrogram, and print a line of figures for each."""
+def generate(generator, spectrograms, min_max_values, keys, samples, settings):
+    """Write the pair of WAVs of each spectrogram and a picture, and print each one's figures."""
     from soundgenerator import measure_mel_distance
 
+    sample_rate, plotted = settings.sample_rate, []
     names = make_wav_names(keys)
     items = zip(spectrograms, min_max_values, keys, names, strict=True)
     for spectrogram, min_max, key, name in items:
-        original, generated, figures = generate_pair(generator, spectrogram, min_max)
+        original, generated, reconstructed, figures = generate_pair(generator, spectrogram, min_max)
+        if len(plotted) < MAX_PLOTTED:
+            plotted.append((key, spectrogram, reconstructed))
         mel_distance = measure_mel_distance(original, generated, sample_rate)
         original, generated, factor = scale_pair(original, generated)
         save_signals([original], samples / Path(SAVE_DIR_ORIGINAL).name, [name], sample_rate)
@@ -185,6 +218,7 @@ def generate(generator, spectrograms, min_max_values, keys, samples, sample_rate
             f"mel distance {mel_distance:.2f} dB{scaled}",
             flush=True,
         )
+    plot_pairs(samples / "spectrograms.png", plotted, settings)
 
 
 def get_parser():
@@ -222,8 +256,11 @@ def main():
         n_samples=loader.n_samples, seed=options.seed,
     )  # fmt: skip
     samples = Path(options.samples)
-    generate(generator, chosen, chosen_min_max, keys, samples, settings.sample_rate)
-    print(f"{len(keys)} pairs of WAVs in {samples / 'original'} and {samples / 'generated'}")
+    generate(generator, chosen, chosen_min_max, keys, samples, settings)
+    print(
+        f"{len(keys)} pairs of WAVs in {samples / 'original'} and {samples / 'generated'}, "
+        f"pictures in {samples / 'spectrograms.png'}"
+    )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ def test_three_scripts_turn_audio_into_pairs_of_wavs(tmp_path, write_audio, chan
         assert sample_rate == 22050
         assert signal.shape == (11025, 1 if channels == "--mono" else 2)
         assert ("silence" in path.name) == (not signal.any()) or path in generated
-    assert (tmp_path / "model" / "history.png").stat().st_size > 5000
+    for picture in ("model/history.png", "samples/spectrograms.png"):
+        assert (tmp_path / picture).stat().st_size > 5000
     latents = np.load(tmp_path / "model" / "latents.npz")
     assert latents["latent"].shape == (len(latents["key"]), 8)
     assert {*latents["genre"]} <= {"a", "b", ""}

@@ -227,7 +227,7 @@ def get_parser():
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--saved_data", default=SAVED_DATA, help="folder that preprocess.py wrote")
+    add("--saved_data", type=Path, default=SAVED_DATA, help="folder that preprocess.py wrote")
     add("--model", default=MODEL, help="folder that train.py wrote")
     add("--samples", default=SAMPLES, help="folder to write")
     add("--num_spectrograms", type=number(int, 1), default=NUM_SPECTROGRAMS, help="pieces")
@@ -238,9 +238,10 @@ def get_parser():
 
 def main():
     options = get_parser().parse_args()
-    spectrograms_path = Path(options.saved_data) / Path(SPECTROGRAMS_PATH).name
+    spectrograms_path = options.saved_data / Path(SPECTROGRAMS_PATH).name
     spectrograms, file_paths = load_data(spectrograms_path)
-    min_max_values = preprocess.load_min_max_values(preprocess.get_min_max_path(options.saved_data))
+    min_max_path = Path(MIN_MAX_VALUES_PATH).relative_to(SAVED_DATA)
+    min_max_values = preprocess.load_min_max_values(options.saved_data / min_max_path)
     settings = load_model_settings(options.model, spectrograms_path)
     chosen, chosen_min_max, keys = select_spectrograms(
         spectrograms, file_paths, min_max_values, options.num_spectrograms,

@@ -402,7 +402,8 @@ def resize_spectrogram(spectrogram, shape):
 
     A cubic spline through the running sum along each axis is read at the new cells' edges
     (a histospline): every cell keeps the mean of what it covers, so that partials keep their
-    level and pitch better than through interpolated samples.
+    level and pitch better than through interpolated samples. The spline is natural, so that the
+    image is flat towards its borders and a loud first frame does not overshoot.
 
     Args:
         spectrogram: float32 (n_bins, n_frames, n_channels), in [0, 1].
@@ -418,7 +419,7 @@ def resize_spectrogram(spectrogram, shape):
             continue
         sums = np.cumsum(spectrogram, axis=axis, dtype=np.float64)
         sums = np.insert(sums, 0, 0, axis=axis)  # at the edges 0, 1, ..., old
-        spline = make_interp_spline(np.arange(old + 1), sums, k=min(3, old), axis=axis)
+        spline = make_interp_spline(np.arange(old + 1), sums, axis=axis, bc_type="natural")
         edges = np.linspace(0, old, new + 1)
         spectrogram = np.diff(spline(edges), axis=axis) * (new / old)
     return np.clip(spectrogram, 0, 1).astype(np.float32, copy=False)

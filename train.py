@@ -22,7 +22,7 @@ LEARNING_RATE = 2e-4  # the peak, after a warm-up and before a cosine decay to z
 BATCH_SIZE = 16
 EPOCHS = 30
 SPECTOGRAM_PATH = "saved_data/spectrograms"
-TARGET_SHAPE = (512, 256)  # bins, frames
+TARGET_SHAPE = (512, 256)  # bins, frames: what preprocess.py writes by default, not resized then
 MODEL = "model"
 
 CONV_FILTERS = (8, 24, 32)
@@ -34,7 +34,7 @@ WARM_UP = 0.05  # share of the steps
 SEED = 0
 
 
-def load_fsdd(spectrograms_path, target_shape=None):
+def load_fsdd(spectrograms_path=SPECTOGRAM_PATH, target_shape=TARGET_SHAPE):
     """Every spectrogram below a folder, in the order of preprocess.list_keys.
 
     Args:
@@ -244,7 +244,7 @@ def get_parser():
 
 def main():
     options = get_parser().parse_args()
-    spectrograms_path = Path(options.saved_data) / preprocess.SPECTROGRAMS_SAVE_DIR
+    spectrograms_path = Path(options.saved_data) / Path(SPECTOGRAM_PATH).name
     model_folder = Path(options.model)
     settings = preprocess.load_settings(spectrograms_path / "settings.json")
     keys = preprocess.list_keys(spectrograms_path)

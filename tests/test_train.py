@@ -20,7 +20,7 @@ def spectrograms(tmp_path):
 
 
 def test_load_fsdd_adds_the_channel_and_keeps_the_order(spectrograms):
-    x_train = train.load_fsdd(spectrograms)
+    x_train = train.load_fsdd(spectrograms, None)
 
     assert x_train.shape == (6, 16, 12, 1) and x_train.dtype == np.float32
     first = np.load(spectrograms / "a" / "x.wav.000.npy")
@@ -35,7 +35,7 @@ def test_load_fsdd_refuses_mixed_shapes(spectrograms):
     np.save(spectrograms / "z.wav.000.npy", np.zeros((16, 13), np.float32))
 
     with pytest.raises(ValueError, match=r"z\.wav\.000\.npy must have the first one's shape"):
-        train.load_fsdd(spectrograms)
+        train.load_fsdd(spectrograms, None)
 
 
 def test_load_fsdd_names_a_damaged_file(spectrograms):
@@ -77,7 +77,7 @@ def test_split_leaves_one_track_to_train_on():
 def test_train_keeps_the_best_weights_and_the_history(tmp_path, spectrograms):
     from autoencoder import Autoencoder
 
-    x_train = train.load_fsdd(spectrograms)
+    x_train = train.load_fsdd(spectrograms, None)
 
     autoencoder = train.train(
         x_train, 1e-3, 2, 3, x_validation=x_train[:2], conv_filters=(4, 8), latent_space_dim=3,
@@ -99,7 +99,7 @@ def test_train_keeps_the_best_weights_and_the_history(tmp_path, spectrograms):
 
 
 def test_train_is_the_same_for_the_same_seed(spectrograms):
-    x_train = train.load_fsdd(spectrograms)
+    x_train = train.load_fsdd(spectrograms, None)
 
     first, again = (
         train.train(x_train, 1e-3, 2, 2, conv_filters=(4,), latent_space_dim=2).encode(x_train)
@@ -110,7 +110,7 @@ def test_train_is_the_same_for_the_same_seed(spectrograms):
 
 
 def test_train_stops_at_nan(spectrograms):
-    x_train = train.load_fsdd(spectrograms)
+    x_train = train.load_fsdd(spectrograms, None)
 
     with pytest.raises(ValueError, match="training error became .*lower --learning_rate"):
         train.train(x_train, 1e30, 2, 9, conv_filters=(4,), latent_space_dim=2)

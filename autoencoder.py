@@ -40,7 +40,7 @@ with silence_native_stderr():  # TensorFlow 2.21 logs a dozen notices before it 
 BN_MOMENTUM = 0.9  # Keras's 0.99 needs thousands of steps before inference matches training
 MAX_GRADIENT_NORM = 1.0  # keeps the first steps of a warm-up from throwing the weights far off
 PREDICT_BATCH_SIZE = 32
-START_IMAGES = 2000  # at most, for the principal components that training starts from
+START_IMAGES = 1500  # at most, for the principal components that training starts from
 OFFSET_MARGIN = 1.2  # a feature map's bias over its lowest value seen
 LOCAL_IMAGES = 200  # of them, for those of each convolution
 
@@ -152,17 +152,24 @@ class Autoencoder:
         optimizer = keras.optimizers.Adam(learning_rate, clipnorm=MAX_GRADIENT_NORM)
         self.model.compile(optimizer=optimizer, loss="mse")
 
-    def train(self, x_train, batch_size, epochs, *, x_validation=None, callbacks=(), verbose=0):
+    def train(
+        self, x_train, batch_size, epochs, *, steps_per_epoch=None, x_validation=None,
+        callbacks=(), verbose=0,
+    ):  # fmt: skip
         """Fit the model to reproduce x_train.
 
         Args:
-            x_train, x_validation: float32 (n, height, width, channels), in [0, 1].
+            x_train, x_validation: float32 (n, height, width, channels), in [0, 1]; x_train may
+                be an iterator over (images, images) batches instead, with steps_per_epoch.
         Returns:
             The keras History.
         """
         validation_data = None if x_validation is None else (x_validation, x_validation)
+        is_array = isinstance(x_train, np.ndarray)
         return self.model.fit(
-            x_train, x_train, batch_size=batch_size, epochs=epochs, shuffle=True,
+            x_train, x_train if is_array else None, batch_size=batch_size if is_array else None,
+            epochs=epochs, shuffle=is_array,
+            steps_per_epoch=None if is_array else steps_per_epoch,
             validation_data=validation_data, callbacks=list(callbacks), verbose=verbose,
         )  # fmt: skip
 

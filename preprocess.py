@@ -357,14 +357,20 @@ def load_settings(path):
     return settings
 
 
+def get_track(key):
+    """The audio file of a key: all before `.<segment>.npy`."""
+    return key.rsplit(".", 2)[0]
+
+
 def list_keys(spectrograms_path):
-    """Sorted keys (paths relative to the folder, with /) of all .npy files below a folder."""
+    """Keys (paths relative to the folder, with /) of all .npy files below a folder.
+
+    They are sorted by track, and in a track by segment, the thousandth behind the others.
+    """
     root = Path(spectrograms_path)
-    keys = sorted(
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*.npy")
-        if not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
+    paths = [path.relative_to(root) for path in root.rglob("*.npy")]
+    keys = [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
+    keys.sort(key=lambda key: (get_track(key), len(key), key))
     if not keys:
         raise FileNotFoundError(f"no spectrograms in {root}: run preprocess.py first")
     return keys

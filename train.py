@@ -31,7 +31,63 @@ CONV_STRIDE = 2
 LATENT_SPACE_DIM = 128
 VALIDATION_SPLIT = 0.1  # share of the tracks
 WARM_UP = 0.05  # share of the steps
+SHIFT_WINDOWS = False
 SEED = 0
+
+START_WINDOWS = 1500  # drawn for the principal components that training starts from
+START_WINDOWS_PER_PIECE = 20  # at most
+EDGE_FRAMES = 2  # how far a track without a next piece is shifted, against its floor
+
+
+class Windows:
+    """Draws training windows that start at any frame of a track, not only where pieces start.
+
+    A window runs from a piece on into the next one of its track, in decibels, and gets a range
+    and floor of its own, as preprocess.py would have given it.
+
+    Args:
+        images: float32 (n, height, width, channels), in [0, 1], in the order of the keys.
+        keys: str (n,), as preprocess.list_keys gives them.
+        min_max_values: {key: {"min": dB, "max": dB}}.
+        top_db: dB kept below a window's peak.
+    """
+
+    def __init__(self, images, keys, min_max_values, top_db=preprocess.TOP_DB):
+        self.images = images
+        self.low = np.array([min_max_values[key]["min"] for key in keys], np.float32)
+        self.high = np.array([min_max_values[key]["max"] for key in keys], np.float32)
+        self.top_db = top_db
+        # Pieces of one track are neighbours in the list, in the order of their segments.
+        tracks = [preprocess.get_track(key) for key in keys]
+        self.goes_on = [a == b for a, b in zip(tracks, tracks[1:], strict=False)] + [False]
+
+    def draw(self, indices, rng):
+        """One window near each piece, float32 (len(indices), height, width, channels)."""
+        return np.stack([self._draw_one(index, rng) for index in indices])
+
+    def _draw_one(self, index, rng):
+        width = self.images.shape[2]
+        if self.goes_on[index]:
+            start = rng.integers(width)
+            pair = np.concatenate([self._get_db(index), self._get_db(index + 1)], axis=1)
+        else:
+            start = rng.integers(2 * EDGE_FRAMES + 1)
+            edges = [(0, 0), (EDGE_FRAMES, EDGE_FRAMES), (0, 0)]
+            pair = np.pad(self._get_db(index), edges, constant_values=self.low[index])
+        window = pair[:, start : start + width]  # (height, width, channels), dB
+        window = np.maximum(window, window.max() - self.top_db)
+        return preprocess.MinMaxNormaliser(0, 1).normalise(window)
+
+    def _get_db(self, index):
+        return self.images[index] * (self.high[index] - self.low[index]) + self.low[index]
+
+    def batches(self, batch_size, rng):
+        """Endless (images, images) batches: all pieces once, in a new order, then again."""
+        while True:
+            order = rng.permutation(len(self.images))
+            for start in range(0, len(order), batch_size):
+                images = self.draw(order[start : start + batch_size], rng)
+                yield images, images
 
 
 def load_fsdd(spectrograms_path=SPECTOGRAM_PATH, target_shape=TARGET_SHAPE):
@@ -59,33 +115,29 @@ def load_fsdd(spectrograms_path=SPECTOGRAM_PATH, target_shape=TARGET_SHAPE):
     return np.stack(images)  # (n, height, width, channels)
 
 
-def get_track(key):
-    """The audio file of a key: all before `.<segment>.npy`."""
-    return key.rsplit(".", 2)[0]
-
-
 def split_by_track(keys, validation_split, seed):
     """A mask of the validation pieces; no track has pieces on both sides.
 
     Returns:
         bool (len(keys),); all False where the share is 0 or there is one track alone.
     """
-    tracks = sorted({get_track(key) for key in keys})
+    tracks = sorted({preprocess.get_track(key) for key in keys})
     n_held = math.ceil(validation_split * len(tracks)) if len(tracks) > 1 else 0
     shuffled = np.random.default_rng(seed).permutation(tracks)
     held = set(shuffled[: min(n_held, len(tracks) - 1)].tolist())
-    return np.array([get_track(key) in held for key in keys])
+    return np.array([preprocess.get_track(key) in held for key in keys])
 
 
 def train(
     x_train, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, epochs=EPOCHS, *,
-    x_validation=None, conv_filters=CONV_FILTERS, latent_space_dim=LATENT_SPACE_DIM,
+    windows=None, x_validation=None, conv_filters=CONV_FILTERS, latent_space_dim=LATENT_SPACE_DIM,
     model_folder=None, seed=SEED,
 ):  # fmt: skip
     """Build and fit an autoencoder.
 
     Args:
         x_train, x_validation: float32 (n, height, width, channels), in [0, 1].
+        windows: Windows over x_train to learn from in its place, or None.
         model_folder: where the best weights and the history are kept as it learns, or None.
     Returns:
         The Autoencoder with its best weights by validation error (by training error without).
@@ -106,11 +158,17 @@ def train(
         0.0, max(1, n_steps - n_warm_up), warmup_target=learning_rate, warmup_steps=n_warm_up
     )
     autoencoder.compile(schedule)
-    autoencoder.start_as_pca(x_train, seed)
+    rng = np.random.default_rng(seed)
+    start_images = x_train
+    if windows:
+        n_start = min(START_WINDOWS, START_WINDOWS_PER_PIECE * len(x_train))
+        start_images = windows.draw(rng.integers(len(x_train), size=n_start), rng)
+    autoencoder.start_as_pca(start_images, seed)
     print_start(autoencoder, x_train, x_validation)
     recorder = Recorder(autoencoder, model_folder, epochs)
     autoencoder.train(
-        x_train, batch_size, epochs, x_validation=x_validation,
+        windows.batches(batch_size, rng) if windows else x_train, batch_size, epochs,
+        steps_per_epoch=math.ceil(len(x_train) / batch_size), x_validation=x_validation,
         callbacks=[keras.callbacks.LambdaCallback(
             on_epoch_begin=recorder.start_epoch, on_epoch_end=recorder.end_epoch,
         )],
@@ -238,6 +296,8 @@ def get_parser():
     add("--epochs", type=number(int, 1), default=EPOCHS, help="passes over the data")
     add("--validation_split", type=number(float, 0, 0.9), default=VALIDATION_SPLIT,
         help="share of the tracks")  # fmt: skip
+    add("--shift_windows", action=argparse.BooleanOptionalAction, default=SHIFT_WINDOWS,
+        help="learn from windows at any frame of a track")  # fmt: skip
     add("--seed", type=number(int, 0, 2**32 - 1), default=SEED, help="of the weights and the order")
     return parser
 
@@ -256,16 +316,20 @@ def main():
     x_train = load_fsdd(spectrograms_path, options.target_shape)
     held = split_by_track(keys, options.validation_split, options.seed)
     preprocess.write_json(model_folder / "settings.json", settings._asdict())
+    training_keys = [key for key, is_held in zip(keys, held, strict=True) if not is_held]
+    windows = None
+    if options.shift_windows:
+        windows = Windows(x_train[~held], training_keys, min_max_values, settings.top_db)
     autoencoder = train(
         x_train[~held], options.learning_rate, options.batch_size, options.epochs,
-        x_validation=x_train[held] if held.any() else None, conv_filters=options.conv_filters,
-        latent_space_dim=options.latent_space_dim, model_folder=model_folder, seed=options.seed,
+        windows=windows, x_validation=x_train[held] if held.any() else None,
+        conv_filters=options.conv_filters, latent_space_dim=options.latent_space_dim,
+        model_folder=model_folder, seed=options.seed,
     )  # fmt: skip
     autoencoder.save(model_folder)
     with open(model_folder / "history.csv", newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     plot_history(model_folder, rows)
-    training_keys = [key for key, is_held in zip(keys, held, strict=True) if not is_held]
     save_latents(
         model_folder / "latents.npz", training_keys, autoencoder.encode(x_train[~held]),
         min_max_values,

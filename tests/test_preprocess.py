@@ -186,6 +186,14 @@ def test_pipeline_keeps_equal_names_apart(tmp_path, write_audio, make_settings):
     assert len(min_max_values) == len(peaks) == 3
 
 
+def test_keys_are_in_the_order_of_the_segments(tmp_path):
+    names = ["a.wav.999.npy", "a.wav.1000.npy", "b.wav.000.npy", ".hidden.000.npy"]
+    for name in names:
+        np.save(tmp_path / name, np.zeros((2, 2)))
+
+    assert preprocess.list_keys(tmp_path) == names[:3]
+
+
 def test_pipeline_first_takes_one_piece_a_track(tmp_path, write_audio, make_settings):
     write_audio("a.wav", make_tone(duration=2))
 

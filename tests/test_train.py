@@ -56,8 +56,12 @@ def test_split_never_cuts_a_track():
     held = train.split_by_track(keys, 0.1, seed=3)
 
     assert held.sum() == 14
-    held_tracks = {train.get_track(key) for key, is_held in zip(keys, held, strict=True) if is_held}
-    kept = {train.get_track(key) for key, is_held in zip(keys, held, strict=True) if not is_held}
+    held_tracks = {
+        preprocess.get_track(key) for key, is_held in zip(keys, held, strict=True) if is_held
+    }
+    kept = {
+        preprocess.get_track(key) for key, is_held in zip(keys, held, strict=True) if not is_held
+    }
     assert not held_tracks & kept
 
 
@@ -72,6 +76,58 @@ def test_split_follows_the_seed():
 
 def test_split_leaves_one_track_to_train_on():
     assert not train.split_by_track(["a.wav.000.npy", "a.wav.001.npy"], 0.5, seed=0).any()
+
+
+@pytest.fixture
+def ramps():
+    """Windows over three pieces, the first two of one track; frame f lies at f dB, 10 a piece."""
+    levels = np.arange(30, dtype=np.float32).reshape(3, 1, 10, 1).repeat(4, axis=1)
+    keys = ["a.wav.000.npy", "a.wav.001.npy", "b.wav.000.npy"]
+    min_max_values = {
+        key: {"min": float(level.min()), "max": float(level.max())}
+        for key, level in zip(keys, levels, strict=True)
+    }
+    normaliser = preprocess.MinMaxNormaliser(0, 1)
+    images = np.stack([normaliser.normalise(level) for level in levels])
+    return train.Windows(images, keys, min_max_values)
+
+
+def test_windows_run_on_into_the_next_piece_of_the_track(ramps):
+    windows = ramps.draw(np.zeros(50, int), np.random.default_rng(0))
+
+    # Any ten consecutive frames of the ramp are the same ramp, once normalised.
+    assert windows.shape == (50, 4, 10, 1)
+    expected = np.broadcast_to(np.linspace(0, 1, 10)[:, None], windows.shape)
+    np.testing.assert_allclose(windows, expected, atol=1e-5)  # float32
+
+
+def test_windows_of_a_last_piece_move_against_the_floor(ramps):
+    windows = ramps.draw(np.full(50, 1), np.random.default_rng(0))
+
+    starts = {int((window[0, :, 0] == 0).sum()) for window in windows}
+    assert starts == {1, 2, 3}  # the ramp's own minimum, and up to EDGE_FRAMES of floor
+
+
+def test_windows_batches_hold_every_piece_once_an_epoch(ramps, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        ramps, "draw", lambda indices, rng: drawn.append(indices) or np.zeros(len(indices))
+    )
+    batches = ramps.batches(2, np.random.default_rng(0))
+
+    sizes = [len(next(batches)[0]) for _ in range(4)]
+
+    assert sizes == [2, 1, 2, 1]
+    assert sorted(np.concatenate(drawn[:2])) == sorted(np.concatenate(drawn[2:])) == [0, 1, 2]
+
+
+def test_train_learns_from_windows(ramps):
+    autoencoder = train.train(
+        ramps.images, 1e-3, 2, 2, windows=ramps, conv_filters=(4,), latent_space_dim=2
+    )
+
+    error = np.square(autoencoder.reconstruct(ramps.images)[0] - ramps.images).mean()
+    assert error < 0.1 * ramps.images.var()
 
 
 def test_train_keeps_the_best_weights_and_the_history(tmp_path, spectrograms):

@@ -90,29 +90,33 @@ class Windows:
                 yield images, images
 
 
-def load_fsdd(spectrograms_path=SPECTOGRAM_PATH, target_shape=TARGET_SHAPE):
-    """Every spectrogram below a folder, in the order of preprocess.list_keys.
+def load_fsdd(spectrograms_path=SPECTOGRAM_PATH, target_shape=TARGET_SHAPE, *, keys=None):
+    """Spectrograms below a folder, in the order of preprocess.list_keys.
 
     Args:
         target_shape: (height, width) to resize to; None keeps the native shape.
+        keys: only these, in their order.
     Returns:
-        float32 (n, height, width, channels), in [0, 1].
+        float32 (n, height, width, channels), in [0, 1]; None where keys is empty.
     Raises:
         FileNotFoundError: there is none.
         ValueError: a file is damaged, or of another shape than the others.
     """
-    images = []
-    for key in preprocess.list_keys(spectrograms_path):
+    keys = preprocess.list_keys(spectrograms_path) if keys is None else keys
+    images = None
+    for index, key in enumerate(keys):
         spectrogram = preprocess.load_spectrogram(spectrograms_path, key)
-        if images and target_shape is None and spectrogram.shape != images[0].shape:
+        if target_shape:
+            spectrogram = preprocess.resize_spectrogram(spectrogram, target_shape)
+        if images is None:
+            images = np.empty((len(keys), *spectrogram.shape), np.float32)
+        if spectrogram.shape != images.shape[1:]:
             raise ValueError(
-                f"{key} must have the first one's shape {images[0].shape}, "
+                f"{key} must have the first one's shape {images.shape[1:]}, "
                 f"got {spectrogram.shape}: run preprocess.py --force"
             )
-        images.append(
-            preprocess.resize_spectrogram(spectrogram, target_shape or spectrogram.shape[:2])
-        )
-    return np.stack(images)  # (n, height, width, channels)
+        images[index] = spectrogram
+    return images  # (n, height, width, channels)
 
 
 def split_by_track(keys, validation_split, seed):
@@ -313,16 +317,18 @@ def main():
     if missing:
         raise ValueError(f"{missing} has no min-max values: run preprocess.py again")
 
-    x_train = load_fsdd(spectrograms_path, options.target_shape)
     held = split_by_track(keys, options.validation_split, options.seed)
-    preprocess.write_json(model_folder / "settings.json", settings._asdict())
     training_keys = [key for key, is_held in zip(keys, held, strict=True) if not is_held]
+    held_keys = [key for key, is_held in zip(keys, held, strict=True) if is_held]
+    x_train = load_fsdd(spectrograms_path, options.target_shape, keys=training_keys)
+    x_validation = load_fsdd(spectrograms_path, options.target_shape, keys=held_keys)
+    preprocess.write_json(model_folder / "settings.json", settings._asdict())
     windows = None
     if options.shift_windows:
-        windows = Windows(x_train[~held], training_keys, min_max_values, settings.top_db)
+        windows = Windows(x_train, training_keys, min_max_values, settings.top_db)
     autoencoder = train(
-        x_train[~held], options.learning_rate, options.batch_size, options.epochs,
-        windows=windows, x_validation=x_train[held] if held.any() else None,
+        x_train, options.learning_rate, options.batch_size, options.epochs,
+        windows=windows, x_validation=x_validation,
         conv_filters=options.conv_filters, latent_space_dim=options.latent_space_dim,
         model_folder=model_folder, seed=options.seed,
     )  # fmt: skip
@@ -331,7 +337,7 @@ def main():
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     plot_history(model_folder, rows)
     save_latents(
-        model_folder / "latents.npz", training_keys, autoencoder.encode(x_train[~held]),
+        model_folder / "latents.npz", training_keys, autoencoder.encode(x_train),
         min_max_values,
     )  # fmt: skip
     print(f"model in {model_folder}")

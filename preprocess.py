@@ -158,11 +158,7 @@ class LogSpectrogramExtractor:
         self.frame_size = check_at_least("frame_size", frame_size, 4)
         if frame_size % 2:
             raise ValueError(f"frame_size must be even, got {frame_size}")
-        if not 1 <= hop_length <= frame_size:
-            raise ValueError(
-                f"hop_length must be in 1..{frame_size} (frame_size), got {hop_length}"
-            )
-        self.hop_length = hop_length
+        self.hop_length = check_hop_length(hop_length, frame_size)
 
     def extract(self, signal):
         """The log spectrogram of a signal.
@@ -320,6 +316,13 @@ def check_at_least(name, value, least):
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return value
+
+
+def check_hop_length(hop_length, frame_size):
+    """The hop length, or a ValueError where it is not in 1..frame_size."""
+    if not 1 <= hop_length <= frame_size:
+        raise ValueError(f"hop_length must be in 1..{frame_size} (frame_size), got {hop_length}")
+    return hop_length
 
 
 def write_atomically(path, data):

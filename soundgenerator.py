@@ -8,7 +8,7 @@ Out: float32 signals, (n_samples,) or (2, n_samples); used by generate.py.
 
 import numpy as np
 
-from preprocess import FRAME_SIZE, MinMaxNormaliser, resize_spectrogram
+from preprocess import FRAME_SIZE, MinMaxNormaliser, check_hop_length, resize_spectrogram
 
 N_ITER = 64  # Griffin-Lim iterations
 SILENCE_DB = -99.9  # amplitude_to_db puts digital silence at -100 dB
@@ -36,12 +36,8 @@ class SoundGenerator:
         self, autoencoder, hop_length, *, frame_size=FRAME_SIZE, n_samples=None, n_iter=N_ITER,
         seed=SEED,
     ):  # fmt: skip
-        if not 1 <= hop_length <= frame_size:
-            raise ValueError(
-                f"hop_length must be in 1..{frame_size} (frame_size), got {hop_length}"
-            )
         self.autoencoder = autoencoder
-        self.hop_length = hop_length
+        self.hop_length = check_hop_length(hop_length, frame_size)
         self.frame_size = frame_size
         self.n_samples = n_samples
         self.n_iter = n_iter

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +39,14 @@ with silence_native_stderr():  # TensorFlow 2.21 logs a dozen notices before it 
     keras.distribution.list_devices()
 
 BN_MOMENTUM = 0.9  # Keras's 0.99 needs thousands of steps before inference matches training
-MAX_GRADIENT_NORM = 1.0  # keeps the first steps of a warm-up from throwing the weights far off
+BETA_2 = 0.95  # of Adam; with Keras's 0.999 the learning rate that trains best kills the ReLUs
 PREDICT_BATCH_SIZE = 32
 START_IMAGES = 1500  # at most, for the principal components that training starts from
 OFFSET_MARGIN = 1.2  # a feature map's bias over its lowest value seen
 LOCAL_IMAGES = 200  # of them, for those of each convolution
+MAIN_SHARE = 0.45  # of a convolution's filters start as components, the others at random
+PRECISIONS = ("float32", "bfloat16", "float16")
+BFLOAT16_TIME = 0.8  # of float32's for a matrix product, at most, for choose_precision
 
 
 class Autoencoder:
@@ -50,8 +54,8 @@ class Autoencoder:
 
     Args:
         input_shape: (height, width, channels), any sizes; odd sides come out as they went in.
-        conv_filters, conv_kernels, conv_strides: one entry a convolution; a stride is an int
-            or (vertical, horizontal).
+        conv_filters, conv_kernels, conv_strides: one entry a convolution; a kernel or a stride
+            is an int or (vertical, horizontal).
         latent_space_dim: width of the Dense bottleneck.
     Raises:
         ValueError: lists of different lengths, or a size below 1.
@@ -60,12 +64,8 @@ class Autoencoder:
     def __init__(self, input_shape, conv_filters, conv_kernels, conv_strides, latent_space_dim):
         self.input_shape = check_sizes("input_shape", input_shape)
         self.conv_filters = check_sizes("conv_filters", conv_filters)
-        self.conv_kernels = check_sizes("conv_kernels", conv_kernels)
-        self.conv_strides = [
-            stride if isinstance(stride, int) else check_sizes("conv_strides", stride)
-            for stride in conv_strides
-        ]
-        check_sizes("conv_strides", [s for s in self.conv_strides if isinstance(s, int)])
+        self.conv_kernels = check_pairs("conv_kernels", conv_kernels)
+        self.conv_strides = check_pairs("conv_strides", conv_strides)
         self.latent_space_dim = check_sizes("latent_space_dim", [latent_space_dim])[0]
         lengths = {len(self.conv_filters), len(self.conv_kernels), len(self.conv_strides)}
         if len(self.input_shape) != 3:
@@ -75,7 +75,29 @@ class Autoencoder:
                 "conv_filters, conv_kernels and conv_strides must have one entry a layer, got "
                 f"{len(self.conv_filters)}, {len(self.conv_kernels)}, {len(self.conv_strides)}"
             )
+        self.precision = "float32"
+        # A first layer that spans all bins takes them as channels: the same sums, as one matrix
+        # product. TensorFlow 2.21 asks for hundreds of GB for a kernel that tall.
+        self._is_folded = self._spans_all_bins(conv_kernels[0]) and self._spans_all_bins(
+            conv_strides[0]
+        )
         self._build()
+
+    def _spans_all_bins(self, size):
+        return not isinstance(size, int) and size[0] == self.input_shape[0]
+
+    def _fold(self, x):
+        """(height, width, channels) becomes (1, width, height * channels), where that is done."""
+        height, width, channels = self.input_shape
+        if not self._is_folded:
+            return x
+        return layers.Reshape((1, width, height * channels))(layers.Permute((2, 1, 3))(x))
+
+    def _unfold(self, x):
+        height, width, channels = self.input_shape
+        if not self._is_folded:
+            return x
+        return layers.Permute((2, 1, 3))(layers.Reshape((width, height, channels))(x))
 
     def _build(self):
         image = keras.Input(self.input_shape, name="image")
@@ -84,47 +106,41 @@ class Autoencoder:
         self.model = keras.Model(image, self.decoder(self.encoder(image)), name="autoencoder")
 
     def _build_encoder(self, image):
-        x = image  # (batch, height, width, channels)
+        x = self._fold(image)  # (batch, height, width, channels)
         shapes = []
-        layer_settings = zip(self.conv_filters, self.conv_kernels, self.conv_strides, strict=True)
-        for filters, kernel, strides in layer_settings:
+        for index, filters in enumerate(self.conv_filters):
             shapes.append(tuple(x.shape[1:]))
-            index = len(shapes) - 1
-            x = layers.Conv2D(
-                filters, kernel, strides=strides, padding="same", name=f"conv_{index}"
-            )(x)
-            x = layers.ReLU()(x)
-            x = layers.BatchNormalization(momentum=BN_MOMENTUM, name=f"norm_{index}")(x)
+            x = layers.Conv2D(filters, **self._get_steps(index), name=f"conv_{index}")(x)
+            x = self._activate(x, index)
         shapes.append(tuple(x.shape[1:]))
         x = layers.Flatten(name="flatten")(x)
-        latent = layers.Dense(self.latent_space_dim, name="latent")(x)  # (batch, latent)
-        return keras.Model(image, latent, name="encoder"), shapes
+        latent = layers.Dense(self.latent_space_dim, name="latent")(x)
+        return keras.Model(image, latent, name="encoder"), shapes  # (batch, latent)
 
     def _build_decoder(self, shapes):
         latent = keras.Input((self.latent_space_dim,), name="latent")
         x = layers.Dense(int(np.prod(shapes[-1])), name="features")(latent)
         x = layers.Reshape(shapes[-1])(x)
         for index in reversed(range(len(self.conv_filters))):
-            kernel, strides = self.conv_kernels[index], self.conv_strides[index]
             deconv = layers.Conv2DTranspose(
-                shapes[index][2], kernel, strides=strides, padding="same", name=f"deconv_{index}"
+                shapes[index][2], **self._get_steps(index), name=f"deconv_{index}"
             )
-            x = deconv(x)
-            # A side that its stride does not divide comes out too long; cut what the convolution
-            # padded, so that every kernel lies where its mirror image lay.
-            crop = []
-            for axis in (0, 1):
-                size, full = shapes[index][axis], x.shape[1 + axis]
-                before = pad_before(size, kernel, deconv.strides[axis]) - pad_before(
-                    full, kernel, deconv.strides[axis]
-                )
-                crop.append((before, full - size - before))
-            if np.any(crop):
-                x = layers.Cropping2D(crop)(x)
+            x = crop_to(deconv(x), shapes[index], deconv)
             if index > 0:
-                x = layers.ReLU()(x)
-                x = layers.BatchNormalization(momentum=BN_MOMENTUM, name=f"norm_{index}")(x)
-        return keras.Model(latent, x, name="decoder")
+                x = self._activate(x, index)
+        return keras.Model(latent, self._unfold(x), name="decoder")
+
+    def _get_steps(self, index):
+        """The kernel, strides and padding of a convolution and of its mirror image."""
+        kernel, strides = self.conv_kernels[index], self.conv_strides[index]
+        if self._is_folded and index == 0:
+            kernel, strides = (1, kernel[1]), (1, strides[1])
+        return {"kernel_size": kernel, "strides": strides, "padding": "same"}
+
+    def _activate(self, x, index):
+        x = layers.ReLU()(x)
+        norm = layers.BatchNormalization(momentum=BN_MOMENTUM, name=f"norm_{index}")
+        return norm(x)
 
     @property
     def parameters(self):
@@ -143,14 +159,31 @@ class Autoencoder:
         self.decoder.summary()
         self.model.summary()
 
+    def set_precision(self, precision):
+        """Choose the arithmetic of the layers; call it before compile().
+
+        Args:
+            precision: one of PRECISIONS; the weights are float32 in each.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self.precision = precision
+        for layer in self.encoder.layers + self.decoder.layers:
+            layer.dtype_policy = precision if precision == "float32" else f"mixed_{precision}"
+
     def compile(self, learning_rate=1e-3):
         """Make ready to train with Adam on the mean squared error.
 
         Args:
             learning_rate: float > 0 or a keras LearningRateSchedule.
         """
-        optimizer = keras.optimizers.Adam(learning_rate, clipnorm=MAX_GRADIENT_NORM)
-        self.model.compile(optimizer=optimizer, loss="mse")
+        optimizer = keras.optimizers.Adam(learning_rate, beta_2=BETA_2)
+        if self.precision == "float16":  # small gradients would round to zero
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        # On processors TensorFlow's own convolutions are up to twice as fast as those of XLA,
+        # which Keras would choose.
+        jit_compile = False if keras.config.backend() == "tensorflow" else "auto"
+        self.model.compile(optimizer=optimizer, loss="mse", jit_compile=jit_compile)
 
     def train(
         self, x_train, batch_size, epochs, *, steps_per_epoch=None, x_validation=None,
@@ -174,12 +207,13 @@ class Autoencoder:
         )  # fmt: skip
 
     def start_as_pca(self, images, seed=0):
-        """Set all weights so that the untrained model is a principal component analysis.
+        """Set the weights so that the untrained model is a principal component analysis.
 
-        Each convolution takes the principal components of the patches it sees, with a bias that
-        keeps them above zero, where ReLU changes nothing; BatchNormalization takes the bias off
-        again; the Dense layers hold the components of the last feature maps, and the decoder is
-        the transpose of it all. Filters beyond a patch's size keep their random start.
+        The first MAIN_SHARE of each convolution's filters take the principal components of the
+        patches it sees, with a bias that keeps them above zero, where ReLU changes nothing;
+        BatchNormalization takes the bias off again and stays as it is from then on. The Dense
+        layers hold the components of the last feature maps, and the decoder is the transpose of
+        it all. The other filters keep their random start, and no main filter reads them yet.
 
         Args:
             images: float32 (n, height, width, channels), in [0, 1].
@@ -188,55 +222,64 @@ class Autoencoder:
         if len(images) > START_IMAGES:
             images = images[np.sort(rng.choice(len(images), START_IMAGES, replace=False))]
         local_images = images[:: math.ceil(len(images) / LOCAL_IMAGES)]
-        features, offset = local_images, None  # (n, height, width, channels) of each level
-        n_main = images.shape[-1]
+        features = local_images  # what a level sees
+        if self._is_folded:
+            n, height, width, channels = features.shape
+            features = features.transpose(0, 2, 1, 3).reshape(n, 1, width, height * channels)
+        n_main = features.shape[-1]  # of its channels are components
+        below = np.zeros(n_main, np.float32)  # the offset of the level below
         for index in range(len(self.conv_filters)):
-            conv, deconv = (
-                self.encoder.get_layer(f"conv_{index}"),
-                self.decoder.get_layer(f"deconv_{index}"),
-            )
-            kernel, n_main = compute_local_components(conv, features, n_main)
-            deconv_kernel = kernel.copy()
-            deconv_kernel[..., n_main:] = 0
-            deconv.set_weights([deconv_kernel, np.zeros(kernel.shape[2]) if index == 0 else offset])
-            conv.set_weights([kernel, np.zeros(kernel.shape[3])])
+            conv = self.encoder.get_layer(f"conv_{index}")
+            kernel, n_components = compute_local_components(conv, features, n_main)
+            conv.set_weights([kernel, np.zeros(len(kernel.T))])
+            self._mirror_kernel(index, kernel, n_main, n_components, below)
+            n_main = n_components
             maps = predict_in_batches(keras.Model(self.encoder.input, conv.output), local_images)
-            offset = -np.minimum(maps.min(axis=(0, 1, 2)), 0) * OFFSET_MARGIN
-            conv.set_weights([kernel, offset])
-            features = self._subtract_offset(index, maps + offset, offset)
+            below = -np.minimum(maps.min(axis=(0, 1, 2)), 0) * OFFSET_MARGIN
+            below[n_main:] = 0  # ReLU is to bend these from the first step
+            conv.set_weights([kernel, below])
+            self._subtract_offset(index, np.maximum(maps + below, 0), below)
+            features = maps
         self._set_dense_components(images, n_main, seed)
 
+    def _mirror_kernel(self, index, kernel, n_below, n_main, offset):
+        """Give a decoder level the transpose of its encoder level's main filters."""
+        deconv = self.decoder.get_layer(f"deconv_{index}")
+        mirrored, _ = deconv.get_weights()  # (height, width, channels below, filters)
+        mirrored[:, :, :n_below, :n_main] = kernel[:, :, :n_below, :n_main]
+        mirrored[:, :, :n_below, n_main:] = 0
+        deconv.set_weights([mirrored, offset])
+
     def _subtract_offset(self, index, maps, offset):
-        """Let the normalisations after level `index` subtract an offset; the maps after it."""
+        """Let the normalisations after level `index` subtract an offset, and hold them there."""
         mean, variance = maps.mean(axis=(0, 1, 2)), maps.var(axis=(0, 1, 2))
-        encoder_norm = self.encoder.get_layer(f"norm_{index}")
-        gamma = np.sqrt(variance + encoder_norm.epsilon)
-        encoder_norm.set_weights([gamma, mean - offset, mean, variance])
+        norms = [self.encoder.get_layer(f"norm_{index}")]
         if index + 1 < len(self.conv_filters):
-            decoder_norm = self.decoder.get_layer(f"norm_{index + 1}")
-            decoder_norm.set_weights([gamma, mean - offset, mean, variance])
-        return maps - offset
+            norms.append(self.decoder.get_layer(f"norm_{index + 1}"))
+        for norm in norms:
+            gamma = np.sqrt(variance + norm.epsilon)
+            norm.set_weights([gamma, mean - offset, mean, variance])
+            norm.trainable = False  # in Keras this means the stored statistics, too
 
     def _set_dense_components(self, images, n_main, seed):
         from sklearn.decomposition import PCA
 
         last_maps = self.encoder.get_layer("flatten").input
         maps = predict_in_batches(keras.Model(self.encoder.input, last_maps), images)
-        shape = maps.shape[1:]
         features = maps[..., :n_main].reshape(len(maps), -1)
         n_components = min(self.latent_space_dim, *features.shape)
         pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(features)
-        encoder_kernel, encoder_bias = self.encoder.get_layer("latent").get_weights()
-        components = np.zeros((n_components, *shape), np.float32)
-        components[..., :n_main] = pca.components_.reshape(n_components, *shape[:-1], n_main)
-        components = components.reshape(n_components, -1)
-        mean = np.zeros(shape, np.float32)
-        mean[..., :n_main] = pca.mean_.reshape(*shape[:-1], n_main)
-        encoder_kernel[:, :n_components] = components.T
-        encoder_kernel[:, n_components:] = 0
-        encoder_bias[:n_components] = -components @ mean.ravel()
-        self.encoder.get_layer("latent").set_weights([encoder_kernel, encoder_bias])
-        self.decoder.get_layer("features").set_weights([encoder_kernel.T, mean.ravel()])
+        components = pca.components_.reshape(n_components, *maps.shape[1:3], n_main)
+        latent, features = self.encoder.get_layer("latent"), self.decoder.get_layer("features")
+        kernel, bias = (weights.copy() for weights in features.get_weights())
+        kernel = kernel.reshape(-1, *maps.shape[1:])  # (latent, height, width, filters)
+        kernel[:n_components, ..., :n_main] = components
+        bias.reshape(maps.shape[1:])[..., :n_main] = pca.mean_.reshape(components.shape[1:])
+        features.set_weights([kernel.reshape(len(kernel), -1), bias])
+        kernel[n_components:] = 0
+        kernel[..., n_main:] = 0
+        kernel = kernel.reshape(len(kernel), -1)
+        latent.set_weights([kernel.T, -kernel @ bias])
 
     def encode(self, images):
         """The latents of images, float32 (n, latent_space_dim)."""
@@ -294,6 +337,20 @@ class Autoencoder:
             ) from error
 
 
+def choose_precision(size=1024, n_times=5):
+    """bfloat16 where it multiplies two square matrices clearly faster than float32, else that."""
+    best = {}
+    for dtype in ("float32", "bfloat16"):
+        matrix = keras.ops.ones((size, size), dtype)
+        times = []
+        for _ in range(n_times):
+            started = time.perf_counter()
+            float(keras.ops.matmul(matrix, matrix)[0, 0])  # waits for it
+            times.append(time.perf_counter() - started)
+        best[dtype] = min(times)
+    return "bfloat16" if best["bfloat16"] < BFLOAT16_TIME * best["float32"] else "float32"
+
+
 def predict_in_batches(model, inputs):
     """The model's outputs in inference mode, numpy float32; fewer traces than Model.predict."""
     starts = range(0, len(inputs), PREDICT_BATCH_SIZE)
@@ -307,6 +364,21 @@ def predict_in_batches(model, inputs):
     )
 
 
+def crop_to(x, shape, deconv):
+    """Cut what a transposed convolution made too long, where its stride did not divide a side.
+
+    The cut is as long as the convolution's padding was, so that every kernel lies where its
+    mirror image lay.
+    """
+    crop = []
+    for axis in (0, 1):
+        size, full = shape[axis], x.shape[1 + axis]
+        kernel, stride = deconv.kernel_size[axis], deconv.strides[axis]
+        before = pad_before(size, kernel, stride) - pad_before(full, kernel, stride)
+        crop.append((before, full - size - before))
+    return layers.Cropping2D(crop)(x) if np.any(crop) else x
+
+
 def pad_before(size, kernel, stride):
     """How many zeros "same" padding puts in front of an axis."""
     return max((-(-size // stride) - 1) * stride + kernel - size, 0) // 2
@@ -318,6 +390,14 @@ def check_sizes(name, sizes):
     if any(int(size) != size or size < 1 for size in sizes):
         raise ValueError(f"{name} must hold integers of at least 1, got {sizes}")
     return [int(size) for size in sizes]
+
+
+def check_pairs(name, sizes):
+    """The sizes, each an int or a list of two, or a ValueError where one is below 1."""
+    return [
+        check_sizes(name, [size])[0] if isinstance(size, int) else check_sizes(name, size)
+        for size in sizes
+    ]
 
 
 def compute_local_components(conv, features, n_main):
@@ -346,7 +426,7 @@ def compute_local_components(conv, features, n_main):
     rows, columns = crops[0].stop - crops[0].start, crops[1].stop - crops[1].start
     patches = patches[..., :rows, :columns, :].reshape(-1, rows * columns * n_main)
     _, vectors = np.linalg.eigh(patches.T @ patches)
-    n_components = min(kernel.shape[-1], vectors.shape[1])
+    n_components = min(math.ceil(MAIN_SHARE * kernel.shape[-1]), vectors.shape[1])
     kernel[..., :n_components] = 0
     components = vectors[:, ::-1][:, :n_components].reshape(rows, columns, n_main, n_components)
     kernel[crops[0], crops[1], :n_main, :n_components] = components

@@ -3,7 +3,7 @@
 In:  saved_data/spectrograms/**/*.npy.
 Out: model/parameters.json, model.weights.h5, settings.json, history.csv, history.png, latents.npz.
 
-    python train.py --saved_data saved_data --model model --epochs 30
+    python train.py --saved_data saved_data --model model --epochs 100
 """
 
 import argparse
@@ -18,32 +18,34 @@ import numpy as np
 import preprocess
 from preprocess import number
 
-LEARNING_RATE = 2e-4  # the peak, after a warm-up and before a cosine decay to zero
+LEARNING_RATE = 2e-3  # the peak, after a warm-up and before a cosine decay to zero
 BATCH_SIZE = 16
-EPOCHS = 30
+EPOCHS = 100
 SPECTOGRAM_PATH = "saved_data/spectrograms"
 TARGET_SHAPE = (512, 256)  # bins, frames: what preprocess.py writes by default, not resized then
 MODEL = "model"
 
-CONV_FILTERS = (8, 24, 32)
-CONV_KERNEL = 3
-CONV_STRIDE = 2
+CONV_FILTERS = (160, 320)  # of the layer that spans all bins, and of each one after it
+LAST_WIDTH = 16  # frames left, about, in front of the bottleneck
+PRECISION = "auto"
 LATENT_SPACE_DIM = 128
 VALIDATION_SPLIT = 0.1  # share of the tracks
 WARM_UP = 0.05  # share of the steps
-SHIFT_WINDOWS = False
+SHIFT_WINDOWS = True
 SEED = 0
 
 START_WINDOWS = 1500  # drawn for the principal components that training starts from
 START_WINDOWS_PER_PIECE = 20  # at most
+MAX_STRETCH = 0.02  # of a window's time and of its frequencies, as a logarithm: up to 2 %
 EDGE_FRAMES = 2  # how far a track without a next piece is shifted, against its floor
 
 
 class Windows:
     """Draws training windows that start at any frame of a track, not only where pieces start.
 
-    A window runs from a piece on into the next one of its track, in decibels, and gets a range
-    and floor of its own, as preprocess.py would have given it.
+    A window runs from a piece on into the next one of its track, in decibels, a little faster or
+    slower and higher or lower than recorded (each cell is the nearest one's copy), and gets a
+    range and floor of its own, as preprocess.py would have given it.
 
     Args:
         images: float32 (n, height, width, channels), in [0, 1], in the order of the keys.
@@ -61,25 +63,34 @@ class Windows:
         tracks = [preprocess.get_track(key) for key in keys]
         self.goes_on = [a == b for a, b in zip(tracks, tracks[1:], strict=False)] + [False]
 
-    def draw(self, indices, rng):
+    def draw(self, indices, rng, max_stretch=MAX_STRETCH):
         """One window near each piece, float32 (len(indices), height, width, channels)."""
-        return np.stack([self._draw_one(index, rng) for index in indices])
+        return np.stack([self._draw_one(index, rng, max_stretch) for index in indices])
 
-    def _draw_one(self, index, rng):
-        width = self.images.shape[2]
+    def draw_start(self, rng):
+        """Unstretched windows for the principal components that training starts from."""
+        count = min(START_WINDOWS, START_WINDOWS_PER_PIECE * len(self.images))
+        return self.draw(rng.integers(len(self.images), size=count), rng, max_stretch=0)
+
+    def _draw_one(self, index, rng, max_stretch):
+        height, width, _ = shape = self.images.shape[1:]
+        bins, frames = (
+            np.rint(np.arange(n) * np.exp(rng.uniform(-max_stretch, max_stretch))).astype(int)
+            for n in (height, width)
+        )
         if self.goes_on[index]:
-            start = rng.integers(width)
-            pair = np.concatenate([self._get_db(index), self._get_db(index + 1)], axis=1)
+            frames = np.minimum(frames + rng.integers(width), 2 * width - 1)
         else:
-            start = rng.integers(2 * EDGE_FRAMES + 1)
-            edges = [(0, 0), (EDGE_FRAMES, EDGE_FRAMES), (0, 0)]
-            pair = np.pad(self._get_db(index), edges, constant_values=self.low[index])
-        window = pair[:, start : start + width]  # (height, width, channels), dB
+            frames += rng.integers(-EDGE_FRAMES, EDGE_FRAMES + 1)
+        window = np.full(shape, self.low[index])  # (height, width, channels), dB
+        for piece, first in [(index, 0), (index + 1, width)][: 1 + self.goes_on[index]]:
+            start, stop = np.searchsorted(frames, (first, first + width))
+            cells = np.take(self.images[piece], frames[start:stop] - first, axis=1)
+            cells *= self.high[piece] - self.low[piece]
+            window[:, start:stop] = cells + self.low[piece]
+        window = np.take(window, np.minimum(bins, height - 1), axis=0)
         window = np.maximum(window, window.max() - self.top_db)
         return preprocess.MinMaxNormaliser(0, 1).normalise(window)
-
-    def _get_db(self, index):
-        return self.images[index] * (self.high[index] - self.low[index]) + self.low[index]
 
     def batches(self, batch_size, rng):
         """Endless (images, images) batches: all pieces once, in a new order, then again."""
@@ -132,42 +143,66 @@ def split_by_track(keys, validation_split, seed):
     return np.array([preprocess.get_track(key) in held for key in keys])
 
 
+def choose_layers(input_shape, conv_filters=None):
+    """The convolutions for spectrograms of a shape.
+
+    The first one spans all bins and one frame, so that its filters are spectra; each one after
+    it halves the number of frames.
+
+    Args:
+        input_shape: (height, width, channels).
+        conv_filters: one entry a layer, or None to choose them.
+    Returns:
+        (conv_filters, conv_kernels, conv_strides), as the Autoencoder takes them.
+    """
+    height, width, _ = input_shape
+    if not conv_filters:
+        n_halvings = max(1, round(math.log2(width / LAST_WIDTH)))
+        conv_filters = (CONV_FILTERS[0], *CONV_FILTERS[1:] * n_halvings)
+    n_halvings = len(conv_filters) - 1
+    kernels = [(height, 1)] + [(1, 3)] * n_halvings
+    strides = [(height, 1)] + [(1, 2)] * n_halvings
+    return conv_filters, kernels, strides
+
+
 def train(
     x_train, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, epochs=EPOCHS, *,
-    windows=None, x_validation=None, conv_filters=CONV_FILTERS, latent_space_dim=LATENT_SPACE_DIM,
-    model_folder=None, seed=SEED,
+    windows=None, x_validation=None, conv_filters=None, latent_space_dim=LATENT_SPACE_DIM,
+    precision=PRECISION, model_folder=None, callbacks=(), seed=SEED,
 ):  # fmt: skip
     """Build and fit an autoencoder.
 
     Args:
         x_train, x_validation: float32 (n, height, width, channels), in [0, 1].
         windows: Windows over x_train to learn from in its place, or None.
+        conv_filters: filters of each convolution; None chooses by the shape, see choose_layers.
+        precision: "auto" (see choose_precision) or one of autoencoder.PRECISIONS.
         model_folder: where the best weights and the history are kept as it learns, or None.
+        callbacks: further Keras callbacks.
     Returns:
         The Autoencoder with its best weights by validation error (by training error without).
     Raises:
         ValueError: the error became NaN or infinite.
     """
-    from autoencoder import Autoencoder, keras  # from there, for its quiet start
+    from autoencoder import Autoencoder, choose_precision, keras  # from there, for a quiet start
 
     keras.utils.set_random_seed(seed)
-    n_layers = len(conv_filters)
+    input_shape = x_train.shape[1:]
     autoencoder = Autoencoder(
-        x_train.shape[1:], conv_filters, [CONV_KERNEL] * n_layers, [CONV_STRIDE] * n_layers,
-        latent_space_dim,
-    )  # fmt: skip
+        input_shape, *choose_layers(input_shape, conv_filters), latent_space_dim
+    )
     n_steps = epochs * math.ceil(len(x_train) / batch_size)
     n_warm_up = max(1, round(WARM_UP * n_steps))
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, n_steps - n_warm_up), warmup_target=learning_rate, warmup_steps=n_warm_up
     )
-    autoencoder.compile(schedule)
     rng = np.random.default_rng(seed)
     start_images = x_train
     if windows:
-        n_start = min(START_WINDOWS, START_WINDOWS_PER_PIECE * len(x_train))
-        start_images = windows.draw(rng.integers(len(x_train), size=n_start), rng)
+        start_images = windows.draw_start(rng)
     autoencoder.start_as_pca(start_images, seed)
+    autoencoder.set_precision(choose_precision() if precision == "auto" else precision)
+    autoencoder.compile(schedule)
     print_start(autoencoder, x_train, x_validation)
     recorder = Recorder(autoencoder, model_folder, epochs)
     autoencoder.train(
@@ -175,9 +210,10 @@ def train(
         steps_per_epoch=math.ceil(len(x_train) / batch_size), x_validation=x_validation,
         callbacks=[keras.callbacks.LambdaCallback(
             on_epoch_begin=recorder.start_epoch, on_epoch_end=recorder.end_epoch,
-        )],
+        ), *callbacks],
     )  # fmt: skip
     autoencoder.model.set_weights(recorder.best_weights)
+    autoencoder.set_precision("float32")
     return autoencoder
 
 
@@ -186,9 +222,10 @@ def print_start(autoencoder, x_train, x_validation):
 
     n_held = 0 if x_validation is None else len(x_validation)
     print(
-        f"{keras.config.backend()} on {', '.join(keras.distribution.list_devices())}; "
-        f"{autoencoder.model.count_params():,} parameters; {len(x_train)} pieces of "
-        f"{' x '.join(map(str, x_train.shape[1:]))} ({x_train.nbytes / 1e6:.0f} MB) to train on, "
+        f"{keras.config.backend()} on {', '.join(keras.distribution.list_devices())}, "
+        f"{autoencoder.precision}; {autoencoder.model.count_params():,} parameters; "
+        f"{len(x_train)} pieces of {' x '.join(map(str, x_train.shape[1:]))} "
+        f"({x_train.nbytes / 1e6:.0f} MB) to train on, "
         f"{n_held} to validate on",
         flush=True,
     )
@@ -294,7 +331,10 @@ def get_parser():
     add("--target_shape", type=number(int, 8), nargs=2, metavar=("H", "W"),
         help="bins and frames to resize to, None: the features' own")  # fmt: skip
     add("--latent_space_dim", type=number(int, 1), default=LATENT_SPACE_DIM, help="dimensions")
-    add("--conv_filters", type=number(int, 1), nargs="+", default=CONV_FILTERS, help="a layer each")
+    add("--conv_filters", type=number(int, 1), nargs="+", metavar="N",
+        help="filters, a layer each, None: chosen by the shape")  # fmt: skip
+    add("--precision", choices=["auto", "float32", "bfloat16", "float16"], default=PRECISION,
+        help="of the arithmetic, auto: bfloat16 where it is faster")  # fmt: skip
     add("--learning_rate", type=number(float, 1e-9), default=LEARNING_RATE, help="the peak")
     add("--batch_size", type=number(int, 1), default=BATCH_SIZE, help="pieces")
     add("--epochs", type=number(int, 1), default=EPOCHS, help="passes over the data")
@@ -330,7 +370,7 @@ def main():
         x_train, options.learning_rate, options.batch_size, options.epochs,
         windows=windows, x_validation=x_validation,
         conv_filters=options.conv_filters, latent_space_dim=options.latent_space_dim,
-        model_folder=model_folder, seed=options.seed,
+        precision=options.precision, model_folder=model_folder, seed=options.seed,
     )  # fmt: skip
     autoencoder.save(model_folder)
     with open(model_folder / "history.csv", newline="") as file:

@@ -121,6 +121,22 @@ def test_windows_batches_hold_every_piece_once_an_epoch(ramps, monkeypatch):
     assert sorted(np.concatenate(drawn[:2])) == sorted(np.concatenate(drawn[2:])) == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    "shape, conv_filters, n_frames",
+    [((512, 256, 1), None, 16), ((256, 64, 2), None, 16), ((128, 7, 1), None, 4),
+     ((16, 12, 1), (4,), 12), ((16, 12, 1), (4, 8, 8), 3)],
+)  # fmt: skip
+def test_choose_layers_spans_all_bins_and_leaves_few_frames(shape, conv_filters, n_frames):
+    filters, kernels, strides = train.choose_layers(shape, conv_filters)
+
+    assert kernels[0] == strides[0] == (shape[0], 1)
+    assert len(filters) == len(kernels) == len(strides) == len(conv_filters or filters)
+    width = shape[1]
+    for _, stride in strides:
+        width = -(-width // stride)
+    assert width == n_frames
+
+
 def test_train_learns_from_windows(ramps):
     autoencoder = train.train(
         ramps.images, 1e-3, 2, 2, windows=ramps, conv_filters=(4,), latent_space_dim=2
@@ -137,7 +153,7 @@ def test_train_keeps_the_best_weights_and_the_history(tmp_path, spectrograms):
 
     autoencoder = train.train(
         x_train, 1e-3, 2, 3, x_validation=x_train[:2], conv_filters=(4, 8), latent_space_dim=3,
-        model_folder=tmp_path / "model",
+        precision="float32", model_folder=tmp_path / "model",
     )  # fmt: skip
 
     with open(tmp_path / "model" / "history.csv", newline="") as file:

@@ -249,22 +249,21 @@ def fit_plain(split, latent_space_dim, budget_s):
 
 def fit_ours(split, latent_space_dim, budget_s):
     """(model, Curve) of train.train with as many epochs as fill the budget, start included."""
-    seconds, started = [], time.perf_counter()
+    from autoencoder import keras
 
-    def fit(epochs, callbacks):
+    def fit(epochs, callback):
         return train.train(
-            split.x_train, epochs=epochs, windows=split.windows, callbacks=callbacks,
+            split.x_train, epochs=epochs, windows=split.windows, callbacks=[callback],
             latent_space_dim=latent_space_dim,
         )  # fmt: skip
 
-    from autoencoder import keras
-
-    clock = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: seconds.append(time.perf_counter())
-    )
-    fit(4, [clock])  # a trial that is thrown away: how long are the start and an epoch?
-    start_s, epoch_s = seconds[1] - started, min(np.diff(seconds[1:]))
-    n_epochs = max(2, int((budget_s - start_s) / epoch_s))
+    # A trial that is thrown away tells how long the start and an epoch take.
+    ends, started = [], time.perf_counter()
+    fit(3, keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter())
+    ))  # fmt: skip
+    epoch_s = (ends[2] - ends[0]) / 2
+    n_epochs = max(2, int((budget_s - (ends[0] - started - epoch_s)) / epoch_s))
     curve = Curve(None, split.x_held, n_epochs)
 
     def take_model(logs=None):
@@ -274,7 +273,7 @@ def fit_ours(split, latent_space_dim, budget_s):
     callback = keras.callbacks.LambdaCallback(
         on_train_begin=take_model, on_train_batch_end=curve.end_batch, on_epoch_end=curve.end_epoch
     )
-    autoencoder = fit(n_epochs, [callback])
+    autoencoder = fit(n_epochs, callback)
     curve.model = autoencoder.model
     return autoencoder.model, curve
 

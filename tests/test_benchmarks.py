@@ -1,0 +1,85 @@
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_music
+
+import preprocess
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def saved_data(tmp_path, write_audio, make_settings):
+    """Features of four short tracks."""
+    for track in range(4):
+        write_audio(f"g/{track}.wav", make_music(1.2, seed=track))
+    preprocess.run(tmp_path / "audio", tmp_path / "saved_data", make_settings(), jobs=1)
+    return tmp_path / "saved_data"
+
+
+def run_benchmark(name, folder, *flags):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / name), *flags], cwd=folder, text=True,
+        capture_output=True, env={**os.environ, "MPLCONFIGDIR": str(folder)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+def test_reconstruction_measures_every_method_on_the_tracks_held_out(tmp_path, saved_data):
+    printed = run_benchmark(
+        "reconstruction.py", tmp_path, "--saved_data", str(saved_data), "--held_out", "*/3.wav",
+        "--latent_space_dims", "3", "--budget_s", "4",
+    )  # fmt: skip
+
+    rows = {row["method"]: row for row in read_rows(tmp_path / "reconstruction.csv")}
+    assert "12 training pieces, 4 held out" in printed
+    assert [*rows] == [
+        "untouched, zero-phase istft", "untouched, Griffin-Lim", "mean spectrogram", "PCA",
+        "PCA of windows", "plain recipe", "ours",
+    ]  # fmt: skip
+    assert all(float(row["mel_distance_db"]) > 0 for row in rows.values())
+    sounds = [float(row["mel_distance_db"]) for row in rows.values()]
+    assert min(sounds) == float(rows["untouched, Griffin-Lim"]["mel_distance_db"])
+    # The mean of the training pieces, against the oracle.
+    pieces = {
+        path.name: np.load(path) for path in sorted((saved_data / "spectrograms").rglob("*.npy"))
+    }
+    held = np.stack([piece for name, piece in pieces.items() if name.startswith("3.wav")])
+    kept = np.stack([piece for name, piece in pieces.items() if not name.startswith("3.wav")])
+    error = np.square(held - kept.mean(axis=0)).mean()
+    assert float(rows["mean spectrogram"]["held_out_mse"]) == pytest.approx(error, rel=1e-4)
+    assert int(rows["ours"]["steps"]) > 0 and int(rows["plain recipe"]["steps"]) > 0
+    assert (tmp_path / "reconstruction.png").stat().st_size > 5000
+
+
+def test_reconstruction_refuses_a_pattern_that_holds_nothing_out(tmp_path, saved_data):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "reconstruction.py"), "--saved_data",
+         str(saved_data), "--held_out", "nothing"], cwd=tmp_path, text=True, capture_output=True,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["error: 0 of 16 pieces are held out: see --held_out"]
+
+
+def test_training_speed_times_both_precisions(tmp_path):
+    run_benchmark(
+        "training_speed.py", tmp_path, "--shape", "64", "32", "1", "--batch_size", "2",
+        "--n_steps", "2",
+    )  # fmt: skip
+
+    rows = read_rows(tmp_path / "training_speed.csv")
+    ours = [row for row in rows if row["program"].startswith("ours")]
+    assert [row["precision"] for row in ours] == ["float32", "bfloat16"]
+    assert all(0 < float(row["share_of_matrix_product"]) < 1 for row in ours)

@@ -349,43 +349,45 @@ def print_speedup(curves):
 
 
 def plot(path, rows, curves):
-    """Two panels a bottleneck size allows: error over time, error and sound over the size."""
+    """Write a figure: error over time for one bottleneck size, else both measures over the size."""
     from matplotlib.figure import Figure
 
     dims = sorted({row["latent_space_dim"] for row in rows} - {0})
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     if len(dims) > 1:
-        for axes, column, label in (
-            (left, "held_out_mse", "mean squared error, held out"),
-            (right, "mel_distance_db", "mel distance, dB, held out"),
-        ):
-            for method in dict.fromkeys(row["method"] for row in rows if row["latent_space_dim"]):
-                chosen = [row for row in rows if row["method"] == method]
-                sizes = [row["latent_space_dim"] for row in chosen]
-                axes.plot(sizes, [row[column] for row in chosen], "o-", label=method)
-            axes.set(xlabel="latent_space_dim", ylabel=label, xscale="log")
-            axes.set_xticks(dims, [str(dim) for dim in dims])
-            axes.minorticks_off()
+        plot_over_size(left, rows, dims, "held_out_mse", "mean squared error, held out")
+        plot_over_size(right, rows, dims, "mel_distance_db", "mel distance, dB, held out")
     else:
-        for (method, _), curve in curves.items():
-            left.loglog(*zip(*curve.points, strict=True), "o-", markersize=3, label=method)
-        lines = [
-            row for row in rows if row["method"] == "mean spectrogram" or "PCA" in row["method"]
-        ]
-        for row, style in zip(lines, (":", "--", "-."), strict=False):
-            left.axhline(row["held_out_mse"], color="grey", linestyle=style, label=row["method"])
-        left.set(xlabel="seconds of training", ylabel="mean squared error, held out")
-        heights = [row["mel_distance_db"] for row in rows]
-        right.barh([row["method"] for row in rows], heights)
+        plot_over_time(left, rows, curves)
+        right.barh([row["method"] for row in rows], [row["mel_distance_db"] for row in rows])
         right.invert_yaxis()
         right.bar_label(right.containers[0], fmt="%.2f", padding=3)
         right.set(xlabel="mel distance, dB, held out")
         right.margins(x=0.12)
+    for axes in (left, right):
+        axes.grid(alpha=0.3, which="both")
     left.legend(fontsize=8)
-    left.grid(alpha=0.3, which="both")
-    right.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def plot_over_size(axes, rows, dims, column, label):
+    for method in dict.fromkeys(row["method"] for row in rows if row["latent_space_dim"]):
+        chosen = [row for row in rows if row["method"] == method]
+        sizes = [row["latent_space_dim"] for row in chosen]
+        axes.plot(sizes, [row[column] for row in chosen], "o-", label=method)
+    axes.set(xlabel="latent_space_dim", ylabel=label, xscale="log")
+    axes.set_xticks(dims, [str(dim) for dim in dims])
+    axes.minorticks_off()
+
+
+def plot_over_time(axes, rows, curves):
+    for (method, _), curve in curves.items():
+        axes.loglog(*zip(*curve.points, strict=True), "o-", markersize=3, label=method)
+    untrained = [row for row in rows if row["method"].startswith(("mean", "PCA"))]
+    for row, style in zip(untrained, (":", "--", "-."), strict=False):
+        axes.axhline(row["held_out_mse"], color="grey", linestyle=style, label=row["method"])
+    axes.set(xlabel="seconds of training", ylabel="mean squared error, held out")
 
 
 def get_parser():

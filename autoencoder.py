@@ -36,14 +36,15 @@ with silence_native_stderr():  # TensorFlow 2.21 logs a dozen notices before it 
     import keras
     from keras import layers
 
-    keras.distribution.list_devices()
+    if keras.config.backend() == "tensorflow":  # JAX must not look before its processes join
+        keras.distribution.list_devices()
 
 BN_MOMENTUM = 0.9  # Keras's 0.99 needs thousands of steps before inference matches training
 BETA_2 = 0.95  # of Adam; with Keras's 0.999 the learning rate that trains best kills the ReLUs
 PREDICT_BATCH_SIZE = 32
 START_IMAGES = 1500  # at most, for the principal components that training starts from
-OFFSET_MARGIN = 1.2  # a feature map's bias over its lowest value seen
 LOCAL_IMAGES = 200  # of them, for those of each convolution
+OFFSET_MARGIN = 1.2  # a feature map's bias over its lowest value seen
 MAIN_SHARE = 0.45  # of a convolution's filters start as components, the others at random
 PRECISIONS = ("float32", "bfloat16", "float16")
 BFLOAT16_TIME = 0.8  # of float32's for a matrix product, at most, for choose_precision
@@ -78,8 +79,8 @@ class Autoencoder:
         self.precision = "float32"
         # A first layer that spans all bins takes them as channels: the same sums, as one matrix
         # product. TensorFlow 2.21 asks for hundreds of GB for a kernel that tall.
-        self._is_folded = self._spans_all_bins(conv_kernels[0]) and self._spans_all_bins(
-            conv_strides[0]
+        self._is_folded = self._spans_all_bins(self.conv_kernels[0]) and self._spans_all_bins(
+            self.conv_strides[0]
         )
         self._build()
 
@@ -180,30 +181,34 @@ class Autoencoder:
         optimizer = keras.optimizers.Adam(learning_rate, beta_2=BETA_2)
         if self.precision == "float16":  # small gradients would round to zero
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        # On processors TensorFlow's own convolutions are up to twice as fast as those of XLA,
-        # which Keras would choose.
-        jit_compile = False if keras.config.backend() == "tensorflow" else "auto"
-        self.model.compile(optimizer=optimizer, loss="mse", jit_compile=jit_compile)
+        self.model.compile(optimizer=optimizer, loss="mse", jit_compile=choose_jit())
 
     def train(
-        self, x_train, batch_size, epochs, *, steps_per_epoch=None, x_validation=None,
-        callbacks=(), verbose=0,
+        self, x_train, batch_size, epochs, *, x_validation=None, initial_epoch=0, callbacks=(),
+        verbose=0,
     ):  # fmt: skip
         """Fit the model to reproduce x_train.
 
         Args:
-            x_train, x_validation: float32 (n, height, width, channels), in [0, 1]; x_train may
-                be an iterator over (images, images) batches instead, with steps_per_epoch.
+            x_train, x_validation: float32 (n, height, width, channels), in [0, 1], or Batches,
+                which have their own batch size.
+            initial_epoch: of `epochs`, how many have passed already.
         Returns:
             The keras History.
         """
-        validation_data = None if x_validation is None else (x_validation, x_validation)
-        is_array = isinstance(x_train, np.ndarray)
+        data = {"x": x_train, "shuffle": False}
+        callbacks = list(callbacks)
+        if isinstance(x_train, Batches):
+            # Keras 3.15 calls on_epoch_end of a PyDataset more than once an epoch.
+            callbacks.append(keras.callbacks.LambdaCallback(on_epoch_begin=x_train.start_epoch))
+        else:
+            data = {"x": x_train, "y": x_train, "batch_size": batch_size, "shuffle": True}
+        data["validation_data"] = x_validation
+        if x_validation is not None and not isinstance(x_validation, Batches):
+            data["validation_data"] = (x_validation, x_validation)
         return self.model.fit(
-            x_train, x_train if is_array else None, batch_size=batch_size if is_array else None,
-            epochs=epochs, shuffle=is_array,
-            steps_per_epoch=None if is_array else steps_per_epoch,
-            validation_data=validation_data, callbacks=list(callbacks), verbose=verbose,
+            **data, epochs=epochs, initial_epoch=initial_epoch, callbacks=callbacks,
+            verbose=verbose,
         )  # fmt: skip
 
     def start_as_pca(self, images, seed=0):
@@ -241,6 +246,13 @@ class Autoencoder:
             self._subtract_offset(index, np.maximum(maps + below, 0), below)
             features = maps
         self._set_dense_components(images, n_main, seed)
+        self.hold_normalisations()
+
+    def hold_normalisations(self):
+        """Keep the normalisations as they are while the rest trains, as start_as_pca does."""
+        for layer in self.encoder.layers + self.decoder.layers:
+            if isinstance(layer, layers.BatchNormalization):
+                layer.trainable = False  # in Keras this means the stored statistics, too
 
     def _mirror_kernel(self, index, kernel, n_below, n_main, offset):
         """Give a decoder level the transpose of its encoder level's main filters."""
@@ -251,7 +263,7 @@ class Autoencoder:
         deconv.set_weights([mirrored, offset])
 
     def _subtract_offset(self, index, maps, offset):
-        """Let the normalisations after level `index` subtract an offset, and hold them there."""
+        """Let the normalisations after level `index` subtract an offset."""
         mean, variance = maps.mean(axis=(0, 1, 2)), maps.var(axis=(0, 1, 2))
         norms = [self.encoder.get_layer(f"norm_{index}")]
         if index + 1 < len(self.conv_filters):
@@ -259,7 +271,6 @@ class Autoencoder:
         for norm in norms:
             gamma = np.sqrt(variance + norm.epsilon)
             norm.set_weights([gamma, mean - offset, mean, variance])
-            norm.trainable = False  # in Keras this means the stored statistics, too
 
     def _set_dense_components(self, images, n_main, seed):
         from sklearn.decomposition import PCA
@@ -337,31 +348,89 @@ class Autoencoder:
             ) from error
 
 
-def choose_precision(size=1024, n_times=5):
-    """bfloat16 where it multiplies two square matrices clearly faster than float32, else that."""
-    best = {}
-    for dtype in ("float32", "bfloat16"):
-        matrix = keras.ops.ones((size, size), dtype)
-        times = []
-        for _ in range(n_times):
-            started = time.perf_counter()
-            float(keras.ops.matmul(matrix, matrix)[0, 0])  # waits for it
-            times.append(time.perf_counter() - started)
-        best[dtype] = min(times)
-    return "bfloat16" if best["bfloat16"] < BFLOAT16_TIME * best["float32"] else "float32"
+class Batches(keras.utils.PyDataset):
+    """(images, images) batches of all items once an epoch, the next one drawn while one trains.
+
+    An epoch's batches follow from the seed and its number alone, so that a run can go on from
+    any epoch.
+
+    Args:
+        draw: (indices, numpy Generator) to float32 (len(indices), height, width, channels).
+        n_items: how many there are to draw.
+        batch_size: items in a batch; the last one holds the rest.
+        seed: of the order and of draw; None keeps the items in their order.
+        share: (index, count) of the machine, which takes every count-th item of each batch.
+        multiple: what each batch is rounded up to, with items from the epoch's beginning.
+    """
+
+    def __init__(self, draw, n_items, batch_size, seed, *, share=(0, 1), multiple=1):
+        super().__init__()
+        self.draw = draw
+        self.n_items = n_items
+        self.batch_size = -(-batch_size // multiple) * multiple
+        self.seed = seed
+        self.epoch = 0
+        self.share = share
+        self.multiple = multiple
+
+    def __len__(self):
+        return -(-self.n_items // self.batch_size)
+
+    def __getitem__(self, index):
+        start = index * self.batch_size
+        n_left = -(-(self.n_items - start) // self.multiple) * self.multiple
+        places = np.arange(start, start + min(self.batch_size, n_left)) % self.n_items
+        seed = (self.seed or 0, self.epoch)
+        if self.seed is not None:
+            places = np.random.default_rng(seed).permutation(self.n_items)[places]
+        first, count = self.share
+        images = self.draw(places[first::count], np.random.default_rng((*seed, index, first)))
+        return images, images
+
+    def start_epoch(self, epoch, logs=None):
+        """Choose the epoch that the batches are drawn for."""
+        self.epoch = epoch
+
+
+def choose_jit():
+    """Keras's jit_compile for this backend.
+
+    On processors TensorFlow's own convolutions are up to twice as fast as those of XLA, which
+    Keras would choose.
+    """
+    return False if keras.config.backend() == "tensorflow" else "auto"
+
+
+def choose_precision():
+    """bfloat16 where it multiplies matrices clearly faster than float32, else float32."""
+    seconds = {dtype: time_matrix_product(dtype) for dtype in ("float32", "bfloat16")}
+    return "bfloat16" if seconds["bfloat16"] < BFLOAT16_TIME * seconds["float32"] else "float32"
+
+
+def time_matrix_product(dtype, size=1024, n_products=8, n_rounds=5):
+    """Seconds that one product of two square matrices takes, the best of some rounds."""
+    matrix = keras.ops.full((size, size), 1 / size, dtype)
+    times = []
+    for _ in range(n_rounds):
+        started = time.perf_counter()
+        product = matrix
+        for _ in range(n_products):
+            product = keras.ops.matmul(product, matrix)
+        float(product[0, 0])  # waits for the device
+        times.append((time.perf_counter() - started) / n_products)
+    return min(times)
 
 
 def predict_in_batches(model, inputs):
     """The model's outputs in inference mode, numpy float32; fewer traces than Model.predict."""
     starts = range(0, len(inputs), PREDICT_BATCH_SIZE)
-    return np.concatenate(
-        [
-            keras.ops.convert_to_numpy(
-                model(inputs[start : start + PREDICT_BATCH_SIZE], training=False)
-            )
-            for start in starts
-        ]
-    )
+    batches = [
+        keras.ops.convert_to_numpy(
+            model(inputs[start : start + PREDICT_BATCH_SIZE], training=False)
+        )
+        for start in starts
+    ]
+    return np.concatenate(batches).astype(np.float32, copy=False)
 
 
 def crop_to(x, shape, deconv):
@@ -393,11 +462,14 @@ def check_sizes(name, sizes):
 
 
 def check_pairs(name, sizes):
-    """The sizes, each an int or a list of two, or a ValueError where one is below 1."""
-    return [
-        check_sizes(name, [size])[0] if isinstance(size, int) else check_sizes(name, size)
-        for size in sizes
-    ]
+    """The sizes, each an int or a list of two, or a ValueError where one is something else."""
+    checked = []
+    for size in sizes:
+        pair = check_sizes(name, [size] if np.isscalar(size) else size)
+        if len(pair) > 2:
+            raise ValueError(f"{name} must hold integers or pairs, got {size}")
+        checked.append(pair[0] if len(pair) == 1 else pair)
+    return checked
 
 
 def compute_local_components(conv, features, n_main):
@@ -408,7 +480,7 @@ def compute_local_components(conv, features, n_main):
         features: float32 (n, height, width, channels), its input.
         n_main: how many of its input channels hold components; the others are left out.
     Returns:
-        (float32 (kernel, kernel, channels, filters), how many filters hold components).
+        (float32 (height, width, channels, filters), how many filters hold components).
     """
     kernel, _ = conv.get_weights()
     crops, widths = [], []

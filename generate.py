@@ -165,9 +165,7 @@ def plot_pairs(path, pairs, settings):
         grid[1, column].set_xlabel("seconds")
     for axes, name in zip(grid[:, 0], ("original", "generated"), strict=True):
         axes.set_ylabel(f"{name}, Hz")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100)
-    preprocess.write_atomically(path, buffer.getvalue())
+    preprocess.write_figure(path, figure, dpi=100)
 
 
 def generate_pair(generator, spectrogram, min_max):

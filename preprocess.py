@@ -342,6 +342,20 @@ def write_json(path, values):
     write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
+def write_csv(path, columns, rows):
+    """Write a table atomically: the names of its columns, and its rows of as many values."""
+    text = io.StringIO()
+    csv.writer(text).writerows([columns, *rows])
+    write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def write_figure(path, figure, dpi=120):
+    """Write a matplotlib figure as PNG, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi)
+    write_atomically(path, buffer.getvalue())
+
+
 def load_settings(path):
     """The Settings in a settings.json.
 
@@ -388,7 +402,8 @@ def load_spectrogram(spectrograms_path, key):
         raise ValueError(f"{path} is damaged: delete it and run preprocess.py again") from error
     if spectrogram.ndim == 2:
         spectrogram = np.expand_dims(spectrogram, -1)
-    if spectrogram.ndim != 3 or not np.isfinite(spectrogram).all():
+    is_real = np.issubdtype(spectrogram.dtype, np.floating)
+    if spectrogram.ndim != 3 or not is_real or not np.isfinite(spectrogram).all():
         raise ValueError(f"{path} is no finite spectrogram: delete it and run preprocess.py again")
     return spectrogram.astype(np.float32, copy=False)
 
@@ -452,13 +467,6 @@ def prepare_saved_data(saved_data, audio_files_dir, settings, force):
     write_json(settings_path, settings._asdict())
 
 
-def save_skipped(path, skipped):
-    """Write skipped.csv: one row (path, reason) a file."""
-    text = io.StringIO()
-    csv.writer(text).writerows([("path", "reason"), *skipped])
-    write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
-
-
 def print_summary(n_files, n_pieces, hours, skipped):
     for path, reason in skipped:
         print(f"skipped {path!r}: {reason}", file=sys.stderr)
@@ -486,7 +494,7 @@ def run(audio_files_dir, saved_data, settings, jobs=JOBS, force=False, strict=Fa
         raise ValueError(f"{audio_files_dir} is empty: give a folder of audio, --audio_files_dir")
     prepare_saved_data(saved_data, audio_files_dir, settings, force)
     min_max_values, skipped = pipeline.preprocess(audio_files_dir)
-    save_skipped(saved_data / "skipped.csv", skipped)
+    write_csv(saved_data / "skipped.csv", ("path", "reason"), skipped)
     hours = len(min_max_values) * settings.duration / 3600
     print_summary(n_files, len(min_max_values), hours, skipped)
     if not min_max_values:

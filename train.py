@@ -1,16 +1,23 @@
 """Fit the autoencoder to the spectrograms that preprocess.py wrote.
 
 In:  saved_data/spectrograms/**/*.npy.
-Out: model/parameters.json, model.weights.h5, settings.json, history.csv, history.png, latents.npz.
+Out: model/parameters.json, model.weights.h5, settings.json, history.csv, history.png, latents.npz,
+     checkpoint.npz and logs/ for TensorBoard.
 
     python train.py --saved_data saved_data --model model --epochs 100
 """
 
 import argparse
-import csv
+import concurrent.futures
+import contextlib
 import io
+import json
 import math
+import os
+import socket
 import time
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +35,19 @@ MODEL = "model"
 CONV_FILTERS = (160, 320)  # of the layer that spans all bins, and of each one after it
 LAST_WIDTH = 16  # frames left, about, in front of the bottleneck
 PRECISION = "auto"
+DEVICE = "auto"
 LATENT_SPACE_DIM = 512  # benchmarks/reconstruction.py: 1024 sounds hardly better
 VALIDATION_SPLIT = 0.1  # share of the tracks
 WARM_UP = 0.05  # share of the steps
 SHIFT_WINDOWS = True
+MEMORY_SHARE = 0.5  # of the memory that is free: what pieces may take before they are streamed
 SEED = 0
 
-START_WINDOWS = 1500  # drawn for the principal components that training starts from
-START_WINDOWS_PER_PIECE = 20  # at most
+CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into writing checkpoints
+N_LOGGED = 10  # times in a run that pictures and sounds of pieces are logged
+N_LOGGED_PIECES = 3
+CONNECT_S = 60  # seconds that the processes of a run wait for each other
+START_WINDOWS_PER_PIECE = 20  # drawn for the components that training starts from, at most
 MAX_STRETCH = 0.02  # of a window's time and of its frequencies, as a logarithm: up to 2 %
 EDGE_FRAMES = 2  # how far a track without a next piece is shifted, against its floor
 
@@ -45,10 +57,12 @@ class Windows:
 
     A window runs from a piece on into the next one of its track, in decibels, a little faster or
     slower and higher or lower than recorded (each cell is the nearest one's copy), and gets a
-    range and floor of its own, as preprocess.py would have given it.
+    range and floor of its own, as preprocess.py would have given it. A track's last piece has
+    none to run on into: its windows move by EDGE_FRAMES at most, against the floor.
 
     Args:
-        images: float32 (n, height, width, channels), in [0, 1], in the order of the keys.
+        images: float32 (n, height, width, channels), in [0, 1], in the order of the keys; an
+            array or Pieces.
         keys: str (n,), as preprocess.list_keys gives them.
         min_max_values: {key: {"min": dB, "max": dB}}.
         top_db: dB kept below a window's peak.
@@ -69,7 +83,9 @@ class Windows:
 
     def draw_start(self, rng):
         """Unstretched windows for the principal components that training starts from."""
-        count = min(START_WINDOWS, START_WINDOWS_PER_PIECE * len(self.images))
+        from autoencoder import START_IMAGES
+
+        count = min(START_IMAGES, START_WINDOWS_PER_PIECE * len(self.images))
         return self.draw(rng.integers(len(self.images), size=count), rng, max_stretch=0)
 
     def _draw_one(self, index, rng, max_stretch):
@@ -92,13 +108,56 @@ class Windows:
         window = np.maximum(window, window.max() - self.top_db)
         return preprocess.MinMaxNormaliser(0, 1).normalise(window)
 
-    def batches(self, batch_size, rng):
-        """Endless (images, images) batches: all pieces once, in a new order, then again."""
-        while True:
-            order = rng.permutation(len(self.images))
-            for start in range(0, len(order), batch_size):
-                images = self.draw(order[start : start + batch_size], rng)
-                yield images, images
+
+class Pieces:
+    """Spectrograms on disk, read each time they are asked for; used like an array of them.
+
+    Args:
+        spectrograms_path: folder that holds them.
+        target_shape: (height, width) to resize to; None keeps the native shape.
+        keys: which ones, at least one.
+    Raises:
+        ValueError: a file is damaged, or of another shape than the first; when it is read.
+    """
+
+    def __init__(self, spectrograms_path, target_shape, keys):
+        self.spectrograms_path = spectrograms_path
+        self.target_shape = target_shape
+        self.keys = keys
+        self.native_shape = preprocess.load_spectrogram(spectrograms_path, keys[0]).shape
+        height_and_width = target_shape or self.native_shape[:2]
+        self.shape = (len(keys), *height_and_width, self.native_shape[2])
+        self.nbytes = 4 * math.prod(self.shape)
+
+    def __len__(self):
+        return len(self.keys)
+
+    def __getitem__(self, index):
+        """One piece, float32 (height, width, channels), or those of a slice or of indices."""
+        if np.ndim(index) == 0 and not isinstance(index, slice):
+            return self._load(self.keys[index])
+        return np.stack([self._load(self.keys[i]) for i in np.arange(len(self))[index]])
+
+    def check(self):
+        """Read every file once, and raise the ValueError of the first that cannot be used."""
+        with concurrent.futures.ThreadPoolExecutor() as executor:
+            for _ in executor.map(self._load_native, self.keys):
+                pass
+
+    def _load_native(self, key):
+        spectrogram = preprocess.load_spectrogram(self.spectrograms_path, key)
+        if spectrogram.shape != self.native_shape:
+            raise ValueError(
+                f"{key} must have the first one's shape {self.native_shape}, "
+                f"got {spectrogram.shape}: run preprocess.py --force"
+            )
+        return spectrogram
+
+    def _load(self, key):
+        spectrogram = self._load_native(key)
+        if self.target_shape:
+            spectrogram = preprocess.resize_spectrogram(spectrogram, self.target_shape)
+        return spectrogram
 
 
 def load_fsdd(spectrograms_path=SPECTOGRAM_PATH, target_shape=TARGET_SHAPE, *, keys=None):
@@ -114,20 +173,30 @@ def load_fsdd(spectrograms_path=SPECTOGRAM_PATH, target_shape=TARGET_SHAPE, *, k
         ValueError: a file is damaged, or of another shape than the others.
     """
     keys = preprocess.list_keys(spectrograms_path) if keys is None else keys
-    images = None
-    for index, key in enumerate(keys):
-        spectrogram = preprocess.load_spectrogram(spectrograms_path, key)
-        if target_shape:
-            spectrogram = preprocess.resize_spectrogram(spectrogram, target_shape)
-        if images is None:
-            images = np.empty((len(keys), *spectrogram.shape), np.float32)
-        if spectrogram.shape != images.shape[1:]:
-            raise ValueError(
-                f"{key} must have the first one's shape {images.shape[1:]}, "
-                f"got {spectrogram.shape}: run preprocess.py --force"
-            )
-        images[index] = spectrogram
+    if not keys:
+        return None
+    pieces = Pieces(spectrograms_path, target_shape, keys)
+    images = np.empty(pieces.shape, np.float32)
+    for index in range(len(keys)):
+        images[index] = pieces[index]
     return images  # (n, height, width, channels)
+
+
+def open_pieces(spectrograms_path, target_shape, keys, stream):
+    """The spectrograms in memory as load_fsdd gives them or, to be streamed, as checked Pieces."""
+    if not stream or not keys:
+        return load_fsdd(spectrograms_path, target_shape, keys=keys)
+    pieces = Pieces(spectrograms_path, target_shape, keys)
+    pieces.check()
+    return pieces
+
+
+def needs_streaming(spectrograms_path, target_shape, keys):
+    """Whether these pieces would take more than MEMORY_SHARE of the memory that is free."""
+    import psutil
+
+    n_bytes = Pieces(spectrograms_path, target_shape, keys).nbytes
+    return n_bytes > MEMORY_SHARE * psutil.virtual_memory().available
 
 
 def split_by_track(keys, validation_split, seed):
@@ -168,21 +237,24 @@ def choose_layers(input_shape, conv_filters=None):
 def train(
     x_train, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, epochs=EPOCHS, *,
     windows=None, x_validation=None, conv_filters=None, latent_space_dim=LATENT_SPACE_DIM,
-    precision=PRECISION, model_folder=None, callbacks=(), seed=SEED,
+    precision=PRECISION, patience=None, model_folder=None, checkpoint=None, callbacks=(),
+    seed=SEED,
 ):  # fmt: skip
-    """Build and fit an autoencoder.
+    """Build and fit an autoencoder, on all the devices that are seen.
 
     Args:
-        x_train, x_validation: float32 (n, height, width, channels), in [0, 1].
+        x_train, x_validation: float32 (n, height, width, channels), in [0, 1]; arrays or Pieces.
         windows: Windows over x_train to learn from in its place, or None.
         conv_filters: filters of each convolution; None chooses by the shape, see choose_layers.
         precision: "auto" (see choose_precision) or one of autoencoder.PRECISIONS.
-        model_folder: where the best weights and the history are kept as it learns, or None.
+        patience: epochs without a lower error after which to stop, or None.
+        model_folder: where the best weights, the history and checkpoints are kept, or None.
+        checkpoint: a Checkpoint of the same run to go on from, or None.
         callbacks: further Keras callbacks.
     Returns:
         The Autoencoder with its best weights by validation error (by training error without).
     Raises:
-        ValueError: the error became NaN or infinite.
+        ValueError: the error became NaN or infinite, or the checkpoint is of another run.
     """
     from autoencoder import Autoencoder, choose_precision, keras  # from there, for a quiet start
 
@@ -191,57 +263,154 @@ def train(
     autoencoder = Autoencoder(
         input_shape, *choose_layers(input_shape, conv_filters), latent_space_dim
     )
-    n_steps = epochs * math.ceil(len(x_train) / batch_size)
-    n_warm_up = max(1, round(WARM_UP * n_steps))
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, n_steps - n_warm_up), warmup_target=learning_rate, warmup_steps=n_warm_up
-    )
-    rng = np.random.default_rng(seed)
-    start_images = x_train
-    if windows:
-        start_images = windows.draw_start(rng)
-    autoencoder.start_as_pca(start_images, seed)
-    autoencoder.set_precision(choose_precision() if precision == "auto" else precision)
-    autoencoder.compile(schedule)
-    print_start(autoencoder, x_train, x_validation)
-    recorder = Recorder(autoencoder, model_folder, epochs)
-    autoencoder.train(
-        windows.batches(batch_size, rng) if windows else x_train, batch_size, epochs,
-        steps_per_epoch=math.ceil(len(x_train) / batch_size), x_validation=x_validation,
-        callbacks=[keras.callbacks.LambdaCallback(
-            on_epoch_begin=recorder.start_epoch, on_epoch_end=recorder.end_epoch,
-        ), *callbacks],
-    )  # fmt: skip
-    autoencoder.model.set_weights(recorder.best_weights)
-    autoencoder.set_precision("float32")
+    if precision == "auto":
+        precision = checkpoint.run["precision"] if checkpoint else choose_precision()
+    run = {
+        **autoencoder.parameters, "learning_rate": learning_rate, "batch_size": batch_size,
+        "epochs": epochs, "precision": precision, "shift_windows": windows is not None,
+        "seed": seed, "pieces": [make_fingerprint(images) for images in (x_train, x_validation)],
+    }  # fmt: skip
+    recorder = Recorder(autoencoder, run, patience, model_folder)
+    if checkpoint:
+        checkpoint.check_run(run)
+        autoencoder.load_weights(Path(model_folder) / "model.weights.h5")
+        recorder.rows = checkpoint.rows
+    else:
+        rng = np.random.default_rng(seed)
+        autoencoder.start_as_pca(windows.draw_start(rng) if windows else x_train, seed)
+    print_start(autoencoder, precision, x_train, x_validation)
+    if not recorder.is_finished():
+        fit(recorder, checkpoint, x_train, x_validation, windows, callbacks)
+    recorder.finish()
     return autoencoder
 
 
-def print_start(autoencoder, x_train, x_validation):
+def fit(recorder, checkpoint, x_train, x_validation, windows, callbacks):
+    """Train a copy of the recorder's autoencoder on all devices, up to the run's last epoch."""
+    from autoencoder import Autoencoder, Batches, keras
+
+    run, n_done = recorder.run, len(recorder.rows)
+    scope, n_devices, share = choose_distribution()
+    common = {"batch_size": run["batch_size"], "share": share, "multiple": n_devices}
+    draw = windows.draw if windows else lambda indices, rng: x_train[indices]
+    batches = Batches(draw, len(x_train), seed=run["seed"], **common)
+    held_batches = None
+    if x_validation is not None:
+        held_batches = Batches(
+            lambda indices, rng: x_validation[indices], len(x_validation), seed=None, **common
+        )
+    with scope:
+        trained = recorder.trained = Autoencoder(**recorder.autoencoder.parameters)
+        trained.model.set_weights(recorder.autoencoder.model.get_weights())
+        trained.hold_normalisations()
+        trained.set_precision(run["precision"])
+        trained.compile(make_schedule(run["learning_rate"], run["epochs"] * len(batches)))
+        if checkpoint:
+            checkpoint.restore(trained.model)
+        trained.train(
+            batches, None, run["epochs"], x_validation=held_batches, initial_epoch=n_done,
+            callbacks=[keras.callbacks.LambdaCallback(
+                on_epoch_begin=recorder.start_epoch, on_epoch_end=recorder.end_epoch,
+            ), *callbacks],
+        )  # fmt: skip
+
+
+def make_schedule(learning_rate, n_steps):
+    """A short warm-up, then a cosine decay to zero."""
+    from autoencoder import keras
+
+    n_warm_up = max(1, round(WARM_UP * n_steps))
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, n_steps - n_warm_up), warmup_target=learning_rate, warmup_steps=n_warm_up
+    )
+
+
+def choose_distribution():
+    """How to train on all devices that are seen, on this machine or on all that joined the run.
+
+    Returns:
+        (context manager to build and fit the model in, the number of devices that share a batch,
+        (index, count) of this process).
+    """
+    from autoencoder import keras
+
+    if keras.config.backend() == "tensorflow" and len(list_gpus()) > 1:
+        import tensorflow as tf
+
+        return tf.distribute.MirroredStrategy(list_gpus()).scope(), len(list_gpus()), (0, 1)
+    if keras.config.backend() == "jax":
+        import jax
+
+        if jax.device_count() > 1:
+            parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
+            share = (jax.process_index(), jax.process_count())
+            return parallel.scope(), jax.device_count(), share
+    return contextlib.nullcontext(), 1, (0, 1)
+
+
+def list_gpus():
+    from autoencoder import keras
+
+    return keras.distribution.list_devices("gpu")
+
+
+def print_start(autoencoder, precision, x_train, x_validation):
     from autoencoder import keras
 
     n_held = 0 if x_validation is None else len(x_validation)
     print(
         f"{keras.config.backend()} on {', '.join(keras.distribution.list_devices())}, "
-        f"{autoencoder.precision}; {autoencoder.model.count_params():,} parameters; "
+        f"{precision}; {autoencoder.model.count_params():,} parameters; "
         f"{len(x_train)} pieces of {' x '.join(map(str, x_train.shape[1:]))} "
-        f"({x_train.nbytes / 1e6:.0f} MB) to train on, "
+        f"({x_train.nbytes / 1e6:.0f} MB, "
+        f"{'streamed' if isinstance(x_train, Pieces) else 'in memory'}) to train on, "
         f"{n_held} to validate on",
         flush=True,
     )
 
 
-class Recorder:
-    """Keeps the history and the best weights of a run, and stops it at a NaN."""
+def make_fingerprint(images):
+    """[how many pieces, a checksum of a few of them]; tells data sets apart."""
+    if images is None:
+        return [0, 0]
+    chosen = [images[index] for index in (0, len(images) // 2, len(images) - 1)]
+    return [len(images), zlib.crc32(np.stack(chosen).tobytes())]
 
-    def __init__(self, autoencoder, model_folder, epochs):
+
+class Recorder:
+    """Keeps the history, the best weights and the checkpoints of a run, and stops it in time.
+
+    Args:
+        autoencoder: the Autoencoder that gets the best weights.
+        run: all that the run's weights depend on, for JSON.
+        patience: epochs without a lower error after which the run stops, or None.
+        model_folder: where all of it is written, or None.
+    """
+
+    def __init__(self, autoencoder, run, patience, model_folder):
         self.autoencoder = autoencoder
+        self.trained = None  # the copy of the autoencoder that learns
+        self.run = run
+        self.patience = patience or math.inf
         self.model_folder = None if model_folder is None else Path(model_folder)
-        self.epochs = epochs
-        self.rows = []
-        self.best_error = math.inf
-        self.best_weights = None
-        self.started = 0.0
+        self.rows = []  # of the history, one an epoch
+        self.started = 0.0  # the epoch
+        self.saved = 0.0  # the last checkpoint
+        self.saving_s = 0.0  # how long that took
+        self.is_better = False  # than what the model folder holds
+
+    def find_best_epoch(self):
+        """The index of the row with the lowest validation error, or training error without."""
+        errors = [
+            row["loss"] if math.isnan(row["val_loss"]) else row["val_loss"] for row in self.rows
+        ]
+        return int(np.argmin(errors))
+
+    def is_finished(self):
+        n_epochs = len(self.rows)
+        return n_epochs >= self.run["epochs"] or (
+            n_epochs > 0 and n_epochs - 1 - self.find_best_epoch() >= self.patience
+        )
 
     def start_epoch(self, epoch, logs=None):
         self.started = time.perf_counter()
@@ -251,37 +420,173 @@ class Recorder:
             raise ValueError(
                 f"training error became {logs['loss']} in epoch {epoch + 1}: lower --learning_rate"
             )
-        error = logs.get("val_loss", logs["loss"])
-        seconds = time.perf_counter() - self.started
         row = {
             "epoch": epoch + 1,
             "loss": logs["loss"],
             "val_loss": logs.get("val_loss", math.nan),
-            "learning_rate": float(self.autoencoder.model.optimizer.learning_rate),
-            "seconds": seconds,
+            "learning_rate": float(self.trained.model.optimizer.learning_rate),
+            "seconds": time.perf_counter() - self.started,
         }
         self.rows.append(row)
         print(
-            f"epoch {epoch + 1}/{self.epochs}: training error {row['loss']:.5f}, "
-            f"validation error {row['val_loss']:.5f}, {seconds:.1f} s",
+            f"epoch {epoch + 1}/{self.run['epochs']}: training error {row['loss']:.5f}, "
+            f"validation error {row['val_loss']:.5f}, {row['seconds']:.1f} s",
             flush=True,
         )
-        if error < self.best_error:
-            self.best_error = error
-            self.best_weights = self.autoencoder.model.get_weights()
-            if self.model_folder:
-                self.autoencoder.save(self.model_folder)
+        if self.find_best_epoch() == epoch:
+            self.autoencoder.model.set_weights(self.trained.model.get_weights())
+            self.is_better = True
+        if self.is_finished():
+            self.trained.model.stop_training = True
         if self.model_folder:
-            save_history(self.model_folder, self.rows)
+            self._save()
+
+    def _save(self):
+        columns, values = self.rows[0].keys(), [row.values() for row in self.rows]
+        preprocess.write_csv(self.model_folder / "history.csv", columns, values)
+        started = time.perf_counter()
+        if started - self.saved < self.saving_s / CHECKPOINT_SHARE:
+            return
+        if self.is_better:  # first: a checkpoint without its best weights would be worth nothing
+            self.autoencoder.save(self.model_folder)
+            self.is_better = False
+        Checkpoint.save(self.model_folder, self.run, self.rows, self.trained.model)
+        self.saved = time.perf_counter()
+        self.saving_s = self.saved - started
+
+    def finish(self):
+        """Write the best weights, a checkpoint that needs no others, and history.png."""
+        if self.model_folder:
+            self.autoencoder.save(self.model_folder)
+            Checkpoint.save(self.model_folder, self.run, self.rows)
+            plot_history(self.model_folder, self.rows)
 
 
-def save_history(folder, rows):
-    """Write history.csv, one row an epoch."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys())
-    writer.writeheader()
-    writer.writerows(rows)
-    preprocess.write_atomically(folder / "history.csv", text.getvalue().encode())
+class Checkpoint:
+    """A run after one of its epochs: what it depends on, its history, and how to go on.
+
+    checkpoint.npz holds numbers and a JSON text, no pickled objects; model.weights.h5 beside it
+    holds the best weights so far.
+    """
+
+    def __init__(self, run, rows, arrays):
+        self.run = run
+        self.rows = rows
+        self.arrays = arrays  # the model's weights, then the optimizer's variables
+
+    @staticmethod
+    def save(folder, run, rows, model=None):
+        """Write checkpoint.npz; a finished run needs no model in it."""
+        from autoencoder import keras
+
+        variables = [*model.weights, *model.optimizer.variables] if model else []
+        arrays = [keras.ops.convert_to_numpy(variable) for variable in variables]
+        buffer = io.BytesIO()
+        np.savez(buffer, *arrays, description=json.dumps({"run": run, "rows": rows}))
+        preprocess.write_atomically(Path(folder) / "checkpoint.npz", buffer.getbuffer())
+
+    @classmethod
+    def load(cls, folder):
+        """The checkpoint in a model folder, or None where there is none.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        path = Path(folder) / "checkpoint.npz"
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                description = json.loads(file["description"].item())
+                arrays = [file[f"arr_{index}"] for index in range(len(file) - 1)]
+            return cls(description["run"], description["rows"], arrays)
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is damaged: run train.py without --resume") from error
+
+    def check_run(self, run):
+        """Raise a ValueError unless this checkpoint is of the same run."""
+        run = json.loads(json.dumps(run))
+        for name in run.keys() | self.run.keys():
+            if run.get(name) != self.run.get(name):
+                raise ValueError(
+                    f"the run to resume has {name} {self.run.get(name)}, got {run.get(name)}: "
+                    "give the flags and the features it began with, or leave out --resume"
+                )
+
+    def restore(self, model):
+        """Put the weights and the optimizer of a compiled model where they were."""
+        model.optimizer.build(model.trainable_variables)
+        for variable, array in zip(
+            [*model.weights, *model.optimizer.variables], self.arrays, strict=True
+        ):
+            variable.assign(array)
+
+
+class Logger:
+    """Writes errors, the learning rate, pictures and sounds for TensorBoard.
+
+    Args:
+        folder: where to; logs of an earlier run in it are deleted, unless this one goes on.
+        images: float32 (n, height, width, channels), in [0, 1]: the pieces to see and hear.
+        names: one a piece.
+        min_max_values: {"min": dB, "max": dB}, one a piece.
+        generator: a SoundGenerator for them.
+        sample_rate: Hz.
+        epochs: of the run.
+        n_done: epochs that have been logged before.
+    """
+
+    def __init__(
+        self, folder, images, names, min_max_values, generator, sample_rate, epochs, n_done=0
+    ):
+        from tensorboardX import SummaryWriter
+
+        if n_done == 0:
+            for path in sorted(Path(folder).glob("events.out.tfevents.*")):
+                path.unlink()
+        self.writer = SummaryWriter(str(folder), purge_step=n_done + 1)
+        self.images = images
+        self.names = names
+        self.min_max_values = min_max_values
+        self.generator = generator
+        self.sample_rate = sample_rate
+        self.shown = {1, *np.linspace(1, epochs, N_LOGGED).round().astype(int).tolist()}
+        self.model = None
+
+    def start(self, model):
+        """Log the pieces' own sounds, inverted from their spectrograms; model is what learns."""
+        self.model = model
+        self._log_sounds("original", self.images, 0)
+
+    def end_epoch(self, epoch, logs):
+        from autoencoder import predict_in_batches
+
+        step = epoch + 1
+        self.writer.add_scalar("error/training", logs["loss"], step)
+        if "val_loss" in logs:
+            self.writer.add_scalar("error/validation", logs["val_loss"], step)
+        self.writer.add_scalar("learning_rate", float(self.model.optimizer.learning_rate), step)
+        if step in self.shown:
+            reconstructed = predict_in_batches(self.model, self.images).clip(0, 1)
+            for name, *pair in zip(self.names, self.images, reconstructed, strict=True):
+                picture = color_spectrogram(np.concatenate(pair[::-1]))
+                self.writer.add_image(f"original_above/{name}", picture, step, dataformats="HWC")
+            self._log_sounds("reconstructed", reconstructed, step)
+        self.writer.flush()
+
+    def _log_sounds(self, kind, images, step):
+        signals = self.generator.convert_spectrograms_to_audio(images, self.min_max_values)
+        for name, signal in zip(self.names, signals, strict=True):
+            mono = np.atleast_2d(signal).mean(axis=0)
+            mono = mono / max(1, np.abs(mono).max())
+            self.writer.add_audio(f"{kind}/{name}", mono, step, self.sample_rate)
+
+
+def color_spectrogram(image):
+    """uint8 (height, width, 3) of a normalised spectrogram, low frequencies at the bottom."""
+    from matplotlib import colormaps
+
+    return colormaps["magma"](image[::-1, :, 0], bytes=True)[..., :3]
 
 
 def plot_history(folder, rows):
@@ -301,9 +606,7 @@ def plot_history(folder, rows):
     rate_axes.plot(epochs, rates, color="grey", linestyle=":", label="learning rate")
     rate_axes.set_ylabel("learning rate")
     figure.legend(loc="outside upper center", ncols=3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120)
-    preprocess.write_atomically(folder / "history.png", buffer.getvalue())
+    preprocess.write_figure(folder / "history.png", figure)
 
 
 def save_latents(path, keys, latents, min_max_values):
@@ -342,27 +645,144 @@ def get_parser():
         help="share of the tracks")  # fmt: skip
     add("--shift_windows", action=argparse.BooleanOptionalAction, default=SHIFT_WINDOWS,
         help="learn from windows at any frame of a track")  # fmt: skip
+    add("--patience", type=number(int, 1), metavar="N",
+        help="stop after this many epochs without a lower error, None: never")  # fmt: skip
+    add("--resume", action=argparse.BooleanOptionalAction, default=False,
+        help="go on with the run in --model that was interrupted")  # fmt: skip
+    add("--stream", action=argparse.BooleanOptionalAction,
+        help="read pieces as they are needed, None: if they do not fit in memory")  # fmt: skip
+    add("--logs", action=argparse.BooleanOptionalAction, default=True,
+        help="write the logs for TensorBoard")  # fmt: skip
+    add("--device", choices=["auto", "cpu", "gpu"], default=DEVICE, help="auto: GPUs if seen")
+    add("--coordinator", metavar="HOST:PORT",
+        help="address of the first of several processes that train together")  # fmt: skip
+    add("--num_processes", type=number(int, 1), default=1, help="of them")
+    add("--process_id", type=number(int, 0), default=0, help="0 for the first of them")
     add("--seed", type=number(int, 0, 2**32 - 1), default=SEED, help="of the weights and the order")
     return parser
 
 
-def main():
-    options = get_parser().parse_args()
+def choose_device(device):
+    """Leave TensorFlow or JAX the devices asked for; before either is imported.
+
+    Raises:
+        ValueError: a GPU was asked for, and none is seen.
+    """
+    if device == "cpu":
+        os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu")
+    if device == "gpu" and not list_gpus():
+        raise ValueError("--device gpu: no GPU is seen; check its driver, or leave the flag out")
+
+
+def join_processes(coordinator, num_processes, process_id):
+    """Let this process train together with the others of its run.
+
+    Raises:
+        ValueError: the backend is not JAX, or the others did not come within CONNECT_S.
+    """
+    if os.environ.get("KERAS_BACKEND") != "jax":
+        raise ValueError("--coordinator needs KERAS_BACKEND=jax: set it in the environment")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or process_id >= num_processes:
+        raise ValueError(
+            "--coordinator must be HOST:PORT and --process_id below --num_processes, "
+            f"got {coordinator}, {process_id} and {num_processes}"
+        )
+    import jax
+
+    if process_id > 0:
+        wait_for(host, int(port))
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, initialization_timeout=CONNECT_S
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{coordinator}: the processes did not meet: {error}") from error
+
+
+def wait_for(host, port):
+    """Return once something answers at an address; ValueError after CONNECT_S."""
+    deadline = time.monotonic() + CONNECT_S
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=CONNECT_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"--coordinator {host}:{port} does not answer ({error}): start process 0 there"
+                ) from error
+            time.sleep(0.5)
+
+
+def load_features(options):
+    """All that the flags name in saved_data, read and checked.
+
+    Returns:
+        (settings, min-max values, training keys, held keys, x_train, x_validation).
+    """
     spectrograms_path = Path(options.saved_data) / Path(SPECTOGRAM_PATH).name
-    model_folder = Path(options.model)
     settings = preprocess.load_settings(spectrograms_path / "settings.json")
     keys = preprocess.list_keys(spectrograms_path)
     min_max_values = preprocess.load_min_max_values(preprocess.get_min_max_path(options.saved_data))
     missing = next((key for key in keys if key not in min_max_values), None)
     if missing:
         raise ValueError(f"{missing} has no min-max values: run preprocess.py again")
-
     held = split_by_track(keys, options.validation_split, options.seed)
     training_keys = [key for key, is_held in zip(keys, held, strict=True) if not is_held]
     held_keys = [key for key, is_held in zip(keys, held, strict=True) if is_held]
-    x_train = load_fsdd(spectrograms_path, options.target_shape, keys=training_keys)
-    x_validation = load_fsdd(spectrograms_path, options.target_shape, keys=held_keys)
-    preprocess.write_json(model_folder / "settings.json", settings._asdict())
+    stream = options.stream
+    if stream is None:
+        stream = needs_streaming(spectrograms_path, options.target_shape, keys)
+    x_train, x_validation = (
+        open_pieces(spectrograms_path, options.target_shape, chosen, stream)
+        for chosen in (training_keys, held_keys)
+    )
+    return settings, min_max_values, training_keys, held_keys, x_train, x_validation
+
+
+def make_logger(folder, images, keys, min_max_values, settings, epochs, n_done):
+    """The Keras callback of a Logger of a few pieces, evenly spaced."""
+    from autoencoder import keras
+    from soundgenerator import SoundGenerator
+
+    chosen = np.linspace(0, len(keys) - 1, min(N_LOGGED_PIECES, len(keys))).astype(int)
+    loader = preprocess.Loader(settings.sample_rate, settings.duration, settings.mono)
+    generator = SoundGenerator(
+        None, settings.hop_length, frame_size=settings.frame_size, n_samples=loader.n_samples
+    )
+    names = [keys[index] for index in chosen]
+    logger = Logger(
+        folder, images[chosen], names, [min_max_values[name] for name in names], generator,
+        settings.sample_rate, epochs, n_done,
+    )  # fmt: skip
+    callback = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: logger.start(callback.model), on_epoch_end=logger.end_epoch
+    )
+    return callback
+
+
+def main():
+    options = get_parser().parse_args()
+    choose_device(options.device)
+    if options.coordinator:
+        join_processes(options.coordinator, options.num_processes, options.process_id)
+    settings, min_max_values, training_keys, held_keys, x_train, x_validation = load_features(
+        options
+    )
+    checkpoint = Checkpoint.load(options.model) if options.resume else None
+    model_folder, callbacks = None, []
+    if options.process_id == 0:  # it alone writes
+        model_folder = Path(options.model)
+        n_done = len(checkpoint.rows) if checkpoint else 0
+        if options.logs:
+            shown = (x_train, training_keys) if x_validation is None else (x_validation, held_keys)
+            callbacks.append(make_logger(
+                model_folder / "logs", *shown, min_max_values, settings, options.epochs, n_done
+            ))  # fmt: skip
+        if not checkpoint:
+            (model_folder / "checkpoint.npz").unlink(missing_ok=True)
+            preprocess.write_json(model_folder / "settings.json", settings._asdict())
     windows = None
     if options.shift_windows:
         windows = Windows(x_train, training_keys, min_max_values, settings.top_db)
@@ -370,17 +790,15 @@ def main():
         x_train, options.learning_rate, options.batch_size, options.epochs,
         windows=windows, x_validation=x_validation,
         conv_filters=options.conv_filters, latent_space_dim=options.latent_space_dim,
-        precision=options.precision, model_folder=model_folder, seed=options.seed,
+        precision=options.precision, patience=options.patience, model_folder=model_folder,
+        checkpoint=checkpoint, callbacks=callbacks, seed=options.seed,
     )  # fmt: skip
-    autoencoder.save(model_folder)
-    with open(model_folder / "history.csv", newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    plot_history(model_folder, rows)
-    save_latents(
-        model_folder / "latents.npz", training_keys, autoencoder.encode(x_train),
-        min_max_values,
-    )  # fmt: skip
-    print(f"model in {model_folder}")
+    if model_folder:
+        save_latents(
+            model_folder / "latents.npz", training_keys, autoencoder.encode(x_train),
+            min_max_values,
+        )  # fmt: skip
+        print(f"model in {model_folder}")
 
 
 if __name__ == "__main__":

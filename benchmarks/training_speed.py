@@ -9,7 +9,7 @@ Out: a table on stdout and as CSV: steps per second, and the share of the rate a
 """
 
 import argparse
-import csv
+import os
 import sys
 import time
 from pathlib import Path
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from reconstruction import count_operations
 
 import train
-from preprocess import exit_with_one_line, number
+from preprocess import exit_with_one_line, number, write_csv
 
 SHAPE = (*train.TARGET_SHAPE, 1)
 BATCH_SIZE = train.BATCH_SIZE
@@ -45,8 +45,11 @@ def make_ours(images, latent_space_dim, precision):
     autoencoder.set_precision(precision)
     autoencoder.compile(train.LEARNING_RATE)
 
+    batch = keras.ops.convert_to_tensor(images)  # prepared once, as PyTorch's is
+
     def run(n_steps):
-        autoencoder.train(np.tile(images, (n_steps, 1, 1, 1)), len(images), 1)
+        for _ in range(n_steps):
+            autoencoder.model.train_on_batch(batch, batch)
 
     return run, autoencoder
 
@@ -55,11 +58,14 @@ def make_torch(images, autoencoder, precision):
     """The same layers, optimizer and loss in PyTorch, channels last, bins folded into channels."""
     import torch
 
+    from autoencoder import BETA_2
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     n, height, width, channels = images.shape
     folded = images.transpose(0, 1, 3, 2).reshape(n, height * channels, 1, width)
     batch = torch.from_numpy(folded).contiguous(memory_format=torch.channels_last)
     model = build_torch_model(autoencoder).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), train.LEARNING_RATE, betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam(model.parameters(), train.LEARNING_RATE, betas=(0.9, BETA_2))
 
     def run(n_steps):
         for _ in range(n_steps):
@@ -69,7 +75,7 @@ def make_torch(images, autoencoder, precision):
             loss = torch.nn.functional.mse_loss(output.float(), batch)
             loss.backward()
             optimizer.step()
-        float(loss)
+        loss.item()  # waits for it
 
     return run
 
@@ -102,19 +108,6 @@ def build_torch_model(autoencoder):
     )  # fmt: skip
 
 
-def measure_matrix_product(precision):
-    """GFLOP/s of a large square product in the backend that trains."""
-    from autoencoder import keras
-
-    matrix = keras.ops.ones((MATRIX_SIZE, MATRIX_SIZE), precision)
-    times = []
-    for _ in range(10):
-        started = time.perf_counter()
-        float(keras.ops.matmul(matrix, matrix)[0, 0])
-        times.append(time.perf_counter() - started)
-    return 2 * MATRIX_SIZE**3 / min(times) / 1e9
-
-
 def measure(programs, n_steps, n_rounds):
     """{(program, precision): the best round's steps per second}; they take turns."""
     best = {}
@@ -139,13 +132,14 @@ def get_parser():
     add("--batch_size", type=number(int, 1), default=BATCH_SIZE, help="pieces")
     add("--latent_space_dim", type=number(int, 1), default=train.LATENT_SPACE_DIM, help="size")
     add("--n_steps", type=number(int, 1), default=N_STEPS, help="a round")
+    add("--matrix_size", type=number(int, 1), default=MATRIX_SIZE, help="of the ceiling's product")
     add("--output", type=Path, default=Path("training_speed.csv"), help="the table to write")
     return parser
 
 
 def main():
     options = get_parser().parse_args()
-    from autoencoder import keras
+    from autoencoder import keras, time_matrix_product
 
     rng = np.random.default_rng(0)
     images = rng.random((options.batch_size, *options.shape), np.float32)
@@ -154,13 +148,17 @@ def main():
     for precision in PRECISIONS:
         run, autoencoder = make_ours(images, options.latent_space_dim, precision)
         programs[ours, precision] = run
-        # Forward, and backward for the inputs and for the weights: three times the operations.
-        n_operations = 3 * options.batch_size * count_operations(autoencoder.model)
+        # Forward, and backward for the weights and for all inputs but the image itself.
+        conv = autoencoder.encoder.get_layer("conv_0")
+        image_gradient = 2 * np.prod(conv.kernel.shape) * np.prod(conv.output.shape[1:3])
+        n_operations = 3 * count_operations(autoencoder.model) - image_gradient
+        n_operations *= options.batch_size
         try:
             programs["PyTorch", precision] = make_torch(images, autoencoder, precision)
         except ModuleNotFoundError:
             print("PyTorch is not installed: ours alone is timed", file=sys.stderr)
-        ceilings[precision] = measure_matrix_product(precision)
+        seconds = time_matrix_product(precision, options.matrix_size, n_products=2)
+        ceilings[precision] = 2 * options.matrix_size**3 / seconds / 1e9  # GFLOP/s
     rows = []
     for (program, precision), rate in measure(programs, options.n_steps, N_ROUNDS).items():
         speed = rate * n_operations / 1e9
@@ -174,11 +172,7 @@ def main():
         if ("PyTorch", precision) in rates:
             ratio = rates[ours, precision] / rates["PyTorch", precision]
             print(f"{precision}: ours runs {ratio:.2f} times as fast as PyTorch")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with open(options.output, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(options.output, COLUMNS, [row.values() for row in rows])
 
 
 if __name__ == "__main__":

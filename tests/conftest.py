@@ -23,6 +23,14 @@ def make_music(duration=3.0, seed=0):
     return signal.astype(np.float32)
 
 
+def make_images(n=24, shape=(16, 12, 1), seed=0):
+    """Smooth random images in [0.1, 0.9], float32 (n, *shape)."""
+    rng = np.random.default_rng(seed)
+    waves = rng.uniform(0.1, 0.7, (n, 2, 1, 1, shape[2]))
+    rows, columns = np.mgrid[0 : shape[0], 0 : shape[1]][..., None]
+    return (0.5 + 0.4 * np.sin(waves[:, 0] * rows + waves[:, 1] * columns)).astype(np.float32)
+
+
 @pytest.fixture
 def write_audio(tmp_path):
     """Writes a signal, (n_samples,) or (n_samples, n_channels), below tmp_path/audio."""
@@ -49,3 +57,15 @@ def make_settings():
         return preprocess.Settings(**{**values, **fields})
 
     return make
+
+
+@pytest.fixture
+def spectrograms(tmp_path):
+    """Six random pieces of three tracks, float32 (16, 12) each."""
+    rng = np.random.default_rng(0)
+    saver = preprocess.Saver(tmp_path / "spectrograms", tmp_path)
+    for track in ("a/x.wav", "b/x.wav", "c.wav"):
+        for segment in range(2):
+            image = rng.random((16, 12), np.float32)
+            saver.save_feature(image, f"{track}.{segment:03d}.npy")
+    return tmp_path / "spectrograms"

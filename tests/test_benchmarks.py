@@ -76,10 +76,10 @@ def test_reconstruction_refuses_a_pattern_that_holds_nothing_out(tmp_path, saved
 def test_training_speed_times_both_precisions(tmp_path):
     run_benchmark(
         "training_speed.py", tmp_path, "--shape", "64", "32", "1", "--batch_size", "2",
-        "--n_steps", "2",
+        "--n_steps", "2", "--matrix_size", "64",
     )  # fmt: skip
 
     rows = read_rows(tmp_path / "training_speed.csv")
     ours = [row for row in rows if row["program"].startswith("ours")]
     assert [row["precision"] for row in ours] == ["float32", "bfloat16"]
-    assert all(0 < float(row["share_of_matrix_product"]) < 1 for row in ours)
+    assert all(float(row["share_of_matrix_product"]) > 0 for row in ours)

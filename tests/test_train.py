@@ -2,21 +2,10 @@ import csv
 
 import numpy as np
 import pytest
+from conftest import make_images
 
 import preprocess
 import train
-
-
-@pytest.fixture
-def spectrograms(tmp_path):
-    """Six random pieces of three tracks, float32 (16, 12) each."""
-    rng = np.random.default_rng(0)
-    saver = preprocess.Saver(tmp_path / "spectrograms", tmp_path)
-    for track in ("a/x.wav", "b/x.wav", "c.wav"):
-        for segment in range(2):
-            image = rng.random((16, 12), np.float32)
-            saver.save_feature(image, f"{track}.{segment:03d}.npy")
-    return tmp_path / "spectrograms"
 
 
 def test_load_fsdd_adds_the_channel_and_keeps_the_order(spectrograms):
@@ -108,19 +97,6 @@ def test_windows_of_a_last_piece_move_against_the_floor(ramps):
     assert starts == {1, 2, 3}  # the ramp's own minimum, and up to EDGE_FRAMES of floor
 
 
-def test_windows_batches_hold_every_piece_once_an_epoch(ramps, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        ramps, "draw", lambda indices, rng: drawn.append(indices) or np.zeros(len(indices))
-    )
-    batches = ramps.batches(2, np.random.default_rng(0))
-
-    sizes = [len(next(batches)[0]) for _ in range(4)]
-
-    assert sizes == [2, 1, 2, 1]
-    assert sorted(np.concatenate(drawn[:2])) == sorted(np.concatenate(drawn[2:])) == [0, 1, 2]
-
-
 @pytest.mark.parametrize(
     "shape, conv_filters, n_frames",
     [((512, 256, 1), None, 16), ((256, 64, 2), None, 16), ((128, 7, 1), None, 4),
@@ -137,13 +113,38 @@ def test_choose_layers_spans_all_bins_and_leaves_few_frames(shape, conv_filters,
     assert width == n_frames
 
 
-def test_train_learns_from_windows(ramps):
-    autoencoder = train.train(
-        ramps.images, 1e-3, 2, 2, windows=ramps, conv_filters=(4,), latent_space_dim=2
-    )
+def test_choose_layers_for_the_default_shape():
+    assert train.choose_layers((512, 256, 1))[0] == (160, 320, 320, 320, 320)
 
-    error = np.square(autoencoder.reconstruct(ramps.images)[0] - ramps.images).mean()
-    assert error < 0.1 * ramps.images.var()
+
+def test_windows_are_stretched_in_time_and_in_frequency():
+    levels = np.add.outer(np.arange(200, dtype=np.float32), np.arange(100, dtype=np.float32))
+    image = preprocess.MinMaxNormaliser(0, 1).normalise(levels)[np.newaxis, ..., np.newaxis]
+    key = "a.wav.000.npy"
+    windows = train.Windows(image, [key], {key: {"min": 0, "max": 298}}, top_db=999)
+
+    drawn = windows.draw(np.zeros(30, int), np.random.default_rng(0), max_stretch=0.1)[..., 0]
+
+    # The slope over the bins, relative to that over the frames, tells the two stretches' ratio.
+    slopes = (drawn[:, 150, 50] - drawn[:, 50, 50]) / (drawn[:, 50, 80] - drawn[:, 50, 30]) / 2
+    assert 0.8 < slopes.min() < 0.95 and 1.05 < slopes.max() < 1.25
+
+
+def test_train_learns_from_windows():
+    images = make_images(64)
+    keys = [f"{index:02d}.wav.000.npy" for index in range(64)]
+    windows = train.Windows(images, keys, dict.fromkeys(keys, {"min": -60.0, "max": 0.0}))
+    drawn = windows.draw(np.arange(64), np.random.default_rng(1))
+    errors = []
+
+    for learning_rate in (1e-9, 5e-3):  # the PCA start, and trained
+        autoencoder = train.train(
+            images, learning_rate, 16, 40, windows=windows, conv_filters=(16, 32),
+            latent_space_dim=8, precision="float32",
+        )  # fmt: skip
+        errors.append(np.square(autoencoder.reconstruct(drawn)[0] - drawn).mean())
+
+    assert errors[1] < 0.75 * errors[0]
 
 
 def test_train_keeps_the_best_weights_and_the_history(tmp_path, spectrograms):
@@ -174,7 +175,9 @@ def test_train_is_the_same_for_the_same_seed(spectrograms):
     x_train = train.load_fsdd(spectrograms, None)
 
     first, again = (
-        train.train(x_train, 1e-3, 2, 2, conv_filters=(4,), latent_space_dim=2).encode(x_train)
+        train.train(
+            x_train, 1e-3, 2, 2, conv_filters=(4,), latent_space_dim=2, precision="float32"
+        ).encode(x_train)
         for _ in range(2)
     )
 

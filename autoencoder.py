@@ -349,8 +349,9 @@ class Autoencoder:
 
 
 class Batches(keras.utils.PyDataset):
-    """(images, images) batches of all items once an epoch, the next one drawn while one trains.
+    """(images, images) batches of all items once an epoch.
 
+    With TensorFlow the next batches are drawn while one trains.
     An epoch's batches follow from the seed and its number alone, so that a run can go on from
     any epoch.
 
@@ -369,9 +370,9 @@ class Batches(keras.utils.PyDataset):
         self.n_items = n_items
         self.batch_size = -(-batch_size // multiple) * multiple
         self.seed = seed
-        self.epoch = 0
         self.share = share
         self.multiple = multiple
+        self.start_epoch(0)
 
     def __len__(self):
         return -(-self.n_items // self.batch_size)
@@ -380,16 +381,17 @@ class Batches(keras.utils.PyDataset):
         start = index * self.batch_size
         n_left = -(-(self.n_items - start) // self.multiple) * self.multiple
         places = np.arange(start, start + min(self.batch_size, n_left)) % self.n_items
-        seed = (self.seed or 0, self.epoch)
-        if self.seed is not None:
-            places = np.random.default_rng(seed).permutation(self.n_items)[places]
         first, count = self.share
-        images = self.draw(places[first::count], np.random.default_rng((*seed, index, first)))
+        rng = np.random.default_rng((self.seed or 0, self.epoch, index, first))
+        images = self.draw(self.order[places[first::count]], rng)
         return images, images
 
     def start_epoch(self, epoch, logs=None):
         """Choose the epoch that the batches are drawn for."""
         self.epoch = epoch
+        self.order = np.arange(self.n_items)
+        if self.seed is not None:
+            self.order = np.random.default_rng((self.seed, epoch)).permutation(self.n_items)
 
 
 def choose_jit():

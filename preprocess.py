@@ -319,9 +319,10 @@ def check_at_least(name, value, least):
 
 
 def check_hop_length(hop_length, frame_size):
-    """The hop length, or a ValueError where it is not in 1..frame_size."""
-    if not 1 <= hop_length <= frame_size:
-        raise ValueError(f"hop_length must be in 1..{frame_size} (frame_size), got {hop_length}")
+    """The hop length, or a ValueError where it leaves phase recovery too little overlap."""
+    most = frame_size // 2
+    if not 1 <= hop_length <= most:
+        raise ValueError(f"hop_length must be in 1..{most} (half of frame_size), got {hop_length}")
     return hop_length
 
 
@@ -537,7 +538,7 @@ def get_parser():
     add("--audio_files_dir", default=AUDIO_FILES_DIR, help="folder of audio")
     add("--saved_data", default=SAVED_DATA, help="folder to write")
     add("--frame_size", type=number(int, 4, 1 << 16), default=FRAME_SIZE, help="samples, even")
-    add("--hop_length", type=number(int, 1), default=HOP_LENGTH, help="samples, <= frame_size")
+    add("--hop_length", type=number(int, 1), default=HOP_LENGTH, help="samples, <= frame_size / 2")
     add("--duration", type=number(float, 0.01, 3600), default=DURATION, help="seconds a piece")
     add("--sample_rate", type=number(int, 100, 768000), default=SAMPLE_RATE, help="Hz")
     add("--mono", action=argparse.BooleanOptionalAction, default=MONO, help="mix down to one")
@@ -553,10 +554,10 @@ def main():
     options = parser.parse_args()
     if options.frame_size % 2:
         parser.error(f"argument --frame_size: must be even, got {options.frame_size}")
-    if options.hop_length > options.frame_size:
+    if options.hop_length > options.frame_size // 2:
         parser.error(
-            f"argument --hop_length: must be at most {options.frame_size} (frame_size), "
-            f"got {options.hop_length}"
+            f"argument --hop_length: must be at most {options.frame_size // 2} (half of "
+            f"frame_size), got {options.hop_length}"
         )
     settings = Settings(
         FORMAT_VERSION, options.sample_rate, options.frame_size, options.hop_length,

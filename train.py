@@ -10,6 +10,7 @@ Out: model/parameters.json, model.weights.h5, settings.json, history.csv, histor
 import argparse
 import concurrent.futures
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -17,8 +18,8 @@ import os
 import socket
 import time
 import zipfile
-import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,11 +42,13 @@ VALIDATION_SPLIT = 0.1  # share of the tracks
 WARM_UP = 0.05  # share of the steps
 SHIFT_WINDOWS = True
 MEMORY_SHARE = 0.5  # of the memory that is free: what pieces may take before they are streamed
+CHECK_KEYS = 1000  # that are checked together
 SEED = 0
 
 CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into writing checkpoints
 N_LOGGED = 10  # times in a run that pictures and sounds of pieces are logged
 N_LOGGED_PIECES = 3
+LOGS_README = "Look at these logs with: tensorboard --logdir .\n"
 CONNECT_S = 60  # seconds that the processes of a run wait for each other
 START_WINDOWS_PER_PIECE = 20  # drawn for the components that training starts from, at most
 MAX_STRETCH = 0.02  # of a window's time and of its frequencies, as a logarithm: up to 2 %
@@ -141,8 +144,9 @@ class Pieces:
     def check(self):
         """Read every file once, and raise the ValueError of the first that cannot be used."""
         with concurrent.futures.ThreadPoolExecutor() as executor:
-            for _ in executor.map(self._load_native, self.keys):
-                pass
+            for start in range(0, len(self.keys), CHECK_KEYS):
+                for _ in executor.map(self._load_native, self.keys[start : start + CHECK_KEYS]):
+                    pass
 
     def _load_native(self, key):
         spectrogram = preprocess.load_spectrogram(self.spectrograms_path, key)
@@ -237,8 +241,8 @@ def choose_layers(input_shape, conv_filters=None):
 def train(
     x_train, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, epochs=EPOCHS, *,
     windows=None, x_validation=None, conv_filters=None, latent_space_dim=LATENT_SPACE_DIM,
-    precision=PRECISION, patience=None, model_folder=None, checkpoint=None, callbacks=(),
-    seed=SEED,
+    precision=PRECISION, patience=None, model_folder=None, resume=False, writes=True,
+    settings=None, identity="", logger=None, callbacks=(), seed=SEED,
 ):  # fmt: skip
     """Build and fit an autoencoder, on all the devices that are seen.
 
@@ -249,7 +253,11 @@ def train(
         precision: "auto" (see choose_precision) or one of autoencoder.PRECISIONS.
         patience: epochs without a lower error after which to stop, or None.
         model_folder: where the best weights, the history and checkpoints are kept, or None.
-        checkpoint: a Checkpoint of the same run to go on from, or None.
+        resume: go on from the checkpoint in model_folder, if there is one.
+        writes: False where another process of the run writes model_folder.
+        settings: the features' settings, a dict to keep beside the weights, or None.
+        identity: names the data; a run is not resumed with other data.
+        logger: a Logger, or None.
         callbacks: further Keras callbacks.
     Returns:
         The Autoencoder with its best weights by validation error (by training error without).
@@ -263,14 +271,18 @@ def train(
     autoencoder = Autoencoder(
         input_shape, *choose_layers(input_shape, conv_filters), latent_space_dim
     )
+    distribution = choose_distribution()
+    checkpoint = load_checkpoint(model_folder, autoencoder) if resume else None
     if precision == "auto":
         precision = checkpoint.run["precision"] if checkpoint else choose_precision()
     run = {
         **autoencoder.parameters, "learning_rate": learning_rate, "batch_size": batch_size,
-        "epochs": epochs, "precision": precision, "shift_windows": windows is not None,
-        "seed": seed, "pieces": [make_fingerprint(images) for images in (x_train, x_validation)],
+        "epochs": epochs, "patience": patience, "precision": precision,
+        "shift_windows": windows is not None, "seed": seed, "devices": distribution.n_devices,
+        "pieces": [len(x_train), 0 if x_validation is None else len(x_validation)],
+        "features": identity,
     }  # fmt: skip
-    recorder = Recorder(autoencoder, run, patience, model_folder)
+    recorder = Recorder(autoencoder, run, model_folder if writes else None, settings, logger)
     if checkpoint:
         checkpoint.check_run(run)
         autoencoder.load_weights(Path(model_folder) / "model.weights.h5")
@@ -278,20 +290,41 @@ def train(
     else:
         rng = np.random.default_rng(seed)
         autoencoder.start_as_pca(windows.draw_start(rng) if windows else x_train, seed)
+        recorder.clear()
     print_start(autoencoder, precision, x_train, x_validation)
     if not recorder.is_finished():
-        fit(recorder, checkpoint, x_train, x_validation, windows, callbacks)
+        fit(recorder, distribution, checkpoint, x_train, x_validation, windows, callbacks)
     recorder.finish()
     return autoencoder
 
 
-def fit(recorder, checkpoint, x_train, x_validation, windows, callbacks):
+def load_checkpoint(model_folder, autoencoder):
+    """The Checkpoint to go on from, or None where the run had written nothing yet.
+
+    Raises:
+        ValueError: there is none, but a model of another architecture.
+    """
+    checkpoint = Checkpoint.load(model_folder)
+    parameters_path = Path(model_folder) / "parameters.json"
+    if checkpoint is None and parameters_path.exists():
+        parameters = json.loads(json.dumps(autoencoder.parameters))
+        if json.loads(parameters_path.read_text()) != parameters:
+            raise ValueError(
+                f"{model_folder} holds another model and no checkpoint: name another --model, or "
+                "leave out --resume to replace it"
+            )
+    return checkpoint
+
+
+def fit(recorder, distribution, checkpoint, x_train, x_validation, windows, callbacks):
     """Train a copy of the recorder's autoencoder on all devices, up to the run's last epoch."""
     from autoencoder import Autoencoder, Batches, keras
 
     run, n_done = recorder.run, len(recorder.rows)
-    scope, n_devices, share = choose_distribution()
-    common = {"batch_size": run["batch_size"], "share": share, "multiple": n_devices}
+    common = {
+        "batch_size": run["batch_size"], "share": distribution.share,
+        "multiple": distribution.n_devices,
+    }  # fmt: skip
     draw = windows.draw if windows else lambda indices, rng: x_train[indices]
     batches = Batches(draw, len(x_train), seed=run["seed"], **common)
     held_batches = None
@@ -299,9 +332,9 @@ def fit(recorder, checkpoint, x_train, x_validation, windows, callbacks):
         held_batches = Batches(
             lambda indices, rng: x_validation[indices], len(x_validation), seed=None, **common
         )
-    with scope:
+    with distribution.scope:
         trained = recorder.trained = Autoencoder(**recorder.autoencoder.parameters)
-        trained.model.set_weights(recorder.autoencoder.model.get_weights())
+        trained.model.set_weights(distribution.share_weights(recorder.autoencoder))
         trained.hold_normalisations()
         trained.set_precision(run["precision"])
         trained.compile(make_schedule(run["learning_rate"], run["epochs"] * len(batches)))
@@ -325,33 +358,49 @@ def make_schedule(learning_rate, n_steps):
     )
 
 
-def choose_distribution():
-    """How to train on all devices that are seen, on this machine or on all that joined the run.
+class Distribution(NamedTuple):
+    """The devices that train together."""
 
-    Returns:
-        (context manager to build and fit the model in, the number of devices that share a batch,
-        (index, count) of this process).
-    """
+    scope: object = contextlib.nullcontext()  # to build and fit the model in
+    n_devices: int = 1  # that share a batch
+    share: tuple = (0, 1)  # (index, count) of this process
+
+    def share_weights(self, autoencoder):
+        """The weights that all processes start from: the first one's."""
+        weights = autoencoder.model.get_weights()
+        if self.share[1] == 1:
+            return weights
+        from jax.experimental import multihost_utils
+
+        # Two machines round differently, and a component of no variance may be any direction.
+        return multihost_utils.broadcast_one_to_all(weights)
+
+
+def choose_distribution():
+    """The Distribution over all devices of this machine, or of all that joined the run."""
     from autoencoder import keras
 
     if keras.config.backend() == "tensorflow" and len(list_gpus()) > 1:
         import tensorflow as tf
 
-        return tf.distribute.MirroredStrategy(list_gpus()).scope(), len(list_gpus()), (0, 1)
+        return Distribution(tf.distribute.MirroredStrategy(list_gpus()).scope(), len(list_gpus()))
     if keras.config.backend() == "jax":
         import jax
 
         if jax.device_count() > 1:
             parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
             share = (jax.process_index(), jax.process_count())
-            return parallel.scope(), jax.device_count(), share
-    return contextlib.nullcontext(), 1, (0, 1)
+            return Distribution(parallel.scope(), jax.device_count(), share)
+    return Distribution()
 
 
 def list_gpus():
     from autoencoder import keras
 
-    return keras.distribution.list_devices("gpu")
+    try:
+        return keras.distribution.list_devices("gpu")
+    except RuntimeError:  # JAX raises where there is none
+        return []
 
 
 def print_start(autoencoder, precision, x_train, x_validation):
@@ -369,29 +418,23 @@ def print_start(autoencoder, precision, x_train, x_validation):
     )
 
 
-def make_fingerprint(images):
-    """[how many pieces, a checksum of a few of them]; tells data sets apart."""
-    if images is None:
-        return [0, 0]
-    chosen = [images[index] for index in (0, len(images) // 2, len(images) - 1)]
-    return [len(images), zlib.crc32(np.stack(chosen).tobytes())]
-
-
 class Recorder:
     """Keeps the history, the best weights and the checkpoints of a run, and stops it in time.
 
     Args:
         autoencoder: the Autoencoder that gets the best weights.
         run: all that the run's weights depend on, for JSON.
-        patience: epochs without a lower error after which the run stops, or None.
         model_folder: where all of it is written, or None.
+        settings: the features' settings, to be kept beside the weights, or None.
+        logger: a Logger, or None.
     """
 
-    def __init__(self, autoencoder, run, patience, model_folder):
+    def __init__(self, autoencoder, run, model_folder, settings, logger):
         self.autoencoder = autoencoder
         self.trained = None  # the copy of the autoencoder that learns
         self.run = run
-        self.patience = patience or math.inf
+        self.settings = settings
+        self.logger = logger
         self.model_folder = None if model_folder is None else Path(model_folder)
         self.rows = []  # of the history, one an epoch
         self.started = 0.0  # the epoch
@@ -408,18 +451,26 @@ class Recorder:
 
     def is_finished(self):
         n_epochs = len(self.rows)
-        return n_epochs >= self.run["epochs"] or (
-            n_epochs > 0 and n_epochs - 1 - self.find_best_epoch() >= self.patience
-        )
+        if n_epochs == 0:
+            return False
+        n_without = n_epochs - 1 - self.find_best_epoch()
+        return n_epochs >= self.run["epochs"] or n_without >= (self.run["patience"] or math.inf)
+
+    def clear(self):
+        """Forget an earlier run's checkpoint, which --resume would take for one of this run."""
+        if self.model_folder:
+            (self.model_folder / "checkpoint.npz").unlink(missing_ok=True)
 
     def start_epoch(self, epoch, logs=None):
         self.started = time.perf_counter()
 
     def end_epoch(self, epoch, logs):
-        if not math.isfinite(logs["loss"]):
-            raise ValueError(
-                f"training error became {logs['loss']} in epoch {epoch + 1}: lower --learning_rate"
-            )
+        for name in ("loss", "val_loss"):
+            if not math.isfinite(logs.get(name, 0)):
+                kind = "training" if name == "loss" else "validation"
+                raise ValueError(
+                    f"{kind} error became {logs[name]} in epoch {epoch + 1}: lower --learning_rate"
+                )
         row = {
             "epoch": epoch + 1,
             "loss": logs["loss"],
@@ -436,6 +487,8 @@ class Recorder:
         if self.find_best_epoch() == epoch:
             self.autoencoder.model.set_weights(self.trained.model.get_weights())
             self.is_better = True
+        if self.logger:  # before the checkpoint: a resumed run logs all epochs after that
+            self.logger.log(row, self.autoencoder)
         if self.is_finished():
             self.trained.model.stop_training = True
         if self.model_folder:
@@ -448,16 +501,21 @@ class Recorder:
         if started - self.saved < self.saving_s / CHECKPOINT_SHARE:
             return
         if self.is_better:  # first: a checkpoint without its best weights would be worth nothing
-            self.autoencoder.save(self.model_folder)
+            self._save_model()
             self.is_better = False
         Checkpoint.save(self.model_folder, self.run, self.rows, self.trained.model)
         self.saved = time.perf_counter()
         self.saving_s = self.saved - started
 
+    def _save_model(self):
+        if self.settings:
+            preprocess.write_json(self.model_folder / "settings.json", self.settings)
+        self.autoencoder.save(self.model_folder)
+
     def finish(self):
         """Write the best weights, a checkpoint that needs no others, and history.png."""
         if self.model_folder:
-            self.autoencoder.save(self.model_folder)
+            self._save_model()
             Checkpoint.save(self.model_folder, self.run, self.rows)
             plot_history(self.model_folder, self.rows)
 
@@ -506,10 +564,10 @@ class Checkpoint:
     def check_run(self, run):
         """Raise a ValueError unless this checkpoint is of the same run."""
         run = json.loads(json.dumps(run))
-        for name in run.keys() | self.run.keys():
-            if run.get(name) != self.run.get(name):
+        for name, value in run.items():
+            if value != self.run.get(name):
                 raise ValueError(
-                    f"the run to resume has {name} {self.run.get(name)}, got {run.get(name)}: "
+                    f"the run to resume has {name} {self.run.get(name)}, got {value}: "
                     "give the flags and the features it began with, or leave out --resume"
                 )
 
@@ -526,48 +584,48 @@ class Logger:
     """Writes errors, the learning rate, pictures and sounds for TensorBoard.
 
     Args:
-        folder: where to; logs of an earlier run in it are deleted, unless this one goes on.
+        folder: where to; logs of an earlier run in it are deleted, unless this one is resumed.
         images: float32 (n, height, width, channels), in [0, 1]: the pieces to see and hear.
         names: one a piece.
         min_max_values: {"min": dB, "max": dB}, one a piece.
         generator: a SoundGenerator for them.
         sample_rate: Hz.
         epochs: of the run.
-        n_done: epochs that have been logged before.
+    Raises:
+        OSError: the folder cannot be written.
     """
 
-    def __init__(
-        self, folder, images, names, min_max_values, generator, sample_rate, epochs, n_done=0
-    ):
-        from tensorboardX import SummaryWriter
-
-        if n_done == 0:
-            for path in sorted(Path(folder).glob("events.out.tfevents.*")):
-                path.unlink()
-        self.writer = SummaryWriter(str(folder), purge_step=n_done + 1)
+    def __init__(self, folder, images, names, min_max_values, generator, sample_rate, epochs):
+        preprocess.write_atomically(Path(folder) / "README.txt", LOGS_README.encode())
+        self.folder = Path(folder)
+        self.writer = None
         self.images = images
         self.names = names
         self.min_max_values = min_max_values
         self.generator = generator
         self.sample_rate = sample_rate
         self.shown = {1, *np.linspace(1, epochs, N_LOGGED).round().astype(int).tolist()}
-        self.model = None
 
-    def start(self, model):
-        """Log the pieces' own sounds, inverted from their spectrograms; model is what learns."""
-        self.model = model
-        self._log_sounds("original", self.images, 0)
+    def _open(self, step):
+        from tensorboardX import SummaryWriter
 
-    def end_epoch(self, epoch, logs):
-        from autoencoder import predict_in_batches
+        if step == 1:
+            for path in sorted(self.folder.glob("events.out.tfevents.*")):
+                path.unlink()
+        self.writer = SummaryWriter(str(self.folder), purge_step=step)
+        self._log_sounds("original", self.images, step - 1)
 
-        step = epoch + 1
-        self.writer.add_scalar("error/training", logs["loss"], step)
-        if "val_loss" in logs:
-            self.writer.add_scalar("error/validation", logs["val_loss"], step)
-        self.writer.add_scalar("learning_rate", float(self.model.optimizer.learning_rate), step)
+    def log(self, row, autoencoder):
+        """Log an epoch's row of the history and, now and then, what an autoencoder makes."""
+        step = row["epoch"]
+        if not self.writer:
+            self._open(step)
+        self.writer.add_scalar("error/training", row["loss"], step)
+        if not math.isnan(row["val_loss"]):
+            self.writer.add_scalar("error/validation", row["val_loss"], step)
+        self.writer.add_scalar("learning_rate", row["learning_rate"], step)
         if step in self.shown:
-            reconstructed = predict_in_batches(self.model, self.images).clip(0, 1)
+            reconstructed, _ = autoencoder.reconstruct(self.images)
             for name, *pair in zip(self.names, self.images, reconstructed, strict=True):
                 picture = color_spectrogram(np.concatenate(pair[::-1]))
                 self.writer.add_image(f"original_above/{name}", picture, step, dataformats="HWC")
@@ -662,14 +720,18 @@ def get_parser():
     return parser
 
 
-def choose_device(device):
-    """Leave TensorFlow or JAX the devices asked for; before either is imported.
+def prepare_devices(device, coordinator, num_processes, process_id):
+    """Leave TensorFlow or JAX the devices asked for, and join the other processes of the run.
 
     Raises:
-        ValueError: a GPU was asked for, and none is seen.
+        ValueError: a GPU was asked for and none is seen, or the processes do not meet.
     """
-    if device == "cpu":
+    if device == "cpu":  # before TensorFlow or JAX is imported
         os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu")
+    if coordinator:
+        join_processes(coordinator, num_processes, process_id)
+    elif (num_processes, process_id) != (1, 0):
+        raise ValueError("--num_processes and --process_id need --coordinator HOST:PORT")
     if device == "gpu" and not list_gpus():
         raise ValueError("--device gpu: no GPU is seen; check its driver, or leave the flag out")
 
@@ -741,9 +803,8 @@ def load_features(options):
     return settings, min_max_values, training_keys, held_keys, x_train, x_validation
 
 
-def make_logger(folder, images, keys, min_max_values, settings, epochs, n_done):
-    """The Keras callback of a Logger of a few pieces, evenly spaced."""
-    from autoencoder import keras
+def make_logger(folder, images, keys, min_max_values, settings, epochs):
+    """A Logger of a few pieces, evenly spaced."""
     from soundgenerator import SoundGenerator
 
     chosen = np.linspace(0, len(keys) - 1, min(N_LOGGED_PIECES, len(keys))).astype(int)
@@ -752,37 +813,27 @@ def make_logger(folder, images, keys, min_max_values, settings, epochs, n_done):
         None, settings.hop_length, frame_size=settings.frame_size, n_samples=loader.n_samples
     )
     names = [keys[index] for index in chosen]
-    logger = Logger(
+    return Logger(
         folder, images[chosen], names, [min_max_values[name] for name in names], generator,
-        settings.sample_rate, epochs, n_done,
+        settings.sample_rate, epochs,
     )  # fmt: skip
-    callback = keras.callbacks.LambdaCallback(
-        on_train_begin=lambda logs: logger.start(callback.model), on_epoch_end=logger.end_epoch
-    )
-    return callback
 
 
 def main():
     options = get_parser().parse_args()
-    choose_device(options.device)
-    if options.coordinator:
-        join_processes(options.coordinator, options.num_processes, options.process_id)
+    prepare_devices(options.device, options.coordinator, options.num_processes, options.process_id)
     settings, min_max_values, training_keys, held_keys, x_train, x_validation = load_features(
         options
     )
-    checkpoint = Checkpoint.load(options.model) if options.resume else None
-    model_folder, callbacks = None, []
-    if options.process_id == 0:  # it alone writes
-        model_folder = Path(options.model)
-        n_done = len(checkpoint.rows) if checkpoint else 0
-        if options.logs:
-            shown = (x_train, training_keys) if x_validation is None else (x_validation, held_keys)
-            callbacks.append(make_logger(
-                model_folder / "logs", *shown, min_max_values, settings, options.epochs, n_done
-            ))  # fmt: skip
-        if not checkpoint:
-            (model_folder / "checkpoint.npz").unlink(missing_ok=True)
-            preprocess.write_json(model_folder / "settings.json", settings._asdict())
+    model_folder, is_first, logger = Path(options.model), options.process_id == 0, None
+    if options.logs and is_first:
+        shown = (x_train, training_keys) if x_validation is None else (x_validation, held_keys)
+        logger = make_logger(
+            model_folder / "logs", *shown, min_max_values, settings, options.epochs
+        )
+    precision = options.precision
+    if options.coordinator and precision == "auto":
+        precision = "float32"  # two machines might choose differently
     windows = None
     if options.shift_windows:
         windows = Windows(x_train, training_keys, min_max_values, settings.top_db)
@@ -790,15 +841,28 @@ def main():
         x_train, options.learning_rate, options.batch_size, options.epochs,
         windows=windows, x_validation=x_validation,
         conv_filters=options.conv_filters, latent_space_dim=options.latent_space_dim,
-        precision=options.precision, patience=options.patience, model_folder=model_folder,
-        checkpoint=checkpoint, callbacks=callbacks, seed=options.seed,
+        precision=precision, patience=options.patience, model_folder=model_folder,
+        resume=options.resume, writes=is_first, settings=settings._asdict(),
+        identity=make_identity(training_keys, held_keys, min_max_values), logger=logger,
+        seed=options.seed,
     )  # fmt: skip
-    if model_folder:
+    if is_first:
         save_latents(
             model_folder / "latents.npz", training_keys, autoencoder.encode(x_train),
             min_max_values,
         )  # fmt: skip
         print(f"model in {model_folder}")
+    if options.coordinator:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("done")  # the others wait for the first to end
+
+
+def make_identity(training_keys, held_keys, min_max_values):
+    """A checksum of which pieces are trained on and held out, and of their decibel ranges."""
+    ranges = [[key, sorted(min_max_values[key].items())] for key in training_keys + held_keys]
+    text = json.dumps([len(training_keys), ranges])
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ KINDS = ("true", "stored", "blurred")
 BLUR = (1.5, 1.5)  # standard deviation over bins and frames, of the log spectrogram
 LIBROSA_ITERATIONS = (32, 100)
 TORCH_ITERATIONS = (32,)
-OUR_ITERATIONS = (0, 4, 8, 16, 32, 64, 128)
+OUR_ITERATIONS = (0, 4, 8, 16, 40, 80, 160)
 N_ROUNDS = 2  # of all methods in turns; the best time of each counts
 COLUMNS = (
     "frame_size", "hop_length", "kind", "method", "n_iter", "spectral_convergence_db",

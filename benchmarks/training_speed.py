@@ -39,9 +39,7 @@ def make_ours(images, latent_space_dim, precision):
     keras.utils.set_random_seed(0)
     shape = images.shape[1:]
     autoencoder = Autoencoder(shape, *train.choose_layers(shape), latent_space_dim)
-    for layer in autoencoder.encoder.layers + autoencoder.decoder.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = False  # as after start_as_pca
+    autoencoder.hold_normalisations()  # as after start_as_pca
     autoencoder.set_precision(precision)
     autoencoder.compile(train.LEARNING_RATE)
 

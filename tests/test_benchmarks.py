@@ -83,3 +83,18 @@ def test_training_speed_times_both_precisions(tmp_path):
     ours = [row for row in rows if row["program"].startswith("ours")]
     assert [row["precision"] for row in ours] == ["float32", "bfloat16"]
     assert all(float(row["share_of_matrix_product"]) > 0 for row in ours)
+
+
+def test_streaming_measures_both_paths(tmp_path):
+    run_benchmark(
+        "streaming.py", tmp_path, "--n_pieces", "256", "--n_in_memory", "192", "--shape", "32",
+        "16", "--n_steps", "2", "--folder", str(tmp_path),
+    )  # fmt: skip
+
+    rows = read_rows(tmp_path / "streaming.csv")
+    assert [(row["path"], row["pieces"]) for row in rows] == [
+        ("streamed", "256"), ("in memory", "192"), ("streamed", "192"),
+    ]  # fmt: skip
+    assert all(float(row["pieces_per_s"]) > 0 for row in rows)
+    assert 0 < float(rows[0]["resident_gb"]) < 3
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []

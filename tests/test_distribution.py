@@ -44,7 +44,7 @@ def start(folder, name, setup="", **environment):
 
 
 def finish(*processes):
-    """The weights that the processes wrote, the first one's last line, and its errors."""
+    """Wait for the processes to end well."""
     for process in processes:
         printed, errors = process.communicate(timeout=240)
         assert process.returncode == 0, printed + errors

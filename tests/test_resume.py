@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,7 +50,9 @@ def start_training(folder, model, *flags, **environment):
     return subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "--model", model, "--no-logs", *FLAGS, *flags],
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "MPLCONFIGDIR": str(folder), **environment},
+        env={
+            **os.environ, "MPLCONFIGDIR": str(folder), "CUDA_VISIBLE_DEVICES": "-1", **environment
+        },
     )  # fmt: skip
 
 
@@ -86,9 +89,10 @@ def read_history(folder):
 def test_a_killed_run_resumes_and_ends_as_if_unbroken(folder):
     process = start_training(folder, "killed", "--epochs", "12")
     for line in process.stdout:
-        if line.startswith("epoch 4/"):  # so that the kill falls into the fifth
+        if line.startswith("epoch 4/"):
             break
-    time.sleep(0.01)
+    while len(read_history(folder / "killed")) < 4:  # so that the kill falls into the fifth
+        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     n_before = len(read_history(folder / "killed"))
@@ -124,20 +128,56 @@ def test_resume_without_a_checkpoint_starts_at_the_beginning(folder):
     "flags, message",
     [
         (("--epochs", "12", "--resume", "--seed", "1"), "seed 0, got 1"),
+        (("--epochs", "12", "--resume", "--patience", "1"), "patience None, got 1"),
+        (("--num_processes", "2"), "--num_processes and --process_id need --coordinator"),
         (("--epochs", "12", "--resume", "--latent_space_dim", "7"), "latent_space_dim 6, got 7"),
         (("--device", "gpu"), "no GPU is seen"),
         (("--coordinator", "127.0.0.1:1"), "--coordinator needs KERAS_BACKEND=jax"),
     ],
 )
 def test_bad_flags_get_one_line_and_change_nothing(folder, flags, message):
-    before = {path: path.read_bytes() for path in (folder / "model").iterdir() if path.is_file()}
+    def read_all():
+        return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
-    process = start_training(folder, "model", *flags, KERAS_BACKEND="tensorflow")
+    before = read_all()
+
+    process = start_training(folder, "model", "--logs", *flags, KERAS_BACKEND="tensorflow")
     _, errors = process.communicate()
 
     assert process.returncode == 1 and len(errors.splitlines()) == 1 and message in errors
-    after = {path: path.read_bytes() for path in (folder / "model").iterdir() if path.is_file()}
-    assert after == before
+    assert read_all() == before
+
+
+def test_resume_refuses_another_model_without_a_checkpoint(folder):
+    (folder / "model" / "checkpoint.npz").unlink()
+
+    process = start_training(folder, "model", "--resume", "--latent_space_dim", "7")
+    _, errors = process.communicate()
+
+    assert process.returncode == 1 and len(errors.splitlines()) == 1
+    assert "model holds another model and no checkpoint" in errors
+
+
+def test_two_processes_write_one_model_and_resume_together(folder):
+    pytest.importorskip("jax")
+    for flags in ((), ("--resume",)):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        processes = [
+            start_training(
+                folder, "together", "--epochs", "2", "--logs", "--coordinator", address,
+                "--num_processes", "2", "--process_id", str(index), *flags, KERAS_BACKEND="jax",
+            )
+            for index in range(2)
+        ]  # fmt: skip
+        for process in processes:
+            _, errors = process.communicate(timeout=200)
+            assert process.returncode == 0, errors
+
+    assert [row["epoch"] for row in read_history(folder / "together")] == ["1", "2"]
+    assert len(np.load(folder / "together" / "latents.npz")["key"]) == 24
+    assert list((folder / "together" / "logs").glob("events*"))
 
 
 def test_a_log_folder_that_cannot_be_written_stops_before_training(folder):

@@ -50,7 +50,7 @@ def test_tone_comes_back_at_its_pitch_and_level(frame_size, hop_length, target_s
     level_db = 20 * np.log10(again[middle].std() / tone[middle].std())
     assert abs(measure_pitch(again) - 440) < 1
     assert abs(level_db) < 1
-    assert np.abs(again).max() < 0.7  # the tone's 0.5, and its abrupt ends
+    assert np.abs(again).max() < 0.8  # the tone's 0.5, and its abrupt ends
 
 
 def test_music_comes_back_close_to_its_spectrogram():
@@ -99,7 +99,7 @@ def test_signal_has_the_originals_length(n_samples):
 
 
 def test_hop_must_lie_within_the_frame():
-    with pytest.raises(ValueError, match="hop_length must be in 1..1024"):
+    with pytest.raises(ValueError, match="hop_length must be in 1..512"):
         SoundGenerator(None, 0)
 
 

@@ -1,0 +1,193 @@
+import librosa
+import numpy as np
+import pytest
+from conftest import SAMPLE_RATE, make_music, make_tone
+
+import soundgenerator
+from soundgenerator import GriffinLim, measure_spectral_convergence
+
+
+def analyse(signal, frame_size=1024, hop_length=256):
+    """float32 (n_channels, frame_size / 2 + 1, n_frames)."""
+    return np.abs(librosa.stft(np.atleast_2d(signal), n_fft=frame_size, hop_length=hop_length))
+
+
+def recover(signal, frame_size=1024, hop_length=256, **keywords):
+    griffin_lim = GriffinLim(frame_size, hop_length, **keywords)
+    return griffin_lim.invert(analyse(signal, frame_size, hop_length), signal.shape[-1])
+
+
+def make_chirp(duration=2.0, start=500.0, rate=1000.0):
+    """A sine whose frequency climbs by `rate` Hz per second."""
+    time = np.arange(int(duration * SAMPLE_RATE)) / SAMPLE_RATE
+    return (0.5 * np.sin(2 * np.pi * (start + rate * time / 2) * time)).astype(np.float32)
+
+
+def make_impulses(period=2205, n_samples=22050):
+    signal = np.zeros(n_samples, np.float32)
+    signal[period // 2 :: period] = 0.9
+    return signal
+
+
+@pytest.mark.parametrize("frame_size, hop_length", [(1024, 256), (1024, 300), (512, 256)])
+@pytest.mark.parametrize("momentum", [0.99, 0.0])
+def test_iterations_equal_librosas(monkeypatch, frame_size, hop_length, momentum):
+    music = make_music(1.0)
+    amplitude = analyse(music, frame_size, hop_length)
+    phase = 2 * np.pi * np.random.RandomState(7).random(amplitude[0].shape)  # librosa's
+    griffin_lim = GriffinLim(frame_size, hop_length, n_iter=5, momentum=momentum)
+    monkeypatch.setattr(griffin_lim, "_make_phase", lambda _: phase.T.astype(np.float32))
+
+    ours = griffin_lim.invert(amplitude, len(music))
+
+    oracle = librosa.griffinlim(
+        amplitude[0], n_iter=5, n_fft=frame_size, hop_length=hop_length, length=len(music),
+        momentum=momentum, random_state=7,
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, oracle, atol=1e-3)  # float32, and each iteration adds to it
+
+
+@pytest.mark.parametrize("make", [make_tone, make_chirp, make_impulses, make_music])
+def test_integrated_phase_climbs_as_the_true_one(make):
+    spectrum = librosa.stft(make(), n_fft=1024, hop_length=256)
+    griffin_lim = GriffinLim(1024, 256)
+
+    phase = griffin_lim._make_phase(np.ascontiguousarray(np.abs(spectrum).T)).T
+
+    # Over frames and over bins, between neighbours that are both within 20 dB of the peak.
+    loud = np.abs(spectrum) > 0.1 * np.abs(spectrum).max()
+    for axis in (0, 1):
+        both = loud[1:] & loud[:-1] if axis == 0 else loud[:, 1:] & loud[:, :-1]
+        difference = np.diff(phase - np.angle(spectrum), axis=axis)[both]
+        error = np.abs((difference + np.pi) % (2 * np.pi) - np.pi)
+        assert np.median(error) < 0.15, axis  # rad; a Hann window is no Gaussian
+
+
+@pytest.mark.parametrize("frame_size, hop_length", [(1024, 256), (512, 256), (1024, 300), (256, 7)])
+def test_music_comes_closer_than_through_librosas_default(frame_size, hop_length):
+    music = make_music(1.0)
+    amplitude = analyse(music, frame_size, hop_length)
+
+    ours = recover(music, frame_size, hop_length)
+
+    oracle = librosa.griffinlim(
+        amplitude[0], n_fft=frame_size, hop_length=hop_length, length=len(music), random_state=0
+    )
+    ours, oracle = (
+        measure_spectral_convergence(amplitude, signal, frame_size, hop_length)
+        for signal in (ours, oracle)
+    )
+    assert ours < oracle - 1
+
+
+def test_chirp_keeps_its_sweep_rate():
+    again = recover(make_chirp())
+
+    spectrum = np.abs(librosa.stft(again, n_fft=1024, hop_length=256))[:, 8:-8]
+    frequencies = spectrum.argmax(axis=0) * SAMPLE_RATE / 1024
+    rate, _ = np.polyfit(np.arange(len(frequencies)) * 256 / SAMPLE_RATE, frequencies, 1)
+    assert abs(rate - 1000) < 10
+
+
+def test_impulses_keep_their_onsets_and_level():
+    impulses = make_impulses()
+
+    again = recover(impulses)
+
+    for onset in np.flatnonzero(impulses)[1:-1]:
+        near = again[onset - 600 : onset + 600]
+        assert abs(np.abs(near).argmax() - 600) <= 256
+    assert abs(20 * np.log10(again.std() / impulses.std())) < 1
+
+
+def test_noise_keeps_its_level():
+    noise = (0.1 * np.random.default_rng(0).standard_normal(44100)).astype(np.float32)
+
+    assert abs(20 * np.log10(recover(noise).std() / noise.std())) < 1
+
+
+def test_a_batch_gives_the_signals_of_its_pieces_and_so_do_more_threads():
+    pieces = [make_music(0.5, seed) for seed in range(5)]
+    griffin_lim = GriffinLim(512, 128, n_iter=3)
+    amplitudes = [analyse(piece, 512, 128) for piece in pieces]
+
+    batch = [*griffin_lim.invert_all(amplitudes, 11025)]
+
+    for amplitude, signal in zip(amplitudes, batch, strict=True):
+        for n_threads in (1, 3):
+            alone = griffin_lim.invert(amplitude, 11025, n_threads=n_threads)
+            np.testing.assert_allclose(signal, alone, atol=1e-6)
+
+
+def test_the_seed_decides_the_phases_that_no_slope_tells():
+    noise = make_music(0.5)
+
+    first, again, other = (recover(noise, init="random", seed=seed) for seed in (1, 1, 2))
+
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.01
+
+
+@pytest.mark.parametrize("n_samples", [100, 2205, 30000])
+def test_signals_are_as_long_as_asked_for(n_samples):
+    amplitude = analyse(make_music(0.5))
+
+    assert GriffinLim(1024, 256, n_iter=1).invert(amplitude, n_samples).shape == (n_samples,)
+
+
+def test_silence_stays_silent_beside_a_channel_with_sound():
+    stereo = np.stack([np.zeros(11025, np.float32), make_tone(440, 0.5)])
+
+    again = recover(stereo)
+
+    assert again.shape == stereo.shape
+    assert not again[0].any() and again[1].any()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((1024, 0), "hop_length must be in 1..512"),
+        ((1024, 513), "hop_length must be in 1..512"),
+        ((1024, 256, {"n_iter": -1}), "n_iter must be at least 0"),
+        ((1024, 256, {"momentum": 1.5}), "momentum in 0..1"),
+        ((1024, 256, {"init": "zero"}), "init pghi or random"),
+    ],
+)
+def test_impossible_settings_are_refused(arguments, message):
+    *sizes, keywords = (*arguments, {}) if len(arguments) == 2 else arguments
+
+    with pytest.raises(ValueError, match=message):
+        GriffinLim(*sizes, **keywords)
+
+
+@pytest.mark.parametrize(
+    "amplitude, message",
+    [
+        (np.ones((1, 512, 9)), r"amplitude must be \(n_channels, 513, n_frames\)"),
+        (np.ones((513, 9)), r"amplitude must be \(n_channels, 513, n_frames\)"),
+        (np.ones((1, 513, 0)), r"amplitude must be \(n_channels, 513, n_frames\)"),
+        (np.full((1, 513, 9), np.nan), "finite and at least 0"),
+        (np.full((1, 513, 9), np.inf), "finite and at least 0"),
+        (np.full((1, 513, 9), -1.0), "finite and at least 0"),
+    ],
+)
+def test_impossible_amplitudes_are_refused(amplitude, message):
+    with pytest.raises(ValueError, match=message):
+        GriffinLim(1024, 256).invert(amplitude)
+
+
+def test_phases_are_integrated_from_the_loudest_point_outward():
+    # One loud column beside a soft one with a gap on the floor between: two separate starts.
+    log_magnitude = np.full((5, 6), -9.0, np.float32)
+    log_magnitude[:2] = -1.0
+    log_magnitude[3:] = -3.0
+    phase = np.full_like(log_magnitude, 7.0)
+
+    soundgenerator.integrate_phase(log_magnitude, phase, 0.25, 0.0, 0.0)
+
+    assert (phase[2] == 7).all() and (phase[[0, 1, 3, 4]] < 2 * np.pi).all()
+    np.testing.assert_allclose(
+        np.diff(phase[:2], axis=0)[0] % (2 * np.pi), 2 * np.pi * 0.25 * np.arange(6) % (2 * np.pi),
+        atol=1e-5,
+    )  # fmt: skip

@@ -63,12 +63,16 @@ class Loader:
         """
         return self._read(file_path, self.duration)[..., : self.n_samples]
 
+    def load_whole(self, file_path):
+        """All of a file, as load() returns it."""
+        return self._read(file_path, None)
+
     def load_pieces(self, file_path):
         """All consecutive pieces of a file, a list of signals as load() returns them.
 
         The last one may be shorter; it is left out below half of `duration`, unless alone.
         """
-        signal = self._read(file_path, None)
+        signal = self.load_whole(file_path)
         starts = range(0, max(signal.shape[-1], 1), self.n_samples)
         pieces = [signal[..., start : start + self.n_samples] for start in starts]
         if len(pieces) > 1 and 2 * pieces[-1].shape[-1] < self.n_samples:
@@ -152,9 +156,10 @@ class Padder:
 
 
 class LogSpectrogramExtractor:
-    """Computes log spectrograms, Nyquist row left out."""
+    """Computes log spectrograms, Nyquist row left out, floored top_db below their peak or not."""
 
-    def __init__(self, frame_size, hop_length):
+    def __init__(self, frame_size, hop_length, *, top_db=TOP_DB):
+        self.top_db = top_db
         self.frame_size = check_at_least("frame_size", frame_size, 4)
         if frame_size % 2:
             raise ValueError(f"frame_size must be even, got {frame_size}")
@@ -166,7 +171,7 @@ class LogSpectrogramExtractor:
         Args:
             signal: float32 (n_samples,) or (2, n_samples).
         Returns:
-            float32 (n_bins, n_frames) or (n_bins, n_frames, 2), dB re 1.0, floored TOP_DB below
+            float32 (n_bins, n_frames) or (n_bins, n_frames, 2), dB re 1.0, floored top_db below
             the peak; n_bins = frame_size / 2, n_frames = 1 + n_samples // hop_length.
         """
         import librosa
@@ -175,7 +180,7 @@ class LogSpectrogramExtractor:
             warnings.filterwarnings("ignore", message="n_fft=.* is too large")
             stft = librosa.stft(signal, n_fft=self.frame_size, hop_length=self.hop_length)
         spectrogram = np.abs(stft[..., :-1, :])  # (n_bins, n_frames) or (2, n_bins, n_frames)
-        log_spectrogram = librosa.amplitude_to_db(spectrogram, ref=1.0, top_db=TOP_DB)
+        log_spectrogram = librosa.amplitude_to_db(spectrogram, ref=1.0, top_db=self.top_db)
         if log_spectrogram.ndim == 3:
             log_spectrogram = np.moveaxis(log_spectrogram, 0, -1)  # (n_bins, n_frames, 2)
         return np.ascontiguousarray(log_spectrogram, dtype=np.float32)

@@ -90,21 +90,26 @@ class SoundGenerator:
         Returns:
             float32 amplitude (n_channels, frame_size / 2 + 1, n_frames), Nyquist row zero.
         """
-        import librosa
+        return self.convert_to_amplitude(self.restore_log_spectrogram(spectrogram, min_max))
 
+    def restore_log_spectrogram(self, spectrogram, min_max):
+        """Undo resizing and normalisation: float32 (n_bins, n_frames, n_channels), dB."""
         image = add_channel_axis(np.asarray(spectrogram, dtype=np.float32))
         image = resize_spectrogram(image, self._get_native_shape(image))
-        log_spectrogram = self._min_max_normaliser.denormalise(
-            image, min_max["min"], min_max["max"]
-        )
+        return self._min_max_normaliser.denormalise(image, min_max["min"], min_max["max"])
+
+    def convert_to_amplitude(self, log_spectrogram):
+        """The amplitude, as restore_amplitude() gives it, of a log spectrogram of any length."""
+        import librosa
+
         amplitude = librosa.db_to_amplitude(log_spectrogram)
         amplitude[log_spectrogram <= SILENCE_DB] = 0
         amplitude = np.pad(amplitude, [(0, 1), (0, 0), (0, 0)])
         return np.moveaxis(amplitude, -1, 0).astype(np.float32)
 
-    def invert(self, amplitude):
+    def invert(self, amplitude, n_samples=None):
         """The signal of one amplitude spectrogram; see GriffinLim.invert."""
-        return self._griffin_lim.invert(amplitude, self.n_samples)
+        return self._griffin_lim.invert(amplitude, n_samples or self.n_samples)
 
     def _get_native_shape(self, image):
         n_frames = image.shape[1]

@@ -60,7 +60,7 @@ def test_each_script_names_the_command_to_run_first(tmp_path):
 
     done = run(tmp_path, "generate.py")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert "run preprocess.py first" in done.stderr
+    assert "run train.py first" in done.stderr
 
     (tmp_path / "empty").mkdir()
     done = run(tmp_path, "preprocess.py", "--audio_files_dir", "empty")

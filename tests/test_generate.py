@@ -3,6 +3,7 @@ import pytest
 import soundfile
 
 import generate
+import preprocess
 
 KEYS = [f"jazz/song.{i:05d}.wav.000.npy" for i in range(30)]
 MIN_MAX = {key: {"min": -80.0, "max": float(i)} for i, key in enumerate(KEYS)}
@@ -52,14 +53,19 @@ def test_wav_names_are_distinct_and_fit_a_file_system():
     assert max(len(name.encode()) for name in names) < 255
 
 
-def test_scale_pair_scales_both_by_the_same_factor_only_when_one_clips():
+def test_sounds_of_an_item_are_scaled_together_only_when_one_clips(tmp_path):
+    settings = preprocess.Settings(1, 22050, 256, 64, 0.3, True, "all", 80.0)
     quiet, loud = np.array([0.5, -0.25]), np.array([2.0, -1.0])
 
-    original, generated, factor = generate.scale_pair(quiet, loud)
+    def write(name, generated):
+        sounds = {"original": quiet, "generated": generated}
+        generate.write_item(tmp_path, generate.Item(name, name, sounds, {}, {}), settings)
+        return [soundfile.read(tmp_path / kind / f"{name}.wav")[0] for kind in sounds]
 
-    assert np.abs(generated).max() == pytest.approx(generate.HEADROOM)
-    np.testing.assert_allclose(original, quiet * factor)
-    assert generate.scale_pair(quiet, quiet)[2] == 1
+    original, generated = write("loud", loud)
+    assert np.abs(generated).max() == pytest.approx(generate.HEADROOM, abs=1e-4)  # 16 bits
+    np.testing.assert_allclose(4 * original, generated, atol=1e-3)
+    np.testing.assert_allclose(write("quiet", quiet)[0], quiet, atol=1e-4)
 
 
 def test_saved_signals_read_back(tmp_path):

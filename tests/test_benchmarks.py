@@ -98,3 +98,21 @@ def test_streaming_measures_both_paths(tmp_path):
     assert all(float(row["pieces_per_s"]) > 0 for row in rows)
     assert 0 < float(rows[0]["resident_gb"]) < 3
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_phase_recovery_measures_every_method(tmp_path, write_audio):
+    write_audio("a.wav", make_music(5.5))
+
+    printed = run_benchmark(
+        "phase_recovery.py", tmp_path, "--audio_files_dir", "audio", "--n_pieces", "1", "--frame",
+        "512", "256", "--kinds", "true",
+    )  # fmt: skip
+
+    rows = read_rows(tmp_path / "phase_recovery.csv")
+    quality = {
+        (row["method"], row["n_iter"]): float(row["spectral_convergence_db"]) for row in rows
+    }
+    assert quality["ours", "40"] < quality["librosa", "32"] < quality["magnitude-only istft", "0"]
+    assert all(float(row["single_s_per_s"]) > 0 for row in rows)
+    assert "ours at 40 iterations is" in printed
+    assert (tmp_path / "phase_recovery.png").stat().st_size > 5000

@@ -6,8 +6,6 @@ Out: their reconstructions and latents; a folder with parameters.json and model.
     autoencoder = Autoencoder((512, 256, 1), (16, 32, 64), (3, 3, 3), (2, 2, 2), 128)
 """
 
-import contextlib
-import json
 import math
 import os
 import time
@@ -15,24 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess import write_json
-
-
-@contextlib.contextmanager
-def silence_native_stderr():
-    """Send what C++ code writes to file descriptor 2 nowhere; Python errors still pass."""
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
-
+from storage.files import native_silence, read_json, write_json
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with silence_native_stderr():  # TensorFlow 2.21 logs a dozen notices before it reads that level
+with native_silence:  # TensorFlow 2.21 logs a dozen notices before it reads that level
     import keras
     from keras import layers
 
@@ -46,6 +30,8 @@ START_IMAGES = 1500  # at most, for the principal components that training start
 LOCAL_IMAGES = 200  # of them, for those of each convolution
 OFFSET_MARGIN = 1.2  # a feature map's bias over its lowest value seen
 MAIN_SHARE = 0.45  # of a convolution's filters start as components, the others at random
+MAX_LAYERS = 64  # of a model that is loaded
+MAX_MAP_BYTES = 1 << 28  # of one image's largest feature map in a model that is loaded
 PRECISIONS = ("float32", "bfloat16", "float16")
 BFLOAT16_TIME = 0.8  # of float32's for a matrix product, at most, for choose_precision
 
@@ -326,26 +312,92 @@ class Autoencoder:
             FileNotFoundError: the folder holds no model.
             ValueError: the parameters or weights are damaged or do not fit each other.
         """
-        parameters_path = Path(folder) / "parameters.json"
+        parameters_path, weights_path = (
+            Path(folder) / name for name in ("parameters.json", "model.weights.h5")
+        )
         if not parameters_path.is_file():
             raise FileNotFoundError(f"no model in {folder}: run train.py first")
+        if not weights_path.is_file():
+            raise FileNotFoundError(f"no weights at {weights_path}: run train.py first")
         try:
-            autoencoder = cls(**json.loads(parameters_path.read_text()))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{parameters_path} is no set of parameters: {error}") from error
-        autoencoder.load_weights(Path(folder) / "model.weights.h5")
+            parameters = read_json(parameters_path)
+            check_size(parameters, weights_path.stat().st_size)
+            autoencoder = cls(**parameters)
+        except (TypeError, KeyError, OverflowError, ValueError) as error:
+            raise ValueError(
+                f"{parameters_path} is no set of parameters for the weights beside it: {error}"
+            ) from error
+        autoencoder.load_weights(weights_path)
         return autoencoder
 
     def load_weights(self, path):
-        """Load weights of the same architecture from a .weights.h5 file."""
+        """Load weights of the same architecture from a .weights.h5 file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, refers to other files, or is of another architecture.
+        """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no weights at {path}: run train.py first")
         try:
+            check_weights_file(path)
             self.model.load_weights(path)
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError, KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} does not fit the parameters beside it, or is damaged: run train.py again"
             ) from error
+
+
+def check_size(parameters, n_file_bytes):
+    """Raise a ValueError where a model would take more memory than its weights' file excuses.
+
+    Args:
+        parameters: the constructor's arguments by name, from a file.
+        n_file_bytes: size of the file of weights.
+    """
+    height, width, channels = check_sizes("input_shape", parameters["input_shape"])
+    filters = check_sizes("conv_filters", parameters["conv_filters"])
+    kernels = check_pairs("conv_kernels", parameters["conv_kernels"])
+    strides = check_pairs("conv_strides", parameters["conv_strides"])
+    (latent_space_dim,) = check_sizes("latent_space_dim", [parameters["latent_space_dim"]])
+    if len(filters) > MAX_LAYERS:
+        raise ValueError(f"conv_filters must have at most {MAX_LAYERS} layers, got {len(filters)}")
+    n_weights, largest = 0, height * width * channels
+    for n_filters, kernel, stride in zip(filters, kernels, strides, strict=True):
+        (rows, columns), (down, right) = (
+            (size, size) if isinstance(size, int) else size for size in (kernel, stride)
+        )
+        n_weights += 2 * rows * columns * channels * n_filters  # there and back
+        height, width, channels = -(-height // down), -(-width // right), n_filters
+        largest = max(largest, height * width * channels)
+    n_weights += 2 * height * width * channels * latent_space_dim
+    if 4 * n_weights > n_file_bytes or 4 * largest > MAX_MAP_BYTES:
+        raise ValueError(
+            f"they describe a model of {n_weights:.3g} weights, with {largest:.3g} numbers in a "
+            f"feature map, but the weights' file has {n_file_bytes} bytes"
+        )
+
+
+def check_weights_file(path):
+    """Raise a ValueError where an HDF5 file refers to others, or claims more than it holds."""
+    import h5py
+
+    n_bytes = 0
+
+    def check(name, item):
+        nonlocal n_bytes
+        if isinstance(item, h5py.Dataset):
+            n_bytes += item.nbytes
+            if item.external or item.is_virtual or item.dtype.hasobject:
+                raise ValueError(f"{name} does not hold its numbers")
+        elif any(type(item.get(inner, getlink=True)) is not h5py.HardLink for inner in item):
+            raise ValueError(f"{name} has links to elsewhere")
+
+    with h5py.File(path) as file:
+        check("the file", file)
+        file.visititems(check)
+    if n_bytes > Path(path).stat().st_size:
+        raise ValueError("it is shorter than what it claims to hold")
 
 
 class Batches(keras.utils.PyDataset):

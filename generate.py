@@ -13,11 +13,10 @@ import collections.abc
 import difflib
 import hashlib
 import io
-import json
 import math
 import re
 import sys
-import zipfile
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -26,6 +25,8 @@ import numpy as np
 
 import preprocess
 from preprocess import number
+from storage.arrays import load_arrays
+from storage.files import make_printable, read_json, write_atomically, write_csv, write_figure
 
 SAVED_DATA = preprocess.SAVED_DATA
 MIN_MAX_VALUES_PATH = "saved_data/min_max_values/min_max_values.pkl"
@@ -44,6 +45,7 @@ SEED = 0
 HEADROOM = 0.99  # the peak of a sound that would have clipped
 MAX_PLOTTED = 5  # pieces in spectrograms.png
 MAX_NAME_BYTES = 200  # of a WAV's name; file systems end at 255
+RESERVED = '\\:*?"<>|'  # characters that some system has no place for in a name
 
 PRIOR_VARIANCE = 0.99  # share of the latents' variance that the prior models
 PRIOR_COMPONENTS = (1, 2, 4, 8, 16)  # Gaussians to choose from
@@ -133,13 +135,15 @@ def find_key(name, keys):
 
 def make_wav_names(keys):
     """One file name a key: its path with / as __, distinct and short enough for a file system."""
-    names = []
+    names, taken = [], set()
     for key in keys:
         name = key.removesuffix(".npy").replace("/", "__")
-        if len(name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES or f"{name}.wav" in names:
+        name = "".join("_" if c in RESERVED or not c.isprintable() else c for c in name)
+        if len(name.encode()) > MAX_NAME_BYTES or name.casefold() in taken:
             digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:8]
             name = f"{name[-MAX_NAME_BYTES // 4 :]}-{digest}"
         names.append(f"{name}.wav")
+        taken.add(name.casefold())
     return names
 
 
@@ -150,7 +154,7 @@ def save_signals(signals, save_dir, names, sample_rate=preprocess.SAMPLE_RATE):
     for signal, name in zip(signals, names, strict=True):
         buffer = io.BytesIO()
         soundfile.write(buffer, signal.T, sample_rate, subtype="PCM_16", format="WAV")
-        preprocess.write_atomically(Path(save_dir) / name, buffer.getvalue())
+        write_atomically(Path(save_dir) / name, buffer.getvalue())
 
 
 def load_model_settings(model_folder, spectrograms_path=None):
@@ -189,11 +193,14 @@ def plot_pairs(path, pairs, settings):
                 image[..., 0], origin="lower", aspect="auto", extent=extent, vmin=0, vmax=1,
                 cmap="magma", interpolation="nearest",
             )  # fmt: skip
-        grid[0, column].set_title(key.removesuffix(".npy")[-32:], fontsize=8, parse_math=False)
+        title = make_printable(key.removesuffix(".npy"))[-32:]
+        grid[0, column].set_title(title, fontsize=8, parse_math=False)
         grid[1, column].set_xlabel("seconds")
     for axes, name in zip(grid[:, 0], ("original", "generated"), strict=True):
         axes.set_ylabel(f"{name}, Hz")
-    preprocess.write_figure(path, figure, dpi=100)
+    with warnings.catch_warnings():  # a name may have characters that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        write_figure(path, figure, dpi=100)
 
 
 class Prior:
@@ -317,13 +324,26 @@ def load_training_pieces(model_folder):
     if not path.is_file():
         raise FileNotFoundError(f"no latents at {path}: run train.py again")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            ranges = np.stack([file["min"], file["max"]], axis=1).astype(np.float32)
-            latents = file["latent"].astype(np.float32)
-            pieces = TrainingPieces(latents, ranges, file["key"].tolist(), file["genre"])
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged: run train.py again") from error
+        arrays = load_arrays(path)
+        ranges = np.stack([arrays["min"], arrays["max"]], axis=1).astype(np.float32)
+        latents = arrays["latent"].astype(np.float32)
+        pieces = TrainingPieces(latents, ranges, arrays["key"].tolist(), arrays["genre"])
+        check_training_pieces(pieces)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: run train.py again ({error})") from error
     return pieces
+
+
+def check_training_pieces(pieces):
+    """Raise a ValueError unless there is a finite latent and range, and a key, of each piece."""
+    n = len(pieces.latents)
+    shapes = (pieces.latents.ndim, pieces.ranges.shape, np.shape(pieces.keys), pieces.genres.shape)
+    if shapes != (2, (n, 2), (n,), (n,)) or pieces.genres.dtype.kind != "U":
+        raise ValueError(f"it has arrays of the shapes {shapes}")
+    if not (np.isfinite(pieces.latents).all() and np.isfinite(pieces.ranges).all()):
+        raise ValueError("it holds numbers that are not finite")
+    for key in pieces.keys:
+        preprocess.check_key(str(key))
 
 
 def choose_genre(pieces, genre):
@@ -586,9 +606,10 @@ class Judge:
         studio: a Studio.
         pieces: the TrainingPieces.
         saved_data: the folder with their spectrograms, and others that were held out.
+        held_tracks: the audio paths of those, or None for all others.
     """
 
-    def __init__(self, studio, pieces, saved_data):
+    def __init__(self, studio, pieces, saved_data, held_tracks=None):
         self.studio = studio
         self.pieces = pieces
         self.spectrograms_path = Path(saved_data) / Path(SPECTROGRAMS_PATH).name
@@ -596,8 +617,9 @@ class Judge:
         self.min_max_values = preprocess.load_min_max_values(
             preprocess.get_min_max_path(saved_data)
         )
-        training = {*pieces.keys}
-        self.held_keys = choose_evenly([key for key in keys if key not in training])
+        if held_tracks is None:
+            held_tracks = {*map(preprocess.get_track, {*keys} - {*pieces.keys})}
+        self.held_keys = choose_evenly([k for k in keys if preprocess.get_track(k) in held_tracks])
         self.training_keys = choose_evenly(pieces.keys)
         self.mels = []  # of the new pieces so far
         self.typical = self._measure_typical()
@@ -736,7 +758,7 @@ def draw_picture(path, log_spectrogram, settings):
     )  # fmt: skip
     axes.set(xlabel="seconds", ylabel="Hz")
     figure.colorbar(shown, label="dB")
-    preprocess.write_figure(path, figure, dpi=100)
+    write_figure(path, figure, dpi=100)
 
 
 def write_item(samples, item, settings):
@@ -775,7 +797,7 @@ def write_page(samples, entries, summary):
     template = Path(__file__).with_name("page.html").read_text()
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(template).render(entries=entries, summary=summary)
-    preprocess.write_atomically(samples / "index.html", page.encode("utf-8", "replace"))
+    write_atomically(samples / "index.html", page.encode("utf-8", "replace"))
 
 
 def make_pairs(studio, spectrograms, min_max_values, keys, find_recorded, picture_path):
@@ -819,8 +841,8 @@ def make_pairs(studio, spectrograms, min_max_values, keys, find_recorded, pictur
             log_spectrograms["recorded"] = log_spectrogram.reshape(*log_spectrogram.shape[:2], -1)
             sounds = {"recorded": recorded, **sounds}
         print(
-            f"{key}: image error {figures['image error']:.5f}, spectral convergence "
-            f"{figures['spectral convergence of the generated, dB']:.1f} dB "
+            f"{make_printable(key)}: image error {figures['image error']:.5f}, "
+            f"spectral convergence {figures['spectral convergence of the generated, dB']:.1f} dB "
             f"(original {figures['spectral convergence of the original, dB']:.1f} dB), "
             f"mel distance {figures['mel distance, dB']:.2f} dB",
             flush=True,
@@ -831,18 +853,16 @@ def make_pairs(studio, spectrograms, min_max_values, keys, find_recorded, pictur
 
 def make_find_recorded(saved_data, studio):
     """A function from a key to its recorded signal, None where the audio is not there any more."""
-    source = json.loads((Path(saved_data) / "source.json").read_text())
+    source = read_json(Path(saved_data) / "source.json")
     settings = studio.settings
     loader = preprocess.Loader(settings.sample_rate, settings.duration, settings.mono)
 
     def find_recorded(key):
         path = Path(source["audio_files_dir"]) / preprocess.get_track(key)
         try:
-            pieces = loader.load_pieces(path)
+            return loader.load_piece(path, int(key.rsplit(".", 2)[1]))
         except ValueError:
             return None
-        segment = int(key.rsplit(".", 2)[1])
-        return pieces[segment] if segment < len(pieces) else None
 
     return find_recorded
 
@@ -890,10 +910,24 @@ def make_judge(studio, pieces, options):
     """The Judge, or None where saved_data is not there or is of another model."""
     try:
         load_model_settings(options.model, options.saved_data / Path(SPECTROGRAMS_PATH).name)
-        return Judge(studio, pieces, options.saved_data)
+        return Judge(studio, pieces, options.saved_data, load_held_tracks(options.model))
     except (OSError, ValueError, KeyError) as error:
-        print(f"new pieces are not compared with training pieces: {error}", file=sys.stderr)
+        print(
+            f"new pieces are not compared with training pieces: {make_printable(error)}",
+            file=sys.stderr,
+        )
         return None
+
+
+def load_held_tracks(model_folder):
+    """The audio paths that a model was not trained on; None where it does not tell."""
+    from train import load_split
+
+    path = Path(model_folder) / "split.json"
+    if not path.exists():
+        return None
+    parts = load_split(path)
+    return parts["valid"] | parts["test"]
 
 
 def make_items(studio, options):
@@ -951,8 +985,8 @@ def main():
         entries.append(write_item(options.samples, item, studio.settings))
         figures = {name: item.figures[name] for name in item.figures if name != "latents"}
         rows.extend((item.name, name, value) for name, value in figures.items())
-        print(f"{item.title}: {', '.join(f'{kind}/{item.name}.wav' for kind in item.sounds)}",
-              flush=True)  # fmt: skip
+        sounds = ", ".join(f"{kind}/{item.name}.wav" for kind in item.sounds)
+        print(f"{make_printable(item.title)}: {sounds}", flush=True)
 
     if options.sample or options.compose:
         pieces = load_training_pieces(options.model)
@@ -968,7 +1002,7 @@ def main():
             rows.extend(("all new pieces", name, value) for name, value in summary.items())
     for item in make_items(studio, options):
         keep(item)
-    preprocess.write_csv(options.samples / "metrics.csv", ("item", "figure", "value"), rows)
+    write_csv(options.samples / "metrics.csv", ("item", "figure", "value"), rows)
     write_page(options.samples, entries, format_figures(summary))
     for name, value in summary.items():
         print(f"{name}: {value:.2f}")

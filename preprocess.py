@@ -2,23 +2,53 @@
 
 In:  any folder of audio that libsndfile reads, at any depth, rate and channel count.
 Out: saved_data/spectrograms/<audio path>.<segment>.npy, settings.json, min_max_values.pkl.
+     Interrupted at any moment, the same command goes on where it was.
 
     python preprocess.py --audio_files_dir my_music --saved_data saved_data
 """
 
 import argparse
 import collections
-import csv
+import concurrent.futures
+import contextlib
+import errno
+import hashlib
 import io
+import itertools
 import json
+import logging
+import math
 import os
 import pickle
+import re
 import shutil
+import stat
 import sys
+import tempfile
+import threading
+import time
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+
+from storage.arrays import load_array, load_pickled_floats
+from storage.files import (
+    LOCK,
+    TEMPORARY_NAME,
+    FileSet,
+    TemporaryError,
+    lock,
+    make_printable,
+    native_silence,
+    open_regular,
+    read_file,
+    read_json,
+    write_atomically,
+    write_csv,
+    write_json,
+)
 
 FRAME_SIZE = 1024  # samples, librosa's n_fft
 HOP_LENGTH = 256  # samples; a quarter of the frame, which phase recovery needs
@@ -35,8 +65,34 @@ MIN_MAX_VALUES_SAVE_DIR = "min_max_values"  # below SAVED_DATA
 
 TOP_DB = 80.0  # dB kept below a piece's own peak
 FORMAT_VERSION = 1  # of what lies in SAVED_DATA
-READ_BLOCK = 1 << 20  # samples decoded at a time
-SAVE_EVERY = 50  # tracks between two writes of the min-max values
+RANGES = {
+    "frame_size": (int, 4, 1 << 16),
+    "hop_length": (int, 1, 1 << 15),
+    "duration": (float, 0.01, 3600),
+    "sample_rate": (int, 100, 768_000),
+    "top_db": (float, 1, 1000),
+}  # fmt: skip; of the settings
+
+READ_BLOCK = 1 << 18  # samples decoded at a time, all channels together
+FILE_RATES = (1000, 1_000_000)  # Hz; a header with another one is no audio's
+MAX_SAMPLE = 1e10  # beyond it float32 spectrograms overflow
+STREAMED_BYTES = 0x7FFF0000  # from here on a WAV's length means that its writer did not know it
+MAX_TABLE_BYTES = 1 << 30  # of the min-max values: those of ten million pieces
+MAX_PIECE_BYTES = 1 << 31  # of one spectrogram
+MAX_NAME_BYTES = 255  # of a file; file systems end there
+UNSAFE_KEY = re.compile(r"^$|\0|^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
+DASK_ADDRESS = re.compile(r"(?:(?:tcp|tls|ucx|ws|wss)://)?[^/\s]+:\d+")
+PARENT_CHECK_S = 0.2  # seconds between a worker's looks at whether its run goes on
+CONNECT_S = 10  # seconds that a Dask scheduler, and then its workers, may take to answer
+NO_ROOM = ": make room there and start again, what is done stays"
+NO_WRITING = ": allow this, or name another folder"
+REMEDIES = {
+    errno.ENOSPC: NO_ROOM,
+    errno.EDQUOT: NO_ROOM,
+    errno.EROFS: NO_WRITING,
+    errno.EACCES: NO_WRITING,
+    errno.EPERM: NO_WRITING,
+}  # fmt: skip; of what the operating system refuses
 Settings = collections.namedtuple(
     "Settings", "format_version sample_rate frame_size hop_length duration mono segments top_db"
 )
@@ -61,80 +117,124 @@ class Loader:
         Raises:
             ValueError: the file is no audio, is damaged, or holds samples that are no numbers.
         """
-        return self._read(file_path, self.duration)[..., : self.n_samples]
+        blocks = [*self._decode(file_path, self.duration)]
+        return np.concatenate(blocks, axis=-1)[..., : self.n_samples]
 
     def load_whole(self, file_path):
         """All of a file, as load() returns it."""
-        return self._read(file_path, None)
+        return np.concatenate([*self._decode(file_path)], axis=-1)
 
     def load_pieces(self, file_path):
-        """All consecutive pieces of a file, a list of signals as load() returns them.
+        """Yield all consecutive pieces of a file, signals as load() returns them.
 
-        The last one may be shorter; it is left out below half of `duration`, unless alone.
+        The last one may be shorter; it is left out below half of `duration`, unless alone. What
+        is wrong with a file may show, as load()'s ValueError, only after its last piece.
         """
-        signal = self.load_whole(file_path)
-        starts = range(0, max(signal.shape[-1], 1), self.n_samples)
-        pieces = [signal[..., start : start + self.n_samples] for start in starts]
-        if len(pieces) > 1 and 2 * pieces[-1].shape[-1] < self.n_samples:
-            pieces.pop()
-        return pieces
+        blocks, n_held, n_pieces = [], 0, 0
+        for block in self._decode(file_path):
+            blocks.append(block)
+            n_held += block.shape[-1]
+            if n_held < self.n_samples:
+                continue
+            signal = np.concatenate(blocks, axis=-1)
+            for start in range(0, n_held - self.n_samples + 1, self.n_samples):
+                n_pieces += 1
+                yield signal[..., start : start + self.n_samples]
+            n_held %= self.n_samples
+            blocks = [signal[..., signal.shape[-1] - n_held :]]
+        if n_pieces == 0 or 2 * n_held >= self.n_samples:
+            yield np.concatenate(blocks, axis=-1)
 
-    def _read(self, file_path, duration):
-        """Decode `duration` seconds (None: all), mixed down, at the loader's rate; float32."""
-        import librosa
+    def load_piece(self, file_path, index):
+        """One of the pieces, or None where there are fewer."""
+        return next(itertools.islice(self.load_pieces(file_path), index, None), None)
+
+    def _decode(self, file_path, duration=None):
+        """Yield `duration` seconds (None: all) in blocks, mixed down, at the loader's rate."""
         import soundfile
+        import soxr
 
+        descriptor = open_regular(file_path)
         try:
-            with open(file_path, "rb") as raw, soundfile.SoundFile(raw) as sound_file:
-                n_wanted = sound_file.frames
-                if duration is not None:
-                    n_wanted = min(n_wanted, int(np.ceil(duration * sound_file.samplerate)))
-                blocks = self._read_blocks(sound_file, n_wanted)
-                check_whole(sound_file, sum(b.shape[-1] for b in blocks), n_wanted)
-                native_rate = sound_file.samplerate
+            with native_silence:
+                sound_file = soundfile.SoundFile(descriptor, closefd=False)
+            with sound_file:
+                check_header(sound_file)
+                resampler = None
+                if sound_file.samplerate != self.sample_rate:
+                    resampler = soxr.ResampleStream(
+                        sound_file.samplerate, self.sample_rate, 1 if self.mono else 2, "float32",
+                        quality="HQ",
+                    )  # fmt: skip
+                for block, is_last in read_blocks(sound_file, duration):
+                    signal = self._mix(block)
+                    if resampler:
+                        signal = resampler.resample_chunk(signal, last=is_last)
+                    yield check_samples(signal).T
         except (soundfile.LibsndfileError, TypeError) as error:
             reason = str(getattr(error, "error_string", "") or "headerless audio").rstrip(".")
             raise ValueError(f"not readable as audio ({reason})") from error
-        except OSError as error:
-            raise ValueError(f"cannot be opened ({error.strerror})") from error
-        if not blocks:
-            raise ValueError("holds no samples")
-        signal = np.concatenate(blocks, axis=-1)
-        if not np.isfinite(signal).all():
-            raise ValueError("holds samples that are not finite (NaN or infinity)")
-        if native_rate != self.sample_rate:
-            signal = librosa.resample(signal, orig_sr=native_rate, target_sr=self.sample_rate)
-        return signal
-
-    def _read_blocks(self, sound_file, n_wanted):
-        # A header may promise more than the file holds: memory follows what was decoded.
-        blocks, n_read = [], 0
-        while n_read < n_wanted:
-            block = sound_file.read(min(READ_BLOCK, n_wanted - n_read), "float32", always_2d=True)
-            if not len(block):
-                break
-            n_read += len(block)
-            blocks.append(self._mix(block.T))
-        return blocks
+        finally:
+            os.close(descriptor)
 
     def _mix(self, block):
-        # (n_channels, n) -> (n,) or (2, n); the even channels are left, the odd ones right
+        # (n, n_channels) -> (n,) or (n, 2); the even channels are left, the odd ones right
         if self.mono:
-            return block.mean(axis=0)
-        if len(block) == 1:
-            return np.repeat(block, 2, axis=0)
-        return np.stack([block[0::2].mean(axis=0), block[1::2].mean(axis=0)])
+            return average_channels(block)
+        if block.shape[1] == 1:
+            return np.repeat(block, 2, axis=1)
+        return np.stack([average_channels(block[:, side::2]) for side in (0, 1)], axis=1)
 
 
-def check_whole(sound_file, n_read, n_wanted):
-    """Raise ValueError where an open file has fewer samples than its header promises."""
+def check_header(sound_file):
+    """Raise ValueError where an open file's header cannot be that of audio."""
+    least, most = FILE_RATES
+    if not least <= sound_file.samplerate <= most:
+        raise ValueError(f"has a sample rate of {sound_file.samplerate} Hz in its header")
+    if sound_file.frames == 0:
+        raise ValueError("holds no samples")
+
+
+def read_blocks(sound_file, duration):
+    """Yield (float32 (n, n_channels), whether it is the last) of an open file.
+
+    A header may promise more than the file holds: memory follows what is decoded.
+
+    Raises:
+        ValueError: there are fewer samples than the header promises.
+    """
+    n_wanted = sound_file.frames
+    if duration is not None:
+        n_wanted = min(n_wanted, math.ceil(duration * sound_file.samplerate))
+    n_block, n_read = max(1, READ_BLOCK // sound_file.channels), 0
+    while n_read < n_wanted:
+        with native_silence:
+            block = sound_file.read(min(n_block, n_wanted - n_read), "float32", always_2d=True)
+        if not len(block):
+            break
+        n_read += len(block)
+        yield block, n_read == n_wanted
     # libsndfile shortens a cut WAV without an error, and tells only its log.
-    cut_wav = sound_file.format.startswith(("WAV", "AIFF", "AU", "RF64", "W64")) and any(
-        line.strip().startswith(("data", "SSND", "Data Size")) and "should be" in line
-        for line in sound_file.extra_info.splitlines()
+    lengths = re.findall(
+        r"^ *(?:data|SSND|Data Size)\b.*?(\d+) \(should be", sound_file.extra_info, re.MULTILINE
     )
-    if cut_wav or n_read < n_wanted:
+    if n_read < n_wanted or any(int(length) < STREAMED_BYTES for length in lengths):
         raise ValueError("is cut short: it ends before the length its header gives")
+
+
+def average_channels(block):
+    """The mean of the columns, float32 (n,); a few times as fast as numpy's."""
+    total = block[:, 0].copy()
+    for channel in block.T[1:]:
+        total += channel
+    return total / np.float32(block.shape[1])
+
+
+def check_samples(signal):
+    """The signal, or a ValueError where it holds what is no sample."""
+    if signal.size and not np.abs(signal).max() <= MAX_SAMPLE:  # NaN is not below anything
+        raise ValueError(f"holds samples that are not finite, or beyond {MAX_SAMPLE:g}")
+    return signal
 
 
 class Padder:
@@ -210,17 +310,35 @@ class MinMaxNormaliser:
 
 
 class Saver:
-    """Writes features as .npy files and their min-max values as one pickle."""
+    """Writes features as .npy files and their min-max values as one pickle.
+
+    Beside the pickle lies a journal, tracks.jsonl: a line for the features' origin, and one for
+    each track that is done, so that a run which was interrupted goes on where it was.
+    """
 
     def __init__(self, feature_save_dir, min_max_values_save_dir):
         self.feature_save_dir = Path(feature_save_dir)
         self.min_max_values_path = Path(min_max_values_save_dir) / "min_max_values.pkl"
+        self.journal_path = Path(min_max_values_save_dir) / "tracks.jsonl"
 
     def save_feature(self, feature, key):
         """Write one array as feature_save_dir/key."""
-        buffer = io.BytesIO()
-        np.save(buffer, feature, allow_pickle=False)
-        write_atomically(self.feature_save_dir / key, buffer.getvalue())
+        self.save_features([(key, feature)])
+
+    def save_features(self, features):
+        """Write (key, array) pairs, so that all of them appear or, after an error, none.
+
+        Returns:
+            bytes of one file.
+        """
+        data = b""
+        with FileSet() as files:
+            for key, feature in features:
+                buffer = io.BytesIO()
+                np.save(buffer, feature, allow_pickle=False)
+                data = buffer.getbuffer()
+                files.add(self.feature_save_dir / check_key(key), data)
+        return len(data)
 
     def save_min_max_values(self, min_max_values):
         """Write {key: {"min": dB, "max": dB}}, sorted by key."""
@@ -231,11 +349,94 @@ class Saver:
         }
         write_atomically(self.min_max_values_path, pickle.dumps(ordered, protocol=4))
 
+    def load_tracks(self, origin):
+        """{name: Track} of the journal, as far as it is whole; empty if it has another origin."""
+        tracks = {}
+        try:
+            first, *lines = read_file(self.journal_path, MAX_TABLE_BYTES).splitlines()
+            if json.loads(first) != json.loads(json.dumps(origin)):
+                return {}
+            for line in lines:
+                name, tracks[name] = Track.parse(line)
+        except (OSError, ValueError, TypeError, RecursionError):
+            pass  # the line that the interruption cut; what it told of is done again
+        return tracks
+
+    def save_tracks(self, origin, tracks):
+        """Write the journal anew, sorted by name."""
+        lines = [json.dumps(origin)]
+        lines += [track.format(name) for name, track in sorted(tracks.items())]
+        write_atomically(self.journal_path, "".join(f"{line}\n" for line in lines).encode())
+
+    def add_track(self, name, track):
+        """Add a line to the journal."""
+        with open(self.journal_path, "a") as file:
+            file.write(track.format(name) + "\n")
+
+    def remove_others(self, keys):
+        """Delete all features but those of the keys, and what interrupted runs left behind."""
+        for folder, subfolders, names in os.walk(self.feature_save_dir, topdown=False):
+            for path in (Path(folder, name) for name in subfolders):
+                if path.is_symlink():
+                    raise ValueError(f"{path} is a link to elsewhere: remove it, or name another")
+                with contextlib.suppress(OSError):  # it is not empty
+                    path.rmdir()
+            below = Path(folder).relative_to(self.feature_save_dir)
+            for name in names:
+                is_feature = name.endswith(".npy") and not name.startswith(".")
+                if TEMPORARY_NAME.fullmatch(name) or (
+                    is_feature and (below / name).as_posix() not in keys
+                ):
+                    Path(folder, name).unlink()
+
+
+class Track(NamedTuple):
+    """What came of an audio file."""
+
+    stamp: list | None  # its size and time of change; None where it is to be tried again
+    n_bytes: int  # of each of its features
+    ranges: list  # of [min, max] of each of its features, dB
+    reason: str  # why it was skipped, or ""
+
+    def list_keys(self, name):
+        return [make_key(name, segment) for segment in range(len(self.ranges))]
+
+    def format(self, name):
+        """The journal's line."""
+        return json.dumps([name, *self])
+
+    @classmethod
+    def parse(cls, line):
+        """(name, Track) of a line; a ValueError where it is no such line."""
+        name, *fields = json.loads(line)
+        track = cls(*fields)
+        kinds = (list | None, int, list, str)
+        if not isinstance(name, str) or not all(map(isinstance, track, kinds)):
+            raise ValueError("this is no line of a journal")
+        for low, high in track.ranges:
+            check_range({"min": low, "max": high})
+        return name, track
+
+
+def make_key(track, segment):
+    """The path of a piece's feature; a name too long for a file system is cut and made unique."""
+    folder, slash, name = track.rpartition("/")
+    suffix = f".{segment:03d}.npy"
+    encoded = os.fsencode(name)
+    if len(encoded) + len(suffix) > MAX_NAME_BYTES:
+        digest = "-" + hashlib.sha256(encoded).hexdigest()[:16]
+        kept = encoded[: MAX_NAME_BYTES - len(suffix) - len(digest)]
+        name = kept.decode("utf-8", "ignore") + digest
+    return folder + slash + name + suffix
+
 
 class PreprocessingPipeline:
     """Load, pad, extract, normalise and save every audio file of a folder."""
 
-    def __init__(self, loader, padder, extractor, normaliser, saver, *, segments=SEGMENTS, jobs=1):
+    def __init__(
+        self, loader, padder, extractor, normaliser, saver, *, segments=SEGMENTS, jobs=1,
+        dask_scheduler=None,
+    ):  # fmt: skip
         self.loader = loader
         self.padder = padder
         self.extractor = extractor
@@ -243,77 +444,219 @@ class PreprocessingPipeline:
         self.saver = saver
         self.segments = segments
         self.jobs = jobs
+        self.dask_scheduler = dask_scheduler
 
     def preprocess(self, audio_files_dir):
-        """Process every audio file below a folder.
+        """Process every audio file below a folder that is not done yet.
+
+        Features of files that changed or are gone are deleted.
 
         Returns:
-            ({key: {"min": dB, "max": dB}}, [(path, reason)] of the skipped files).
+            {path below the folder: Track}, for every file.
+        Raises:
+            OSError: a feature cannot be written; what was written before is of use.
         """
+        stamps, tracks = list_audio_files(audio_files_dir)
+        origin = self._describe_origin(audio_files_dir)
+        before = self.saver.load_tracks(origin)
+        kept = {
+            name: track for name, track in before.items()
+            if track.stamp and stamps.get(name) == track.stamp and self._has_features(name, track)
+        }  # fmt: skip
+        waiting = {name: stamp for name, stamp in stamps.items() if name not in kept}
+        if waiting or kept.keys() != before.keys():
+            if kept:
+                print(f"{len(kept)} files are done already, {len(waiting)} are new or changed")
+            # First, so that no feature ever lies beside the range of another.
+            self.saver.save_tracks(origin, kept)
+            self.saver.save_min_max_values(collect_min_max_values(kept))
+        self.saver.remove_others(collect_min_max_values(kept).keys())
+        tracks |= kept
+        try:
+            for name, track in self._process_all(audio_files_dir, waiting):
+                tracks[name] = track
+                self.saver.add_track(name, track)
+        finally:
+            self.saver.save_min_max_values(collect_min_max_values(tracks))
+        self.saver.save_tracks(origin, tracks)
+        return tracks
+
+    def _describe_origin(self, audio_files_dir):
+        """All that the features depend on, but for the files."""
+        parts = (self.loader, self.padder, self.extractor, self.normaliser)
+        folder = os.path.abspath(audio_files_dir)
+        return [FORMAT_VERSION, folder, self.segments, *map(vars, parts)]
+
+    def _has_features(self, name, track):
+        paths = (self.saver.feature_save_dir / key for key in track.list_keys(name))
+        try:
+            return all(os.stat(path).st_size == track.n_bytes for path in paths)
+        except OSError:
+            return False
+
+    def _process_all(self, audio_files_dir, stamps):
+        """Yield (name, Track) of each file as it is done, in no certain order."""
+        if not stamps:
+            return
         import joblib
         from tqdm import tqdm
 
-        keys = list_audio_files(audio_files_dir)
-        min_max_values, skipped = {}, []
-        tracks = joblib.Parallel(self.jobs, return_as="generator")(
-            joblib.delayed(self.process_file)(audio_files_dir, key) for key in keys
-        )
-        try:
-            progress = tqdm(tracks, total=len(keys), unit="file", disable=None)
-            for count, (key, values, reason) in enumerate(progress, 1):
-                min_max_values.update(values)
-                if reason:
-                    skipped.append((key, reason))
-                if count % SAVE_EVERY == 0:
-                    self.saver.save_min_max_values(min_max_values)
-        finally:
-            self.saver.save_min_max_values(min_max_values)
-        return min_max_values, skipped
+        folder = os.path.abspath(audio_files_dir)  # a worker may be in another folder
+        # Two at least, so that a file that kills its process is no more than one file lost.
+        jobs = max(2, joblib.cpu_count()) if self.jobs == -1 else self.jobs
+        waiting = dict(stamps)
+        progress = tqdm(total=len(waiting), unit="file", disable=None)
+        with progress, connect(self.dask_scheduler):
+            while waiting:
+                begun = []
+                tasks = self._begin_tasks(folder, waiting, begun)
+                try:
+                    for name, track in joblib.Parallel(jobs, return_as="generator_unordered")(
+                        tasks
+                    ):
+                        del waiting[name]
+                        progress.update()
+                        yield name, track
+                except list_deaths():
+                    pass  # one of the files that were begun is to blame
+                for name in [name for name in begun if name in waiting]:
+                    yield self._process_alone(folder, name, waiting.pop(name))
+                    progress.update()
 
-    def process_file(self, audio_files_dir, track):
-        """Save the pieces of one track; (track, {key: min-max}, why it was skipped or "")."""
+    def _begin_tasks(self, folder, stamps, begun):
+        """Yield a task for each file, and note its name, when joblib has room for one more."""
+        import joblib
+
+        for name, stamp in [*stamps.items()]:
+            begun.append(name)
+            yield joblib.delayed(self.process_file)(folder, name, stamp)
+
+    def _process_alone(self, folder, name, stamp):
+        """(name, Track) of a file that was in the works when a process died."""
+        import joblib
+
         try:
-            pieces = self._load(Path(audio_files_dir) / track)
+            task = joblib.delayed(self.process_file)(folder, name, stamp)
+            return joblib.Parallel(2)([task])[0]
+        except list_deaths():
+            reason = "ended the process that read it: it is damaged, or too large for the memory"
+            return name, Track(None, 0, [], reason)
+
+    def process_file(self, audio_files_dir, name, stamp=None):
+        """Save the pieces of one file; (name, Track).
+
+        Args:
+            stamp: what the Track is to be stamped with, when there is no need to try it again.
+        """
+        ranges = []
+        try:
+            pieces = self._load(Path(audio_files_dir) / name)
+            n_bytes = self.saver.save_features(
+                (make_key(name, segment), self._process_piece(signal, ranges))
+                for segment, signal in enumerate(pieces)
+            )
+        except TemporaryError as error:
+            return name, Track(None, 0, [], str(error))
+        except MemoryError:
+            return name, Track(None, 0, [], "takes more memory than there is")
         except ValueError as error:
-            return track, {}, str(error)
-        values = {}
-        for index, signal in enumerate(pieces):
-            key = f"{track}.{index:03d}.npy"
-            values[key] = self._process_piece(signal, key)
-        return track, values, ""
+            return name, Track(stamp, 0, [], str(error))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return name, Track(stamp, 0, [], "has a path too long for the folder of features")
+        return name, Track(stamp, n_bytes, ranges, "")
 
     def _load(self, path):
-        if not path.is_file() or path.is_symlink():
-            raise ValueError("is a link or no regular file")
+        """Yield the pieces of a file."""
         every = self.segments == "all"
         pieces = self.loader.load_pieces(path) if every else [self.loader.load(path)]
-        if pieces[0].shape[-1] < self.extractor.frame_size:
-            raise ValueError(
-                f"is shorter than one frame: {pieces[0].shape[-1]} of "
-                f"{self.extractor.frame_size} samples at {self.loader.sample_rate} Hz"
-            )
-        return pieces
+        for segment, signal in enumerate(pieces):
+            if segment == 0 and signal.shape[-1] < self.extractor.frame_size:
+                raise ValueError(
+                    f"is shorter than one frame: {signal.shape[-1]} of "
+                    f"{self.extractor.frame_size} samples at {self.loader.sample_rate} Hz"
+                )
+            yield signal
 
-    def _process_piece(self, signal, key):
+    def _process_piece(self, signal, ranges):
         n_missing = self.loader.n_samples - signal.shape[-1]
         if n_missing > 0:
             signal = self.padder.right_pad(signal, n_missing)
         log_spectrogram = self.extractor.extract(signal)
-        self.saver.save_feature(self.normaliser.normalise(log_spectrogram), key)
-        return {"min": float(log_spectrogram.min()), "max": float(log_spectrogram.max())}
+        ranges.append([float(log_spectrogram.min()), float(log_spectrogram.max())])
+        return self.normaliser.normalise(log_spectrogram)
+
+
+def follow_parent(parent):
+    """End this process soon after its parent, which may have been killed."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def collect_min_max_values(tracks):
+    """{key: {"min": dB, "max": dB}} of {name: Track}."""
+    return {
+        key: {"min": low, "max": high}
+        for name, track in tracks.items()
+        for key, (low, high) in zip(track.list_keys(name), track.ranges, strict=True)
+    }
+
+
+def list_deaths():
+    """The exceptions that tell that a worker process died."""
+    distributed = sys.modules.get("distributed")
+    killed = [distributed.KilledWorker] if distributed else []
+    return (concurrent.futures.BrokenExecutor, *killed)
 
 
 def list_audio_files(audio_files_dir):
-    """Sorted paths, relative and with /, of all files below a folder that are not hidden."""
+    """All files below a folder that are not hidden; links are left alone.
+
+    Returns:
+        ({path relative to the folder, with /: [bytes, time of change]}, {path: Track} of what
+        cannot be used), both sorted by path.
+    """
     root = Path(audio_files_dir)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder: give one with --audio_files_dir")
-    keys = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        below = Path(folder).relative_to(root)
-        keys += [(below / name).as_posix() for name in names if not name.startswith(".")]
-    return sorted(keys)
+    stamps, refused = {}, {}
+
+    def refuse(path, reason):
+        refused[Path(path).relative_to(root).as_posix()] = Track(None, 0, [], reason)
+
+    def refuse_folder(error):
+        refuse(error.filename, f"cannot be opened ({error.strerror})")
+
+    for folder, subfolders, names in os.walk(root, onerror=refuse_folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for path in (os.path.join(folder, name) for name in [*subfolders, *names]):
+            name = Path(path).relative_to(root).as_posix()
+            status = os.lstat(path)
+            if os.path.basename(path).startswith("."):
+                continue
+            if stat.S_ISLNK(status.st_mode):
+                refuse(path, "is a link")
+            elif stat.S_ISDIR(status.st_mode):
+                continue
+            elif not stat.S_ISREG(status.st_mode):
+                refuse(path, "is no regular file")
+            elif UNSAFE_KEY.search(name):
+                refuse(path, "has a name that leads elsewhere on some systems: rename it")
+            else:
+                stamps[name] = [status.st_size, status.st_mtime_ns]
+    for name in [*stamps]:
+        # The feature of one file would lie where the folder of another must.
+        parents = re.finditer(r"(?=(.+)\.\d{3,}\.npy/)", name)
+        if any(parent[1] in stamps for parent in parents):
+            del stamps[name]
+            refuse(root / name, "is in a folder named as the features of a file: rename it")
+    return dict(sorted(stamps.items())), dict(sorted(refused.items()))
 
 
 def check_at_least(name, value, least):
@@ -331,37 +674,6 @@ def check_hop_length(hop_length, frame_size):
     return hop_length
 
 
-def write_atomically(path, data):
-    """Write bytes to a path so that a reader sees the old content or all of the new."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{os.getpid()}.tmp"
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path, values):
-    """Write a dict as indented JSON, atomically."""
-    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
-
-
-def write_csv(path, columns, rows):
-    """Write a table atomically: the names of its columns, and its rows of as many values."""
-    text = io.StringIO()
-    csv.writer(text).writerows([columns, *rows])
-    write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
-
-
-def write_figure(path, figure, dpi=120):
-    """Write a matplotlib figure as PNG, atomically."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi)
-    write_atomically(path, buffer.getvalue())
-
-
 def load_settings(path):
     """The Settings in a settings.json.
 
@@ -369,15 +681,52 @@ def load_settings(path):
         FileNotFoundError, ValueError: there is none, or it is none of this version.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no settings at {path}: run preprocess.py first")
     try:
-        settings = Settings(**json.loads(path.read_text()))
+        settings = Settings(**read_json(path))
+        if settings.format_version != FORMAT_VERSION:
+            raise ValueError(f"format_version must be {FORMAT_VERSION}")
+        return check_settings(settings)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no settings file: run preprocess.py --force") from error
-    if settings.format_version != FORMAT_VERSION:
-        raise ValueError(f"{path} has another format: run preprocess.py --force")
+        raise ValueError(
+            f"{path} is no settings file of this version: run preprocess.py --force ({error})"
+        ) from error
+
+
+def check_settings(settings):
+    """The Settings, or a ValueError that names the one out of its range."""
+    for name, (kind, least, most) in RANGES.items():
+        value = getattr(settings, name)
+        kinds = (int, float) if kind is float else int
+        if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"{name} must be in {least}..{most}, got {value!r}")
+    if not isinstance(settings.mono, bool):
+        raise ValueError(f"mono must be true or false, got {settings.mono!r}")
+    if settings.segments not in ("all", "first"):
+        raise ValueError(f"segments must be all or first, got {settings.segments!r}")
+    LogSpectrogramExtractor(settings.frame_size, settings.hop_length)
+    n_bytes = 4 * math.prod(get_piece_shape(settings))
+    if n_bytes > MAX_PIECE_BYTES:
+        raise ValueError(
+            f"duration must be shorter, or hop_length longer: a spectrogram of {n_bytes / 1e9:.1f} "
+            f"GB is above the limit of {MAX_PIECE_BYTES / 1e9:.1f} GB"
+        )
     return settings
+
+
+def get_piece_shape(settings):
+    """(n_bins, n_frames, n_channels) of every spectrogram."""
+    loader = Loader(settings.sample_rate, settings.duration, settings.mono)
+    n_frames = 1 + loader.n_samples // settings.hop_length
+    return settings.frame_size // 2, n_frames, 1 if settings.mono else 2
+
+
+def check_key(key):
+    """The key, or a ValueError where it is no path that stays below its folder on every system."""
+    if UNSAFE_KEY.search(key):
+        raise ValueError(f"{key!r} leads out of its folder")
+    return key
 
 
 def get_track(key):
@@ -400,18 +749,27 @@ def list_keys(spectrograms_path):
 
 
 def load_spectrogram(spectrograms_path, key):
-    """One normalised spectrogram, float32 (n_bins, n_frames, n_channels), in [0, 1]."""
-    path = Path(spectrograms_path) / key
+    """One normalised spectrogram, float32 (n_bins, n_frames, n_channels), in [0, 1].
+
+    Raises:
+        ValueError: there is none, it is damaged, or it is no spectrogram.
+    """
+    path = Path(spectrograms_path) / check_key(key)
     try:
-        spectrogram = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged: delete it and run preprocess.py again") from error
+        spectrogram = load_array(path, check_header=check_spectrogram_header)
+        if not (spectrogram.min() >= 0 and spectrogram.max() <= 1):  # false for NaN, too
+            raise ValueError("is no finite spectrogram in [0, 1]")
+    except ValueError as error:
+        raise ValueError(f"{path} {error}: delete it and run preprocess.py again") from error
     if spectrogram.ndim == 2:
         spectrogram = np.expand_dims(spectrogram, -1)
-    is_real = np.issubdtype(spectrogram.dtype, np.floating)
-    if spectrogram.ndim != 3 or not is_real or not np.isfinite(spectrogram).all():
-        raise ValueError(f"{path} is no finite spectrogram: delete it and run preprocess.py again")
     return spectrogram.astype(np.float32, copy=False)
+
+
+def check_spectrogram_header(shape, dtype):
+    is_spectrogram = len(shape) in (2, 3) and dtype.kind == "f" and dtype.itemsize <= 8
+    if not is_spectrogram or not 0 < math.prod(shape) * dtype.itemsize <= MAX_PIECE_BYTES:
+        raise ValueError("is no finite spectrogram in [0, 1]")
 
 
 def get_min_max_path(saved_data):
@@ -420,11 +778,30 @@ def get_min_max_path(saved_data):
 
 
 def load_min_max_values(path):
-    """{key: {"min": dB, "max": dB}} as the Saver wrote it."""
+    """{key: {"min": dB, "max": dB}} as the Saver wrote it, or an older program with numpy scalars.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or holds anything else.
+    """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no min-max values at {path}: run preprocess.py first")
-    return pickle.loads(path.read_bytes())
+    data = read_file(path, MAX_TABLE_BYTES)
+    try:
+        values = load_pickled_floats(data)
+        return {check_key(key): check_range(entry) for key, entry in values.items()}
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds no min-max values ({error}): delete it and run preprocess.py again"
+        ) from error
+
+
+def check_range(entry):
+    """{"min": float, "max": float}, or a ValueError where they are not finite and in order."""
+    if entry.keys() != {"min", "max"} or not -math.inf < entry["min"] <= entry["max"] < math.inf:
+        raise ValueError(f"a range must be a finite min <= max, got {entry}")
+    return entry
 
 
 def resize_spectrogram(spectrogram, shape):
@@ -459,29 +836,97 @@ def prepare_saved_data(saved_data, audio_files_dir, settings, force):
     """Make the output folder ready; refuse to mix two data sets in it unless forced."""
     settings_path = saved_data / SPECTROGRAMS_SAVE_DIR / "settings.json"
     source_path = saved_data / "source.json"
-    source = {"audio_files_dir": str(Path(audio_files_dir).resolve())}
+    source = {"audio_files_dir": os.path.realpath(audio_files_dir)}
     if settings_path.exists() and not force:
         if load_settings(settings_path) != settings:
             raise ValueError(f"{saved_data} holds features of other settings: add --force")
-        if not source_path.exists() or json.loads(source_path.read_text()) != source:
+        if not source_path.exists() or read_json(source_path) != source:
             raise ValueError(f"{saved_data} holds features of another folder: add --force")
-    elif saved_data.exists() and not settings_path.exists() and any(saved_data.iterdir()):
-        raise ValueError(f"{saved_data} is not empty and was not written here: name another")
-    for name in (SPECTROGRAMS_SAVE_DIR, MIN_MAX_VALUES_SAVE_DIR):
-        shutil.rmtree(saved_data / name, ignore_errors=True)
+    if force:
+        (saved_data / MIN_MAX_VALUES_SAVE_DIR / "tracks.jsonl").unlink(missing_ok=True)
     write_json(source_path, source)
     write_json(settings_path, settings._asdict())
 
 
-def print_summary(n_files, n_pieces, hours, skipped):
-    for path, reason in skipped:
-        print(f"skipped {path!r}: {reason}", file=sys.stderr)
-    print(f"{n_files} files, {n_pieces} pieces, {hours:.2f} h of audio, {len(skipped)} skipped")
+def check_is_ours(saved_data):
+    """Raise ValueError where a folder holds anything, and was not written by this program."""
+    if (saved_data / SPECTROGRAMS_SAVE_DIR / "settings.json").exists():
+        return
+    for _, _, names in os.walk(saved_data):
+        if not {*names} <= {"source.json", LOCK} | {*filter(TEMPORARY_NAME.fullmatch, names)}:
+            raise ValueError(f"{saved_data} is not empty and was not written here: name another")
+
+
+@contextlib.contextmanager
+def connect(dask_scheduler):
+    """Let joblib spread its tasks over a Dask cluster; over this machine where it is None.
+
+    Raises:
+        ValueError: dask is not installed, or the scheduler does not answer, has no workers, or
+            ends while it is needed.
+    """
+    import joblib
+
+    if dask_scheduler is None:
+        with joblib.parallel_config("loky", initializer=follow_parent, initargs=(os.getpid(),)):
+            yield
+        return
+    if not DASK_ADDRESS.fullmatch(dask_scheduler):
+        raise ValueError(
+            f"--dask_scheduler must be as in tcp://10.0.0.1:8786, got {dask_scheduler}"
+        )
+    try:
+        import distributed
+    except ImportError as error:
+        raise ValueError(
+            "--dask_scheduler needs dask: pip install -r requirements-extra.txt"
+        ) from error
+    try:
+        client = distributed.Client(dask_scheduler, timeout=CONNECT_S, set_as_default=False)
+        client.wait_for_workers(1, timeout=CONNECT_S)
+    except OSError as error:
+        raise ValueError(
+            f"--dask_scheduler {dask_scheduler} does not answer, or has no workers: start "
+            f"`dask scheduler`, and `dask worker {dask_scheduler}` on each machine"
+        ) from error
+    # What matters of its log is raised, too.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+    with client, joblib.parallel_config("dask", client=client):
+        upload_modules(client)
+        try:
+            yield
+        except concurrent.futures.CancelledError as error:
+            raise ValueError(
+                f"--dask_scheduler {dask_scheduler} is gone: start it again, and the same command "
+                "goes on"
+            ) from error
+
+
+def upload_modules(client):
+    """Give the workers of a Dask cluster, those to come included, this program's modules."""
+    root = Path(__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        archive = shutil.make_archive(f"{folder}/storage", "zip", root, "storage")
+        client.upload_file(archive)
+    client.upload_file(str(root / "preprocess.py"))
+
+
+def print_summary(tracks, settings):
+    """Say how much was kept, and which files were skipped for which reason."""
+    skipped = [(name, track.reason) for name, track in sorted(tracks.items()) if track.reason]
+    for name, reason in skipped:
+        print(f"skipped {name!r}: {reason}", file=sys.stderr)
+    n_pieces = sum(len(track.ranges) for track in tracks.values())
+    hours = n_pieces * settings.duration / 3600
+    print(f"{len(tracks)} files, {n_pieces} pieces, {hours:.2f} h of audio, {len(skipped)} skipped")
     for reason, count in collections.Counter(reason for _, reason in skipped).most_common():
         print(f"  {count} skipped: {reason}")
 
 
-def run(audio_files_dir, saved_data, settings, jobs=JOBS, force=False, strict=False):
+def run(
+    audio_files_dir, saved_data, settings, jobs=JOBS, force=False, strict=False,
+    dask_scheduler=None,
+):  # fmt: skip
     """Preprocess a folder into saved_data, and say what came of it.
 
     Raises:
@@ -493,17 +938,18 @@ def run(audio_files_dir, saved_data, settings, jobs=JOBS, force=False, strict=Fa
     saver = Saver(saved_data / SPECTROGRAMS_SAVE_DIR, saved_data / MIN_MAX_VALUES_SAVE_DIR)
     pipeline = PreprocessingPipeline(
         loader, Padder(), extractor, MinMaxNormaliser(0, 1), saver,
-        segments=settings.segments, jobs=jobs,
+        segments=settings.segments, jobs=jobs, dask_scheduler=dask_scheduler,
     )  # fmt: skip
-    n_files = len(list_audio_files(audio_files_dir))
-    if not n_files:
+    if not any(list_audio_files(audio_files_dir)):
         raise ValueError(f"{audio_files_dir} is empty: give a folder of audio, --audio_files_dir")
-    prepare_saved_data(saved_data, audio_files_dir, settings, force)
-    min_max_values, skipped = pipeline.preprocess(audio_files_dir)
-    write_csv(saved_data / "skipped.csv", ("path", "reason"), skipped)
-    hours = len(min_max_values) * settings.duration / 3600
-    print_summary(n_files, len(min_max_values), hours, skipped)
-    if not min_max_values:
+    check_is_ours(saved_data)
+    with lock(saved_data):
+        prepare_saved_data(saved_data, audio_files_dir, settings, force)
+        tracks = pipeline.preprocess(audio_files_dir)
+        skipped = [(name, track.reason) for name, track in sorted(tracks.items()) if track.reason]
+        write_csv(saved_data / "skipped.csv", ("path", "reason"), skipped)
+    print_summary(tracks, settings)
+    if not any(track.ranges for track in tracks.values()):
         raise ValueError(f"nothing to learn from in {audio_files_dir}: no audio file was kept")
     if strict and skipped:
         raise ValueError(f"{len(skipped)} files were skipped, and --strict forbids it")
@@ -542,14 +988,24 @@ def get_parser():
     add = parser.add_argument
     add("--audio_files_dir", default=AUDIO_FILES_DIR, help="folder of audio")
     add("--saved_data", default=SAVED_DATA, help="folder to write")
-    add("--frame_size", type=number(int, 4, 1 << 16), default=FRAME_SIZE, help="samples, even")
-    add("--hop_length", type=number(int, 1), default=HOP_LENGTH, help="samples, <= frame_size / 2")
-    add("--duration", type=number(float, 0.01, 3600), default=DURATION, help="seconds a piece")
-    add("--sample_rate", type=number(int, 100, 768000), default=SAMPLE_RATE, help="Hz")
+    for name, default, help_text in (
+        ("frame_size", FRAME_SIZE, "samples, even"),
+        ("hop_length", HOP_LENGTH, "samples, at most half of frame_size"),
+        ("duration", DURATION, "seconds a piece"),
+        ("sample_rate", SAMPLE_RATE, "Hz"),
+    ):
+        add(f"--{name}", type=number(*RANGES[name]), default=default, help=help_text)
     add("--mono", action=argparse.BooleanOptionalAction, default=MONO, help="mix down to one")
     add("--segments", choices=["all", "first"], default=SEGMENTS, help="pieces of each track")
-    add("--jobs", type=number(int, -1), default=JOBS, help="processes, -1: every core")
-    add("--force", action="store_true", help="replace features of other settings or audio")
+    add("--jobs", type=number(int, -1), default=JOBS,
+        help="processes, -1: every core; 1: in this process")  # fmt: skip
+    add("--dask_scheduler", metavar="ADDRESS",
+        help="spread the work over this Dask cluster, as in tcp://10.0.0.1:8786")  # fmt: skip
+    add(
+        "--force",
+        action="store_true",
+        help="do all again, and replace features of other settings or audio",
+    )
     add("--strict", action="store_true", help="exit 1 when any file was skipped")
     return parser
 
@@ -557,22 +1013,19 @@ def get_parser():
 def main():
     parser = get_parser()
     options = parser.parse_args()
-    if options.frame_size % 2:
-        parser.error(f"argument --frame_size: must be even, got {options.frame_size}")
-    if options.hop_length > options.frame_size // 2:
-        parser.error(
-            f"argument --hop_length: must be at most {options.frame_size // 2} (half of "
-            f"frame_size), got {options.hop_length}"
-        )
     settings = Settings(
         FORMAT_VERSION, options.sample_rate, options.frame_size, options.hop_length,
         options.duration, options.mono, options.segments, TOP_DB,
     )  # fmt: skip
+    try:
+        check_settings(settings)
+    except ValueError as error:
+        parser.error(f"argument --{error}")
     if options.audio_files_dir == AUDIO_FILES_DIR:
         render_demo()
     run(
         options.audio_files_dir, options.saved_data, settings,
-        options.jobs or 1, options.force, options.strict,
+        options.jobs or 1, options.force, options.strict, options.dask_scheduler,
     )  # fmt: skip
 
 
@@ -581,10 +1034,13 @@ def exit_with_one_line(main_function):
     try:
         main_function()
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        remedy = REMEDIES.get(getattr(error, "errno", None), "")
+        sys.exit(f"error: {make_printable(' '.join(str(error).split()))}{remedy}")
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        sys.exit("interrupted: what is done stays, and the same command goes on from there")
 
 
 if __name__ == "__main__":
-    exit_with_one_line(main)
+    import preprocess  # a module, which other processes can import too
+
+    preprocess.exit_with_one_line(preprocess.main)

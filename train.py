@@ -2,12 +2,13 @@
 
 In:  saved_data/spectrograms/**/*.npy.
 Out: model/parameters.json, model.weights.h5, settings.json, history.csv, history.png, latents.npz,
-     checkpoint.npz and logs/ for TensorBoard.
+     split.json, checkpoint.npz and logs/ for TensorBoard.
 
     python train.py --saved_data saved_data --model model --epochs 100
 """
 
 import argparse
+import collections
 import concurrent.futures
 import contextlib
 import hashlib
@@ -17,7 +18,6 @@ import math
 import os
 import socket
 import time
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,15 @@ import numpy as np
 
 import preprocess
 from preprocess import number
+from storage.arrays import load_arrays
+from storage.files import (
+    make_printable,
+    read_json,
+    write_atomically,
+    write_csv,
+    write_figure,
+    write_json,
+)
 
 LEARNING_RATE = 2e-3  # the peak, after a warm-up and before a cosine decay to zero
 BATCH_SIZE = 16
@@ -39,6 +48,8 @@ PRECISION = "auto"
 DEVICE = "auto"
 LATENT_SPACE_DIM = 512  # benchmarks/reconstruction.py: 1024 sounds hardly better
 VALIDATION_SPLIT = 0.1  # share of the tracks
+PARTS = ("train", "valid", "test")  # of a split
+MAX_SPLIT_BYTES = 1 << 26  # of its file
 WARM_UP = 0.05  # share of the steps
 SHIFT_WINDOWS = True
 MEMORY_SHARE = 0.5  # of the memory that is free: what pieces may take before they are streamed
@@ -216,6 +227,69 @@ def split_by_track(keys, validation_split, seed):
     return np.array([preprocess.get_track(key) in held for key in keys])
 
 
+def load_split(path):
+    """The tracks of each part of a split, {part: {audio path}}.
+
+    Args:
+        path: JSON file of {"train": [...], "valid": [...], "test": [...]}, audio paths below
+            their folder, each in one part at most.
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is none.
+    """
+    parts = read_json(path, MAX_SPLIT_BYTES)
+    try:
+        if not {"train"} <= parts.keys() <= {*PARTS}:
+            raise ValueError(f"the parts must be {', '.join(PARTS)}, got {', '.join(parts)}")
+        tracks = [track for part in parts.values() for track in part]
+        if not all(isinstance(track, str) for track in tracks):
+            raise ValueError("tracks must be paths")
+        repeated = [track for track, count in collections.Counter(tracks).items() if count > 1]
+        if repeated:
+            raise ValueError(f"{repeated[0]} is listed {tracks.count(repeated[0])} times")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{path} must be a split, {{"train": [...], "valid": [...], "test": [...]}}: {error}'
+        ) from error
+    return {part: {*parts.get(part, ())} for part in PARTS}
+
+
+def split_by_list(keys, parts):
+    """The keys of each part of a split, {part: [key]}; what is in no part is left out.
+
+    A listed track stands for one of its name with another ending (.au for .wav) where there is
+    none of its own.
+
+    Raises:
+        ValueError: there is nothing to train on.
+    """
+    tracks = {preprocess.get_track(key) for key in keys}
+    stems = {track.rpartition(".")[0]: track for track in sorted(tracks)}
+    part_of, missing = {}, []
+    for part, listed in parts.items():
+        for track in sorted(listed):
+            found = track if track in tracks else stems.get(track.rpartition(".")[0])
+            if found is None:
+                missing.append(track)
+            else:
+                part_of[found] = part
+    chosen = {part: [] for part in PARTS}
+    for key in keys:
+        if (part := part_of.get(preprocess.get_track(key))) is not None:
+            chosen[part].append(key)
+    counts = collections.Counter(part_of.values())
+    print(
+        f"split: {counts['train']} tracks to train on, {counts['valid']} to validate on, "
+        f"{counts['test']} kept for tests, {len(tracks) - len(part_of)} in no part; "
+        f"{len(missing)} listed ones have no features"
+        + (f": {make_printable(', '.join(missing[:5]))}" if missing else "")
+        + (" ..." if len(missing) > 5 else ""),
+        flush=True,
+    )
+    if not chosen["train"]:
+        raise ValueError("the split has no track to train on in these features: see --split")
+    return chosen
+
+
 def choose_layers(input_shape, conv_filters=None):
     """The convolutions for spectrograms of a shape.
 
@@ -308,7 +382,7 @@ def load_checkpoint(model_folder, autoencoder):
     parameters_path = Path(model_folder) / "parameters.json"
     if checkpoint is None and parameters_path.exists():
         parameters = json.loads(json.dumps(autoencoder.parameters))
-        if json.loads(parameters_path.read_text()) != parameters:
+        if read_json(parameters_path) != parameters:
             raise ValueError(
                 f"{model_folder} holds another model and no checkpoint: name another --model, or "
                 "leave out --resume to replace it"
@@ -496,7 +570,7 @@ class Recorder:
 
     def _save(self):
         columns, values = self.rows[0].keys(), [row.values() for row in self.rows]
-        preprocess.write_csv(self.model_folder / "history.csv", columns, values)
+        write_csv(self.model_folder / "history.csv", columns, values)
         started = time.perf_counter()
         if started - self.saved < self.saving_s / CHECKPOINT_SHARE:
             return
@@ -509,7 +583,7 @@ class Recorder:
 
     def _save_model(self):
         if self.settings:
-            preprocess.write_json(self.model_folder / "settings.json", self.settings)
+            write_json(self.model_folder / "settings.json", self.settings)
         self.autoencoder.save(self.model_folder)
 
     def finish(self):
@@ -541,7 +615,7 @@ class Checkpoint:
         arrays = [keras.ops.convert_to_numpy(variable) for variable in variables]
         buffer = io.BytesIO()
         np.savez(buffer, *arrays, description=json.dumps({"run": run, "rows": rows}))
-        preprocess.write_atomically(Path(folder) / "checkpoint.npz", buffer.getbuffer())
+        write_atomically(Path(folder) / "checkpoint.npz", buffer.getbuffer())
 
     @classmethod
     def load(cls, folder):
@@ -554,11 +628,11 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                description = json.loads(file["description"].item())
-                arrays = [file[f"arr_{index}"] for index in range(len(file) - 1)]
-            return cls(description["run"], description["rows"], arrays)
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            arrays = load_arrays(path)
+            description = json.loads(arrays.pop("description").item())
+            arrays = [arrays[f"arr_{index}"] for index in range(len(arrays))]
+            return cls(description["run"], check_rows(description["rows"]), arrays)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: run train.py without --resume") from error
 
     def check_run(self, run):
@@ -572,12 +646,26 @@ class Checkpoint:
                 )
 
     def restore(self, model):
-        """Put the weights and the optimizer of a compiled model where they were."""
+        """Put the weights and the optimizer of a compiled model where they were.
+
+        Raises:
+            ValueError: they do not fit the model.
+        """
         model.optimizer.build(model.trainable_variables)
-        for variable, array in zip(
-            [*model.weights, *model.optimizer.variables], self.arrays, strict=True
-        ):
+        variables = [*model.weights, *model.optimizer.variables]
+        if [tuple(v.shape) for v in variables] != [array.shape for array in self.arrays]:
+            raise ValueError("checkpoint.npz does not fit: run train.py without --resume")
+        for variable, array in zip(variables, self.arrays, strict=True):
             variable.assign(array)
+
+
+def check_rows(rows):
+    """The rows of a history, or a ValueError where they are none."""
+    for index, row in enumerate(rows):
+        if row["epoch"] != index + 1 or not {*map(type, row.values())} <= {int, float}:
+            raise ValueError(f"row {index + 1} is none of a history")
+        row["loss"], row["val_loss"]  # a KeyError where one is missing
+    return rows
 
 
 class Logger:
@@ -596,7 +684,7 @@ class Logger:
     """
 
     def __init__(self, folder, images, names, min_max_values, generator, sample_rate, epochs):
-        preprocess.write_atomically(Path(folder) / "README.txt", LOGS_README.encode())
+        write_atomically(Path(folder) / "README.txt", LOGS_README.encode())
         self.folder = Path(folder)
         self.writer = None
         self.images = images
@@ -664,7 +752,7 @@ def plot_history(folder, rows):
     rate_axes.plot(epochs, rates, color="grey", linestyle=":", label="learning rate")
     rate_axes.set_ylabel("learning rate")
     figure.legend(loc="outside upper center", ncols=3)
-    preprocess.write_figure(folder / "history.png", figure)
+    write_figure(folder / "history.png", figure)
 
 
 def save_latents(path, keys, latents, min_max_values):
@@ -678,7 +766,7 @@ def save_latents(path, keys, latents, min_max_values):
         key=np.array(keys),
         genre=np.array([key.split("/")[0] if "/" in key else "" for key in keys]),
     )
-    preprocess.write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def get_parser():
@@ -701,6 +789,8 @@ def get_parser():
     add("--epochs", type=number(int, 1), default=EPOCHS, help="passes over the data")
     add("--validation_split", type=number(float, 0, 0.9), default=VALIDATION_SPLIT,
         help="share of the tracks")  # fmt: skip
+    add("--split", metavar="FILE",
+        help="JSON lists of the tracks to train and to validate on, None: at random")  # fmt: skip
     add("--shift_windows", action=argparse.BooleanOptionalAction, default=SHIFT_WINDOWS,
         help="learn from windows at any frame of a track")  # fmt: skip
     add("--patience", type=number(int, 1), metavar="N",
@@ -781,7 +871,7 @@ def load_features(options):
     """All that the flags name in saved_data, read and checked.
 
     Returns:
-        (settings, min-max values, training keys, held keys, x_train, x_validation).
+        (settings, min-max values, {part: keys}, x_train, x_validation).
     """
     spectrograms_path = Path(options.saved_data) / Path(SPECTOGRAM_PATH).name
     settings = preprocess.load_settings(spectrograms_path / "settings.json")
@@ -790,17 +880,22 @@ def load_features(options):
     missing = next((key for key in keys if key not in min_max_values), None)
     if missing:
         raise ValueError(f"{missing} has no min-max values: run preprocess.py again")
-    held = split_by_track(keys, options.validation_split, options.seed)
-    training_keys = [key for key, is_held in zip(keys, held, strict=True) if not is_held]
-    held_keys = [key for key, is_held in zip(keys, held, strict=True) if is_held]
+    if options.split:
+        chosen = split_by_list(keys, load_split(options.split))
+    else:
+        held = split_by_track(keys, options.validation_split, options.seed)
+        chosen = {part: [] for part in PARTS}
+        for key, is_held in zip(keys, held, strict=True):
+            chosen["valid" if is_held else "train"].append(key)
     stream = options.stream
     if stream is None:
-        stream = needs_streaming(spectrograms_path, options.target_shape, keys)
+        used = chosen["train"] + chosen["valid"]
+        stream = needs_streaming(spectrograms_path, options.target_shape, used)
     x_train, x_validation = (
-        open_pieces(spectrograms_path, options.target_shape, chosen, stream)
-        for chosen in (training_keys, held_keys)
+        open_pieces(spectrograms_path, options.target_shape, chosen[part], stream)
+        for part in ("train", "valid")
     )
-    return settings, min_max_values, training_keys, held_keys, x_train, x_validation
+    return settings, min_max_values, chosen, x_train, x_validation
 
 
 def make_logger(folder, images, keys, min_max_values, settings, epochs):
@@ -812,19 +907,16 @@ def make_logger(folder, images, keys, min_max_values, settings, epochs):
     generator = SoundGenerator(
         None, settings.hop_length, frame_size=settings.frame_size, n_samples=loader.n_samples
     )
-    names = [keys[index] for index in chosen]
-    return Logger(
-        folder, images[chosen], names, [min_max_values[name] for name in names], generator,
-        settings.sample_rate, epochs,
-    )  # fmt: skip
+    ranges = [min_max_values[keys[index]] for index in chosen]
+    names = [make_printable(keys[index]) for index in chosen]
+    return Logger(folder, images[chosen], names, ranges, generator, settings.sample_rate, epochs)
 
 
 def main():
     options = get_parser().parse_args()
     prepare_devices(options.device, options.coordinator, options.num_processes, options.process_id)
-    settings, min_max_values, training_keys, held_keys, x_train, x_validation = load_features(
-        options
-    )
+    settings, min_max_values, keys, x_train, x_validation = load_features(options)
+    training_keys, held_keys = keys["train"], keys["valid"]
     model_folder, is_first, logger = Path(options.model), options.process_id == 0, None
     if options.logs and is_first:
         shown = (x_train, training_keys) if x_validation is None else (x_validation, held_keys)
@@ -851,6 +943,8 @@ def main():
             model_folder / "latents.npz", training_keys, autoencoder.encode(x_train),
             min_max_values,
         )  # fmt: skip
+        tracks = {part: sorted({preprocess.get_track(key) for key in keys[part]}) for part in PARTS}
+        write_json(model_folder / "split.json", tracks)
         print(f"model in {model_folder}")
     if options.coordinator:
         from jax.experimental import multihost_utils

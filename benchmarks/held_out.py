@@ -7,13 +7,13 @@ Out: arrays and figures for the benchmarks beside this file.
 """
 
 import fnmatch
-import json
 from pathlib import Path
 
 import numpy as np
 
 import preprocess
 import train
+from storage.files import read_json
 
 
 class Split:
@@ -36,7 +36,7 @@ class Split:
         self.x_held = train.load_fsdd(spectrograms_path, None, keys=self.held_keys)
         self.windows = train.Windows(self.x_train, training_keys, values, self.settings.top_db)
         self.min_max_values = [values[key] for key in self.held_keys]
-        source = json.loads((Path(saved_data) / "source.json").read_text())
+        source = read_json(Path(saved_data) / "source.json")
         self.audio_files_dir = Path(source["audio_files_dir"])
 
     def load_heard(self, n_heard):
@@ -50,7 +50,7 @@ class Split:
         for index in indices:
             key = self.held_keys[index]
             path = self.audio_files_dir / preprocess.get_track(key)
-            signal = loader.load_pieces(path)[int(key.rsplit(".", 2)[1])]
+            signal = loader.load_piece(path, int(key.rsplit(".", 2)[1]))
             missing = loader.n_samples - signal.shape[-1]
             signals.append(preprocess.Padder().right_pad(signal, missing))
         return indices, signals

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import preprocess
 from preprocess import number
+from storage.files import write_csv, write_figure
 
 DURATION = 5.0  # seconds a piece
 N_PIECES = 20
@@ -38,9 +39,9 @@ def load_signals(audio_files_dir, n_pieces):
     """The first pieces of DURATION, evenly over the folder's audio; float32 (n_samples,) each."""
     loader = preprocess.Loader(preprocess.SAMPLE_RATE, DURATION, True)
     signals = []
-    for key in preprocess.list_audio_files(audio_files_dir):
+    for key in preprocess.list_audio_files(audio_files_dir)[0]:
         try:
-            pieces = loader.load_pieces(Path(audio_files_dir) / key)
+            pieces = [*loader.load_pieces(Path(audio_files_dir) / key)]
         except ValueError as error:
             print(f"skipped {key!r}: {error}", file=sys.stderr)
             continue
@@ -258,7 +259,7 @@ def plot(path, rows):
         axes.grid(alpha=0.3, which="both")
         if index == 0:
             axes.legend(fontsize=7)
-    preprocess.write_figure(path, figure)
+    write_figure(path, figure)
 
 
 def get_parser():
@@ -295,7 +296,7 @@ def main():
             rows.append(row)
     print_ratios(rows)
     table_path, figure_path = (Path(f"{options.output}{end}") for end in (".csv", ".png"))
-    preprocess.write_csv(table_path, COLUMNS, [row.values() for row in rows])
+    write_csv(table_path, COLUMNS, [row.values() for row in rows])
     plot(figure_path, rows)
     print(f"table in {table_path}, figure in {figure_path}")
 

@@ -25,6 +25,7 @@ from held_out import Ear, Split, measure_error
 import preprocess
 import train
 from preprocess import number
+from storage.files import write_csv, write_figure
 
 LATENT_SPACE_DIMS = (128,)
 BUDGET_S = 240.0  # of training, for each trained method and bottleneck
@@ -308,7 +309,7 @@ def plot(path, rows, curves):
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
     left.legend(fontsize=8)
-    preprocess.write_figure(path, figure)
+    write_figure(path, figure)
 
 
 def plot_over_size(axes, rows, dims, column, label):
@@ -376,7 +377,7 @@ def main():
             curves[method, fitted.latent_space_dim] = fitted.curve
     print_speedup(curves)
     table_path, figure_path = (Path(f"{options.output}{end}") for end in (".csv", ".png"))
-    preprocess.write_csv(table_path, COLUMNS, [row.values() for row in rows])
+    write_csv(table_path, COLUMNS, [row.values() for row in rows])
     plot(figure_path, rows, curves)
     print(f"table in {table_path}, figure in {figure_path}")
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import preprocess
 import train
 from preprocess import number
+from storage.files import write_csv
 
 N_PIECES = 20000
 N_IN_MEMORY = 2000  # of them, for both paths
@@ -141,7 +142,7 @@ def main():
             print(f"{path:<10}{n_pieces:>8} pieces{speed:>8.1f} pieces/s  {memory}", flush=True)
             rows.append(row)
     print(f"streaming runs at {rows[2][3] / rows[1][3]:.2f} of the speed in memory")
-    preprocess.write_csv(options.output, COLUMNS, rows)
+    write_csv(options.output, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,155 @@
+"""Fetch GTZAN, or take it from a folder, and check that it is whole.
+
+In:  Kaggle (needs `pip install -r requirements-extra.txt`), or a folder that holds the ten genres.
+Out: data/gtzan/genres_original/<genre>/<genre>.<number>.wav, and a list of what is amiss.
+
+    python data/gtzan/prepare.py
+    python data/gtzan/prepare.py --source ~/Downloads/archive
+
+The split beside this file, split.json, is the fault-filtered one of Kereliuk, Sturm and Larsen
+(2015, arXiv:1507.04761): without the replicas that Sturm counted in 2012, and with no artist in
+two of its parts.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import preprocess
+from storage.files import write_atomically
+
+FOLDER = Path(__file__).resolve().parent / "genres_original"
+HANDLE = "andradaolteanu/gtzan-dataset-music-genre-classification"  # on Kaggle
+GENRES = (
+    "blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock",
+)  # fmt: skip
+N_TRACKS = 100  # of each genre
+ENDINGS = (".wav", ".au")  # of Kaggle's files, and of those that Tzanetakis published
+KNOWN_DAMAGED = "jazz/jazz.00054"  # in every copy on Kaggle
+SEARCH_DEPTH = 3  # folders below the source
+NAMED = 10  # tracks in a message
+
+
+def list_tracks():
+    """The 1000 tracks, without their ending."""
+    return [f"{genre}/{genre}.{number:05d}" for genre in GENRES for number in range(N_TRACKS)]
+
+
+def find_tracks(folder):
+    """{track: its file} of the tracks that are in a folder of genres."""
+    paths = ((track, Path(folder, track + ending)) for track in list_tracks() for ending in ENDINGS)
+    return {track: path for track, path in paths if path.is_file()}
+
+
+def find_genres(source):
+    """The folder of genres with the most tracks, the source or one below it.
+
+    Raises:
+        FileNotFoundError: none has any.
+    """
+    depth = len(Path(source).parts) + SEARCH_DEPTH
+    candidates = []
+    for folder, subfolders, _ in os.walk(source):
+        if {*subfolders} & {*GENRES}:
+            candidates.append(folder)
+        subfolders[:] = sorted(subfolders) if len(Path(folder).parts) < depth else []
+    best = max(candidates, key=lambda folder: len(find_tracks(folder)), default=None)
+    if best is None or not find_tracks(best):
+        raise FileNotFoundError(
+            f"{source} holds no folder of genres, as in blues/blues.00000.wav: see --source"
+        )
+    return best
+
+
+def download():
+    """The folder that Kaggle's copy was downloaded to.
+
+    Raises:
+        ValueError: kagglehub is not installed, or did not get it.
+    """
+    try:
+        import kagglehub
+    except ImportError as error:
+        raise ValueError(
+            "the download needs kagglehub: pip install -r requirements-extra.txt, or name a "
+            "folder that holds the files with --source"
+        ) from error
+    try:
+        return kagglehub.dataset_download(HANDLE)
+    except Exception as error:  # of many libraries below it
+        raise ValueError(
+            f"the download failed ({error}): try again, or fetch {HANDLE} from Kaggle by hand and "
+            "name its folder with --source"
+        ) from error
+
+
+def take_tracks(source, folder):
+    """Put the source's tracks into a folder, as links or copies; files that are there stay."""
+    there = find_tracks(folder)
+    taken = {track: path for track, path in find_tracks(source).items() if track not in there}
+    for track, path in taken.items():
+        target = Path(folder, track + path.suffix)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path.resolve(), target)
+        except OSError:  # another disk
+            write_atomically(target, path.read_bytes())
+    return len(taken)
+
+
+def check_tracks(folder):
+    """(missing tracks, {damaged track: reason})."""
+    there = find_tracks(folder)
+    loader = preprocess.Loader(preprocess.SAMPLE_RATE, preprocess.DURATION, True)
+    damaged = {}
+    for track, path in there.items():
+        try:
+            loader.load_whole(path)
+        except ValueError as error:
+            damaged[track] = str(error)
+    return [track for track in list_tracks() if track not in there], damaged
+
+
+def prepare(source, folder):
+    """Fill a folder with the tracks of a source (None: those of Kaggle), and check it.
+
+    Raises:
+        ValueError: a track is missing or damaged, but for the one that always is.
+    """
+    if source is not None or len(find_tracks(folder)) < len(list_tracks()):
+        genres = find_genres(source or download())
+        print(f"{take_tracks(genres, folder)} tracks taken from {genres}")
+    missing, damaged = check_tracks(folder)
+    n_whole = len(list_tracks()) - len(missing) - len(damaged)
+    print(f"{n_whole} of {len(list_tracks())} tracks are whole in {folder}")
+    for track, reason in damaged.items():
+        known = ", as in every copy on Kaggle; preprocess.py leaves it out"
+        print(f"damaged: {track} {reason}{known if track == KNOWN_DAMAGED else ''}")
+    if missing:
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        raise ValueError(
+            f"{len(missing)} tracks are missing: {', '.join(missing[:NAMED])}{more}; "
+            "name another --source"
+        )
+    if damaged.keys() - {KNOWN_DAMAGED}:
+        raise ValueError(
+            f"{len(damaged)} tracks are damaged: delete these from {folder}, and start again"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--source", type=Path, help="folder with the files, None: download them")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder to fill")
+    options = parser.parse_args()
+    prepare(options.source, options.folder)
+
+
+if __name__ == "__main__":
+    preprocess.exit_with_one_line(main)

@@ -1,0 +1,164 @@
+"""Arrays and tables of numbers from files that may be damaged, or made to do harm.
+
+In:  .npy, .npz and the min-max pickle.
+Out: numpy arrays and dicts; or a ValueError, and no more memory taken than the file is long.
+
+    values = load_pickled_floats(read_file("min_max_values.pkl", max_bytes=1 << 30))
+"""
+
+import io
+import math
+import os
+import pickle
+import struct
+import zipfile
+from tokenize import TokenError
+
+import numpy as np
+
+from storage.files import open_regular
+
+HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+# What numpy 2's reader of headers, which are Python literals, raises for bad ones.
+HEADER_ERRORS = (
+    ValueError, KeyError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError,
+    OverflowError, TokenError,
+)  # fmt: skip
+
+
+def read_array(file, n_bytes, check_header=None):
+    """The array in an open .npy file of n_bytes.
+
+    Args:
+        check_header: (shape, dtype) to a ValueError where this is not wanted.
+    Raises:
+        ValueError: it is damaged or holds objects, or check_header's; before its data is read.
+    """
+    try:
+        shape, _, dtype = HEADER_READERS[np.lib.format.read_magic(file)](file)
+        is_whole = math.prod(shape) * dtype.itemsize == n_bytes - file.tell()
+    except HEADER_ERRORS as error:
+        raise ValueError("is damaged") from error
+    if not is_whole or min(shape, default=0) < 0:
+        raise ValueError("is damaged")
+    if dtype.hasobject:
+        raise ValueError("holds objects")
+    if check_header:
+        check_header(shape, dtype)
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def load_array(path, check_header=None):
+    """The array in an .npy file, as read_array() gives it."""
+    with open(open_regular(path), "rb") as file:
+        return read_array(file, os.fstat(file.fileno()).st_size, check_header)
+
+
+def load_arrays(path):
+    """{name: array} of an .npz file that np.savez wrote.
+
+    Raises:
+        ValueError: it is damaged, compressed, or holds objects.
+    """
+    try:
+        with open(open_regular(path), "rb") as file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise ValueError("it is compressed")
+            arrays = {}
+            for member in members:
+                with archive.open(member) as part:
+                    name = member.filename.removesuffix(".npy")
+                    arrays[name] = read_array(part, member.file_size)
+            return arrays
+    except (ValueError, OSError, EOFError, RuntimeError, struct.error,
+            zipfile.BadZipFile) as error:  # fmt: skip
+        raise ValueError(f"{path} is damaged ({error})") from error
+
+
+def load_pickled_floats(data):
+    """The dict of dicts of floats in a pickle; nothing that the pickle asks for is run.
+
+    Args:
+        data: bytes; the floats are Python's or numpy's.
+    Raises:
+        ValueError: it is damaged, or holds anything else.
+    """
+    try:
+        values = FloatUnpickler(io.BytesIO(data)).load()
+        return {
+            name: {inner: float(number) for inner, number in entry.items()}
+            for name, entry in values.items()
+        }
+    except (pickle.UnpicklingError, ValueError, AttributeError, EOFError, IndexError, KeyError,
+            TypeError, OverflowError, struct.error) as error:  # fmt: skip
+        raise ValueError(f"no pickle of floats: {error}") from error
+
+
+class NumpyFloat:
+    """Stands in for the dtype and the number of a numpy scalar in a pickle.
+
+    NumpyFloat("f4", ...) with the state (3, "<", ...) is a dtype, and NumpyFloat(dtype, bytes)
+    a number of it.
+    """
+
+    def __init__(self, what, *values):
+        self.order = "<"
+        if isinstance(what, NumpyFloat):
+            (self.number,) = struct.unpack(what.order + what.code, *values)
+        else:
+            self.code = {"f2": "e", "f4": "f", "f8": "d"}[what]
+
+    def __setstate__(self, state):
+        self.order = {"<": "<", ">": ">", "=": "="}[state[1]]
+
+    def __float__(self):
+        return self.number
+
+
+class FloatUnpickler(pickle._Unpickler):
+    """Python's interpreter of pickles, with no more instructions than a dict of floats needs.
+
+    It is the one written in Python: that in C takes gigabytes for one great memo index. The one
+    thing that a pickle may call is NumpyFloat.
+    """
+
+    instructions = (
+        pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.EMPTY_DICT, pickle.DICT,
+        pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.UNICODE, pickle.BINFLOAT, pickle.FLOAT,
+        pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GET, pickle.BINGET,
+        pickle.LONG_BINGET, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD,
+        pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_TUPLE,
+        pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.NONE, pickle.NEWFALSE,
+        pickle.NEWTRUE, pickle.SHORT_BINBYTES, pickle.BINBYTES,
+    )  # fmt: skip
+    dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in instructions}
+    numpy_names = {
+        ("numpy", "dtype"), ("numpy.core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "scalar"),
+    }  # fmt: skip
+
+    def find_class(self, module, name):
+        if (module, name) in self.numpy_names:
+            return NumpyFloat
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def load_setitem(self):
+        value = self.stack.pop()
+        self._set([self.stack.pop(), value])
+
+    def load_setitems(self):
+        self._set(self.pop_mark())
+
+    def _set(self, items):
+        for name, value in zip(items[::2], items[1::2], strict=True):
+            if type(name) is not str:  # hashing nested tuples can take for ever
+                raise pickle.UnpicklingError("it holds a key that is no text")
+            self.stack[-1][name] = value
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems

@@ -1,0 +1,395 @@
+"""Preprocessing that is killed, interrupted, out of room, or begun again over changed audio."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import SAMPLE_RATE, make_music, make_tone
+
+import preprocess
+from storage import files
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--frame_size", "256", "--hop_length", "64", "--duration", "0.3"]
+N_KILLS = 20
+N_FOLDERS = 4  # that the kills are spread over; each ends with a run that is left alone
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    """A folder with eighty tracks of four pieces, a file that is no audio, and one that is cut."""
+    folder = tmp_path_factory.mktemp("tracks") / "audio"
+    for track in range(80):
+        (folder / f"g{track % 3}").mkdir(parents=True, exist_ok=True)
+        signal_ = make_music(1.2, seed=track)
+        soundfile.write(folder / f"g{track % 3}" / f"{track}.flac", signal_, SAMPLE_RATE)
+    (folder / "notes.txt").write_text("no audio")
+    whole = (folder / "g0" / "0.flac").read_bytes()
+    (folder / "g1" / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(audio):
+    """What a run that nothing disturbs writes, {path: bytes}, and how many seconds it takes."""
+    saved = audio.parent / "unbroken"
+    started = time.monotonic()
+    printed, errors, status = run(audio, saved)
+    assert status == 0, errors
+    assert printed.startswith("82 files, 320 pieces"), printed
+    return read_all(saved), time.monotonic() - started
+
+
+def start(audio, saved, *flags):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "preprocess.py"), "--audio_files_dir", str(audio),
+         "--saved_data", str(saved), *SMALL, *flags],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def run(audio, saved, *flags):
+    """(stdout, stderr, exit status) of a run."""
+    process = start(audio, saved, *flags)
+    return *process.communicate(timeout=120), process.returncode
+
+
+def read_all(folder):
+    """{path below a folder: bytes} of its files, but for the lock."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in paths
+        if path.name != files.LOCK
+    }
+
+
+def count_lines(saved):
+    """How long the journal is."""
+    path = saved / "min_max_values" / "tracks.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill(process, number):
+    """Send SIGKILL to a run, alone or with its workers."""
+    with contextlib.suppress(ProcessLookupError):
+        if number % 2:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.communicate()
+
+
+def assert_of_use(saved, whole):
+    """What an interrupted run left are whole files, and a pickle with the right ranges."""
+    for name, content in read_all(saved).items():
+        if name.endswith(".npy"):
+            assert content == whole[name], name
+    path = preprocess.get_min_max_path(saved)
+    if path.exists():
+        whole_path = preprocess.get_min_max_path(saved.parent / "whole")
+        expected = preprocess.load_min_max_values(whole_path)
+        assert preprocess.load_min_max_values(path).items() <= expected.items()
+
+
+def test_a_run_killed_at_any_moment_ends_as_if_unbroken(tmp_path, audio, unbroken):
+    whole, seconds = unbroken
+    shutil.copytree(audio.parent / "unbroken", tmp_path / "whole")
+    rng = random.Random(0)
+
+    n_partial = 0
+    for number in range(N_FOLDERS):
+        saved = tmp_path / f"saved{number}"
+        jobs = ("--jobs", str(1 + number % 2))
+        for kill_number in range(N_KILLS // N_FOLDERS):
+            process = start(audio, saved, *jobs)
+            if kill_number % 2:  # somewhere in the work
+                n_done = rng.randrange(82)
+                while process.poll() is None and count_lines(saved) < n_done:
+                    time.sleep(0.002)
+            else:  # anywhere, starting and ending included
+                time.sleep(rng.uniform(0, seconds))
+            kill(process, rng.randrange(2))
+            assert_of_use(saved, whole)
+            n_partial += 0 < len([*saved.rglob("*.npy")]) < 320
+        _, errors, status = run(audio, saved, *jobs)
+        assert status == 0, errors
+        assert read_all(saved) == whole
+
+    assert n_partial >= 3  # else the kills did not fall into the work
+
+
+def test_an_interrupted_run_ends_at_once_and_goes_on(tmp_path, audio, unbroken):
+    process = start(audio, tmp_path / "saved", "--jobs", "2")
+    while count_lines(tmp_path / "saved") < 4:
+        assert process.poll() is None
+        time.sleep(0.002)
+    interrupted = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers, too
+    _, errors = process.communicate(timeout=20)
+    seconds = time.monotonic() - interrupted
+
+    assert process.returncode == 1
+    assert errors.splitlines() == [
+        "interrupted: what is done stays, and the same command goes on from there"
+    ]
+    assert seconds < 5
+    n_before = len(preprocess.load_min_max_values(preprocess.get_min_max_path(tmp_path / "saved")))
+    printed, _, _ = run(audio, tmp_path / "saved", "--jobs", "2")
+    assert 0 < n_before < 320
+    assert "files are done already" in printed
+    assert read_all(tmp_path / "saved") == unbroken[0]
+
+
+def test_a_run_with_nothing_to_do_reads_no_audio(tmp_path, audio, unbroken, monkeypatch):
+    saved = shutil.copytree(audio.parent / "unbroken", tmp_path / "saved")
+
+    def refuse(loader, path):
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr(preprocess.Loader, "load_pieces", refuse)
+    settings = preprocess.load_settings(saved / "spectrograms" / "settings.json")
+    preprocess.run(audio, saved, settings, jobs=1)
+
+    assert read_all(saved) == unbroken[0]
+
+
+@pytest.fixture
+def small(tmp_path, write_audio, make_settings):
+    """(audio folder, function that preprocesses it and gives what was written)."""
+    for track in range(3):
+        write_audio(f"{track}.wav", make_music(0.7, seed=track))
+
+    def process(name="saved", **keywords):
+        keywords = {"jobs": 1, **keywords}
+        preprocess.run(tmp_path / "audio", tmp_path / name, make_settings(), **keywords)
+        return read_all(tmp_path / name)
+
+    return tmp_path / "audio", process
+
+
+def test_changed_new_and_removed_audio_is_noticed(small, write_audio):
+    audio, process = small
+    process()
+    write_audio("0.wav", make_tone(330, 0.3))  # one piece fewer
+    (audio / "1.wav").unlink()
+    write_audio("deep/3.wav", make_tone(660, 0.3))
+
+    again = process()
+
+    assert again == process("fresh")
+    assert sorted(name for name in again if name.endswith(".npy")) == [
+        "spectrograms/0.wav.000.npy", "spectrograms/2.wav.000.npy", "spectrograms/2.wav.001.npy",
+        "spectrograms/deep/3.wav.000.npy",
+    ]  # fmt: skip
+
+
+def test_a_removed_file_leaves_no_feature_and_no_empty_folder(small, write_audio, tmp_path):
+    audio, process = small
+    write_audio("deep/er/3.wav", make_tone(660, 0.3))
+    process()
+    shutil.rmtree(audio / "deep")
+
+    again = process()
+
+    assert not any("deep" in name for name in again)
+    assert not (tmp_path / "saved" / "spectrograms" / "deep").exists()
+    values = preprocess.load_min_max_values(preprocess.get_min_max_path(tmp_path / "saved"))
+    assert not any("deep" in key for key in values)
+
+
+@pytest.mark.parametrize("damage", ["delete", "shorten"])
+def test_a_feature_that_is_gone_or_cut_is_made_again(small, tmp_path, damage):
+    _, process = small
+    before = process()
+    path = tmp_path / "saved" / "spectrograms" / "1.wav.001.npy"
+    if damage == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+
+    assert process() == before
+
+
+def test_a_journal_that_ends_anywhere_is_gone_on_from(small, tmp_path):
+    _, process = small
+    before = process()
+    path = tmp_path / "saved" / "min_max_values" / "tracks.jsonl"
+    whole = path.read_bytes()
+
+    for length in range(0, len(whole), 41):
+        path.write_bytes(whole[:length])
+        (tmp_path / "saved" / "spectrograms" / "2.wav.000.npy").unlink()
+        assert process() == before
+    no_track = whole + b'["x", [1, 2], 3, [4], 5]\n'
+    for garbage in (b"\0" * 300, b"[1]\n" * 9, b"[" * 100_000, no_track):
+        path.write_bytes(garbage)
+        assert process() == before
+
+
+def test_force_does_all_again(small, tmp_path):
+    _, process = small
+    before = process()
+    path = tmp_path / "saved" / "spectrograms" / "1.wav.001.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # of the same length: nothing tells that it is another
+    path.write_bytes(data)
+
+    assert process() != before
+    assert process(force=True) == before
+
+
+def test_a_piece_never_lies_beside_the_range_of_another(small, write_audio, monkeypatch, tmp_path):
+    _, process = small
+    process()
+    write_audio("1.wav", make_tone(330, 0.7, level=0.01))
+
+    def die(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preprocess.PreprocessingPipeline, "_process_all", die)
+    with pytest.raises(KeyboardInterrupt):
+        process()
+
+    values = preprocess.load_min_max_values(preprocess.get_min_max_path(tmp_path / "saved"))
+    keys = {key for key in values if key.startswith("1.wav")}
+    assert not keys and len(values) == 4
+    assert not [*(tmp_path / "saved").rglob("1.wav*.npy")]
+
+
+def test_the_second_of_two_runs_at_once_stops(small, tmp_path):
+    audio, process = small
+    before = process()
+    with files.lock(tmp_path / "saved"):
+        _, errors, status = run(audio, tmp_path / "saved")
+
+    assert status == 1 and len(errors.splitlines()) == 1
+    assert "another run is writing" in errors
+    assert read_all(tmp_path / "saved") == before
+    assert process() == before  # the lock is gone
+
+
+def test_files_reach_the_disk_before_their_names(tmp_path, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (order.append("content"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (order.append("name"), replace(*paths)))
+
+    features = ((f"{index}.npy", np.zeros((2, 2))) for index in range(3))
+    preprocess.Saver(tmp_path, tmp_path).save_features(features)
+
+    assert order == ["content"] * 3 + ["name"] * 3
+
+
+def test_features_of_a_track_that_turns_out_bad_do_not_appear(tmp_path):
+    def make_features():
+        yield "a.npy", np.zeros((2, 2))
+        raise ValueError("is cut short")
+
+    with pytest.raises(ValueError, match="is cut short"):
+        preprocess.Saver(tmp_path, tmp_path).save_features(make_features())
+
+    assert [*tmp_path.iterdir()] == []
+
+
+@contextlib.contextmanager
+def mount(folder, options):
+    """A tmpfs, or a skipped test where this is not allowed."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    try:
+        yield lambda options: subprocess.run(
+            ["mount", "-o", f"remount,{options}", str(folder)], check=True
+        )
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, audio, unbroken, jobs):
+    whole, _ = unbroken
+    with mount(tmp_path / "disk", "size=6m") as remount:
+        saved = tmp_path / "disk" / "saved"
+
+        _, errors, status = run(audio, saved, "--jobs", jobs)
+
+        assert status == 1 and len(errors.splitlines()) == 1, errors
+        assert "No space left on device" in errors and "make room there" in errors
+        assert len([*saved.rglob("*.npy")]) > 20
+        for name, content in read_all(saved).items():
+            assert not name.endswith(".npy") or content == whole[name]
+
+        remount("size=200m")
+        _, errors, status = run(audio, saved, "--jobs", jobs)
+        assert status == 0, errors
+        assert read_all(saved) == whole
+
+
+def test_a_read_only_folder_is_one_clear_error(tmp_path, audio, unbroken):
+    with mount(tmp_path / "disk", "size=100m") as remount:
+        saved = shutil.copytree(audio.parent / "unbroken", tmp_path / "disk" / "saved")
+        remount("ro")
+
+        for folder in (saved, saved.parent / "new"):
+            _, errors, status = run(audio, folder, "--force")
+            assert status == 1 and len(errors.splitlines()) == 1, errors
+            assert "Read-only file system" in errors and "name another folder" in errors
+        assert read_all(saved) == unbroken[0]
+
+
+class DeadlyLoader(preprocess.Loader):
+    """A Loader that ends its process over some files, as a fault in a C library would."""
+
+    def load_pieces(self, file_path):
+        if "deadly" in Path(file_path).name:
+            os._exit(11)
+        return super().load_pieces(file_path)
+
+
+def test_a_file_that_kills_its_process_costs_that_file_alone(tmp_path, write_audio):
+    for track in range(12):
+        write_audio(f"{track:02d}.wav", make_music(0.4, seed=track))
+    for track in (3, 4, 9):
+        write_audio(f"{track:02d}-deadly.wav", make_music(0.4, seed=track))
+    pipeline = preprocess.PreprocessingPipeline(
+        DeadlyLoader(SAMPLE_RATE, 0.3, True), preprocess.Padder(),
+        preprocess.LogSpectrogramExtractor(256, 64), preprocess.MinMaxNormaliser(0, 1),
+        preprocess.Saver(tmp_path / "spectrograms", tmp_path / "values"), jobs=2,
+    )  # fmt: skip
+
+    tracks = pipeline.preprocess(tmp_path / "audio")
+
+    skipped = {name: track.reason for name, track in tracks.items() if track.reason}
+    assert sorted(skipped) == ["03-deadly.wav", "04-deadly.wav", "09-deadly.wav"]
+    assert all("ended the process" in reason for reason in skipped.values())
+    assert len(tracks) == 15 and len([*(tmp_path / "spectrograms").glob("*.npy")]) == 12
+    assert all(tracks[name].stamp is None for name in skipped)  # to be tried again
+
+
+def test_trouble_that_may_pass_is_tried_again(small, monkeypatch):
+    _, process = small
+    whole = process("whole")
+    open_regular = preprocess.open_regular
+
+    def fail(path):
+        if Path(path).name == "1.wav":
+            raise files.TemporaryError("cannot be opened (Input/output error)")
+        return open_regular(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "open_regular", fail)
+        before = process()
+
+    assert b"Input/output error" in before["skipped.csv"]
+    assert process() == whole

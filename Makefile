@@ -1,8 +1,11 @@
 # make demo: environment, demo set, features, model, sound.  make test: environment, lint, tests.
+# make fuzz: every reader, on many more damaged files than make test gives it.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint fuzz clean
+
+FUZZ_INPUTS ?= 20000
 
 demo: .venv/run
 	$(BIN)/python preprocess.py
@@ -11,6 +14,9 @@ demo: .venv/run
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+fuzz: .venv/dev
+	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -q tests/test_fuzz.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

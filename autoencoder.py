@@ -9,6 +9,7 @@ Out: their reconstructions and latents; a folder with parameters.json and model.
 import math
 import os
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -341,7 +342,9 @@ class Autoencoder:
             raise FileNotFoundError(f"no weights at {path}: run train.py first")
         try:
             check_weights_file(path)
-            self.model.load_weights(path)
+            with warnings.catch_warnings():  # Keras 3.15 warns of each layer before it raises
+                warnings.simplefilter("ignore", UserWarning)
+                self.model.load_weights(path)
         except (ValueError, OSError, KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} does not fit the parameters beside it, or is damaged: run train.py again"

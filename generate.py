@@ -338,12 +338,13 @@ def check_training_pieces(pieces):
     """Raise a ValueError unless there is a finite latent and range, and a key, of each piece."""
     n = len(pieces.latents)
     shapes = (pieces.latents.ndim, pieces.ranges.shape, np.shape(pieces.keys), pieces.genres.shape)
-    if shapes != (2, (n, 2), (n,), (n,)) or pieces.genres.dtype.kind != "U":
+    texts = [*pieces.keys, *pieces.genres.tolist()]
+    if shapes != (2, (n, 2), (n,), (n,)) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"it has arrays of the shapes {shapes}")
     if not (np.isfinite(pieces.latents).all() and np.isfinite(pieces.ranges).all()):
         raise ValueError("it holds numbers that are not finite")
     for key in pieces.keys:
-        preprocess.check_key(str(key))
+        preprocess.check_key(key)
 
 
 def choose_genre(pieces, genre):

@@ -77,6 +77,11 @@ READ_BLOCK = 1 << 18  # samples decoded at a time, all channels together
 FILE_RATES = (1000, 1_000_000)  # Hz; a header with another one is no audio's
 MAX_SAMPLE = 1e10  # beyond it float32 spectrograms overflow
 STREAMED_BYTES = 0x7FFF0000  # from here on a WAV's length means that its writer did not know it
+CUT_LOG = re.compile(
+    r"^ *(?:data|SSND|Data Size|riff)\b.*?(?P<promised>\d+) \(should be (?P<has>\d+)|"
+    r"Calculated frame count (?P<has_frames>\d+) .*'ds64' chunk of (?P<frames>\d+)",
+    re.MULTILINE,
+)  # lines of libsndfile's log on a file whose header promises another length
 MAX_TABLE_BYTES = 1 << 30  # of the min-max values: those of ten million pieces
 MAX_PIECE_BYTES = 1 << 31  # of one spectrogram
 MAX_NAME_BYTES = 255  # of a file; file systems end there
@@ -156,6 +161,8 @@ class Loader:
 
         descriptor = open_regular(file_path)
         try:
+            if os.fstat(descriptor).st_size == 0:
+                raise ValueError("is empty")
             with native_silence:
                 sound_file = soundfile.SoundFile(descriptor, closefd=False)
             with sound_file:
@@ -215,10 +222,11 @@ def read_blocks(sound_file, duration):
         n_read += len(block)
         yield block, n_read == n_wanted
     # libsndfile shortens a cut WAV without an error, and tells only its log.
-    lengths = re.findall(
-        r"^ *(?:data|SSND|Data Size)\b.*?(\d+) \(should be", sound_file.extra_info, re.MULTILINE
-    )
-    if n_read < n_wanted or any(int(length) < STREAMED_BYTES for length in lengths):
+    lengths = [
+        (int(found["promised"] or found["frames"]), int(found["has"] or found["has_frames"]))
+        for found in CUT_LOG.finditer(sound_file.extra_info)
+    ]
+    if n_read < n_wanted or any(has < promised < STREAMED_BYTES for promised, has in lengths):
         raise ValueError("is cut short: it ends before the length its header gives")
 
 
@@ -891,7 +899,7 @@ def connect(dask_scheduler):
         ) from error
     # What matters of its log is raised, too.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
-    with client, joblib.parallel_config("dask", client=client):
+    with client, joblib.parallel_config(make_dask_backend(client)):
         upload_modules(client)
         try:
             yield
@@ -900,6 +908,24 @@ def connect(dask_scheduler):
                 f"--dask_scheduler {dask_scheduler} is gone: start it again, and the same command "
                 "goes on"
             ) from error
+
+
+def make_dask_backend(client):
+    """joblib's backend for Dask, which tells when a task is given up, too.
+
+    That of joblib 1.6 waits for ever for a task whose workers died one after the other.
+    """
+    from joblib._dask import DaskDistributedBackend
+
+    class ReportingBackend(DaskDistributedBackend):
+        def submit(self, func, callback=None):
+            future = super().submit(func, callback)
+            future.add_done_callback(
+                lambda done: callback(done.exception()) if done.exception() else None
+            )
+            return future
+
+    return ReportingBackend(client=client)
 
 
 def upload_modules(client):

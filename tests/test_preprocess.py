@@ -241,7 +241,7 @@ def break_file(kind, write_audio):
     "kind, reason",
     [
         ("text", "not readable as audio"),
-        ("empty", "not readable as audio"),
+        ("empty", "is empty"),
         ("cut", "cut short"),
         ("header", "not readable as audio"),
         ("nan", "not finite"),

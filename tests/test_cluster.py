@@ -1,0 +1,118 @@
+"""Preprocessing on a Dask cluster: a scheduler and two workers on loopback."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SAMPLE_RATE, make_music
+from test_faults import DeadlyLoader, read_all, run, start
+
+import preprocess
+
+pytest.importorskip("distributed")
+
+
+def find_free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """(address, the two workers' processes); they run in another folder than the program's."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    address = f"tcp://127.0.0.1:{find_free_port()}"
+    processes = []
+
+    def spawn(*command):
+        with open(folder / f"{len(processes)}.log", "w") as log:
+            processes.append(subprocess.Popen(
+                [sys.executable, "-m", "dask", *command], cwd=folder, stdout=log, stderr=log,
+                env={**os.environ, "PYTHONPATH": ""}, start_new_session=True,
+            ))  # fmt: skip
+
+    spawn("scheduler", "--host", address, "--no-dashboard")
+    for _ in range(2):
+        spawn("worker", address, "--no-nanny", "--nthreads", "2", "--no-dashboard")
+    yield address, processes[1:]
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def audio(tmp_path, write_audio):
+    """A folder of 120 tracks, and a file that is no audio."""
+    for track in range(120):
+        write_audio(f"g{track % 3}/{track}.flac", make_music(1.2, seed=track))
+    (tmp_path / "audio" / "notes.txt").write_text("no audio")
+    return tmp_path / "audio"
+
+
+def test_a_cluster_that_loses_a_worker_ends_as_one_process_does(tmp_path, audio, cluster):
+    address, workers = cluster
+    journal = tmp_path / "saved" / "min_max_values" / "tracks.jsonl"
+
+    process = start(audio, tmp_path / "saved", "--dask_scheduler", address)
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 10:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    workers[0].kill()
+    n_before = journal.read_bytes().count(b"\n") - 1
+    _, errors = process.communicate(timeout=120)
+
+    assert process.returncode == 0, errors
+    assert errors.splitlines() == [
+        "skipped 'notes.txt': not readable as audio (Format not recognised)"
+    ]
+    assert n_before < 120  # the kill fell into the work
+    _, errors, status = run(audio, tmp_path / "alone", "--jobs", "1")
+    assert status == 0, errors
+    assert read_all(tmp_path / "saved") == read_all(tmp_path / "alone")
+
+
+def test_a_file_that_kills_workers_costs_that_file_alone(tmp_path, write_audio, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    for track in range(6):
+        write_audio(f"{track}.wav", make_music(0.4, seed=track))
+    write_audio("3-deadly.wav", make_music(0.4))
+    monkeypatch.setattr(preprocess, "upload_modules", lambda client: None)
+    pipeline = preprocess.PreprocessingPipeline(
+        DeadlyLoader(SAMPLE_RATE, 0.3, True), preprocess.Padder(),
+        preprocess.LogSpectrogramExtractor(256, 64), preprocess.MinMaxNormaliser(0, 1),
+        preprocess.Saver(tmp_path / "spectrograms", tmp_path / "values"),
+    )  # fmt: skip
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [*Path(__file__).parents][:2])))
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as here:
+        pipeline.dask_scheduler = here.scheduler_address
+        tracks = pipeline.preprocess(tmp_path / "audio")
+
+    assert [name for name, track in tracks.items() if track.reason] == ["3-deadly.wav"]
+    assert "ended the process" in tracks["3-deadly.wav"].reason
+    assert len([*(tmp_path / "spectrograms").glob("*.npy")]) == 6
+
+
+@pytest.mark.parametrize(
+    "address, message",
+    [
+        ("nonsense", "--dask_scheduler must be as in tcp://10.0.0.1:8786, got nonsense"),
+        ("127.0.0.1:{port}", "does not answer, or has no workers: start `dask scheduler`"),
+    ],
+)
+def test_a_scheduler_that_is_not_there_is_named(tmp_path, write_audio, make_settings, monkeypatch,
+                                                address, message):  # fmt: skip
+    write_audio("a.wav", make_music(0.4))
+    monkeypatch.setattr(preprocess, "CONNECT_S", 0.5)
+
+    with pytest.raises(ValueError, match=message):
+        preprocess.run(
+            tmp_path / "audio", tmp_path / "saved", make_settings(),
+            dask_scheduler=address.format(port=find_free_port()),
+        )  # fmt: skip

@@ -1,0 +1,276 @@
+"""Whatever bytes a file holds, its reader gives what it should or one of its named errors.
+
+`make fuzz` runs these tests with many more inputs, and prints how many.
+"""
+
+import collections
+import functools
+import io
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import SAMPLE_RATE, make_music
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import generate
+import preprocess
+import train
+
+N_INPUTS = int(os.environ.get("FUZZ_INPUTS", 60))  # of each reader
+COUNTS = collections.Counter()
+fuzz = settings(
+    max_examples=N_INPUTS, derandomize="FUZZ_INPUTS" not in os.environ, deadline=None,
+    database=None, suppress_health_check=[*HealthCheck],
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _print_counts(request):
+    yield
+    if "FUZZ_INPUTS" in os.environ:
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            for name, count in COUNTS.items():
+                print(f"\n{name}: {count} inputs", end="")
+            print(f"\nall readers: {COUNTS.total()} inputs")
+
+
+@st.composite
+def mutate(draw, *wholes):
+    """One of some files with bytes changed, cut, doubled or put in; or random bytes."""
+    data = bytearray(draw(st.sampled_from(wholes)))
+    for _ in range(draw(st.integers(0, 6))):
+        place = draw(st.integers(0, max(len(data) - 1, 0)))
+        change = draw(st.sampled_from(["set", "cut", "insert", "delete", "double", "number"]))
+        if change == "set" and data:
+            data[place] = draw(st.integers(0, 255))
+        elif change == "cut":
+            del data[place:]
+        elif change == "insert":
+            data[place:place] = draw(st.binary(max_size=20))
+        elif change == "delete":
+            del data[place : place + draw(st.integers(1, 50))]
+        elif change == "double":
+            data[place:place] = data[place : place + 50]
+        elif change == "number":
+            size = draw(st.sampled_from([2, 4, 8]))
+            value = draw(st.sampled_from([0, 1, 2 ** (8 * size - 1) - 1, 2 ** (8 * size) - 1]))
+            order = draw(st.sampled_from(["little", "big"]))
+            data[place : place + size] = value.to_bytes(size, order)
+    return draw(st.one_of(st.just(bytes(data)), st.just(bytes(data)), st.binary(max_size=200)))
+
+
+def read(tmp_path, name, data, reader):
+    """What a reader gives for these bytes, or None where it raises what it says it raises."""
+    COUNTS[name] += 1
+    path = tmp_path / name
+    path.write_bytes(data)
+    try:
+        return reader(path)
+    except (ValueError, FileNotFoundError) as error:
+        assert str(error)
+        return None
+
+
+def save(save_function, *values, **keywords):
+    buffer = io.BytesIO()
+    save_function(buffer, *values, **keywords)
+    return buffer.getvalue()
+
+
+@functools.cache
+def make_audio():
+    """Short files of the formats that differ most."""
+    signal = make_music(0.15)
+    return tuple(
+        save(soundfile.write, signal, SAMPLE_RATE, format=kind)
+        for kind in ("wav", "flac", "ogg", "mp3", "aiff", "au", "caf", "w64", "rf64", "voc")
+    )
+
+
+@fuzz
+@given(data=mutate(*make_audio()))
+def test_audio(tmp_path_factory, data):
+    loader = preprocess.Loader(SAMPLE_RATE, 0.05, mono=len(data) % 2 == 0)
+
+    pieces = read(
+        tmp_path_factory.getbasetemp(), "audio", data, lambda path: [*loader.load_pieces(path)]
+    )
+
+    for piece in pieces or ():
+        assert piece.dtype == np.float32 and np.isfinite(piece).all()
+        assert 0 <= piece.shape[-1] <= loader.n_samples
+
+
+IMAGES = tuple(
+    save(np.save, np.full(shape, 0.5, dtype))
+    for shape, dtype in (((4, 6), "f4"), ((4, 6, 2), "f8"), ((3, 3), ">f2"))
+)
+
+
+@fuzz
+@given(data=mutate(*IMAGES))
+def test_features(tmp_path_factory, data):
+    image = read(
+        tmp_path_factory.getbasetemp(), "feature.npy", data,
+        lambda path: preprocess.load_spectrogram(path.parent, path.name),
+    )  # fmt: skip
+
+    if image is not None:
+        assert image.dtype == np.float32 and image.ndim == 3
+        assert image.min() >= 0 and image.max() <= 1
+
+
+VALUES = {f"g/{index}.wav.000.npy": {"min": -80.0, "max": float(index)} for index in range(3)}
+NUMPY_VALUES = {key: {"min": np.float32(-8), "max": np.float64(8)} for key in VALUES}
+
+
+PICKLES = [pickle.dumps(values, n) for values in (VALUES, NUMPY_VALUES) for n in (3, 4)]
+
+
+@fuzz
+@given(data=mutate(*PICKLES))
+def test_min_max_values(tmp_path_factory, data):
+    values = read(
+        tmp_path_factory.getbasetemp(), "values.pkl", data, preprocess.load_min_max_values
+    )
+
+    for key, entry in (values or {}).items():
+        assert type(key) is str and not preprocess.UNSAFE_KEY.search(key)
+        assert -np.inf < entry["min"] <= entry["max"] < np.inf
+
+
+SETTINGS = preprocess.Settings(1, 22050, 1024, 256, 2.97, True, "all", 80.0)._asdict()
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4)
+    ),
+    max_leaves=9,
+)  # fmt: skip
+
+
+@st.composite
+def change_fields(draw, values):
+    """JSON of a dict with some fields replaced, or of anything, or with bytes changed."""
+    kept = dict(values)
+    for name in draw(st.lists(st.sampled_from(sorted(values)), max_size=3)):
+        kept[name] = draw(JSON_VALUES)
+    text = json.dumps(draw(st.sampled_from([kept, kept, draw(JSON_VALUES)]))).encode()
+    return draw(st.one_of(st.just(text), mutate(text)))
+
+
+@fuzz
+@given(data=change_fields(SETTINGS))
+def test_settings(tmp_path_factory, data):
+    found = read(tmp_path_factory.getbasetemp(), "settings.json", data, preprocess.load_settings)
+
+    if found:
+        loader = preprocess.Loader(found.sample_rate, found.duration, found.mono)
+        assert loader.n_samples > 0 and found.hop_length * 2 <= found.frame_size
+
+
+@fuzz
+@given(data=change_fields({"train": ["a.wav"], "valid": ["b.wav"], "test": []}))
+def test_split(tmp_path_factory, data):
+    parts = read(tmp_path_factory.getbasetemp(), "split.json", data, train.load_split)
+
+    if parts:
+        assert [*parts] == [*train.PARTS]
+        assert all(isinstance(track, str) for part in parts.values() for track in part)
+
+
+JOURNAL = b'[1]\n["a.wav", [1, 2], 3, [[-1.0, 2.0]], ""]\n["b.wav", null, 0, [], "bad"]\n'
+
+
+@fuzz
+@given(data=mutate(JOURNAL))
+def test_journal(tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp() / "journal"
+    folder.mkdir(exist_ok=True)
+
+    tracks = read(
+        folder, "tracks.jsonl", data,
+        lambda path: preprocess.Saver(folder, folder).load_tracks([1]),
+    )  # fmt: skip
+
+    assert preprocess.collect_min_max_values(tracks) is not None
+
+
+LATENTS = save(
+    np.savez, latent=np.zeros((2, 3), np.float32), min=np.zeros(2), max=np.ones(2),
+    key=np.array(["a.npy", "b.npy"]), genre=np.array(["", "jazz"]),
+)  # fmt: skip
+ROWS = [{"epoch": 1, "loss": 0.1, "val_loss": 0.2, "learning_rate": 1e-3, "seconds": 1.0}]
+CHECKPOINT = save(
+    np.savez, np.zeros((2, 3)), np.ones(2), description=json.dumps({"run": {"a": 1}, "rows": ROWS})
+)
+
+
+@fuzz
+@given(data=mutate(LATENTS))
+def test_latents(tmp_path_factory, data):
+    pieces = read(
+        tmp_path_factory.getbasetemp(), "latents.npz", data,
+        lambda path: generate.load_training_pieces(path.parent),
+    )  # fmt: skip
+
+    if pieces:
+        assert len(pieces.latents) == len(pieces.ranges) == len(pieces.keys) == len(pieces.genres)
+
+
+@fuzz
+@given(data=mutate(CHECKPOINT))
+def test_checkpoint(tmp_path_factory, data):
+    checkpoint = read(
+        tmp_path_factory.getbasetemp(), "checkpoint.npz", data,
+        lambda path: train.Checkpoint.load(path.parent),
+    )  # fmt: skip
+
+    if checkpoint:
+        assert all(row["loss"] is not None for row in checkpoint.rows)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from autoencoder import Autoencoder
+
+    folder = tmp_path_factory.mktemp("fuzzed")
+    Autoencoder((8, 6, 1), [2], [3], [2], 2).save(folder)
+    return folder
+
+
+PARAMETERS = {
+    "input_shape": [8, 6, 1], "conv_filters": [2], "conv_kernels": [3], "conv_strides": [2],
+    "latent_space_dim": 2,
+}  # fmt: skip
+
+
+@fuzz
+@given(data=change_fields(PARAMETERS))
+def test_parameters(model, data):
+    from autoencoder import Autoencoder
+
+    found = read(model, "parameters.json", data, lambda path: Autoencoder.load(path.parent))
+
+    if found:
+        assert found.decode(np.zeros((1, found.latent_space_dim))).shape == (1, *found.input_shape)
+
+
+@fuzz
+@given(data=st.data())
+def test_weights(model, data):
+    from autoencoder import Autoencoder
+
+    (model / "parameters.json").write_text(json.dumps(PARAMETERS))
+    whole = (model / "model.weights.h5").read_bytes()
+    autoencoder = Autoencoder((8, 6, 1), [2], [3], [2], 2)
+
+    read(
+        model, "fuzzed.weights.h5", data.draw(mutate(whole)),
+        lambda path: autoencoder.load_weights(path) or True,
+    )  # fmt: skip

@@ -1,0 +1,204 @@
+"""data/gtzan/prepare.py and the split beside it, on a miniature of GTZAN with its faults."""
+
+import collections
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import SAMPLE_RATE, make_tone
+
+import preprocess
+import train
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "data" / "gtzan" / "prepare.py"
+SPLIT = ROOT / "data" / "gtzan" / "split.json"
+DAMAGED = "jazz/jazz.00054"
+
+
+@pytest.fixture(scope="module")
+def script():
+    return runpy.run_path(str(SCRIPT))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory, script):
+    """What Kaggle's download unpacks to, in small: 1000 tracks, one damaged, and pictures."""
+    folder = tmp_path_factory.mktemp("archive")
+    soundfile.write(folder / "a.wav", make_tone(duration=0.05), SAMPLE_RATE)
+    whole = (folder / "a.wav").read_bytes()
+    (folder / "a.wav").unlink()
+    for track in script["list_tracks"]():
+        path = folder / "Data" / "genres_original" / f"{track}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(whole if track != DAMAGED else b"\0" * 100 + whole)
+        picture = folder / "Data" / "images_original" / f"{track.replace('.', '')}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.touch()
+    return folder
+
+
+def prepare(folder, *flags):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--folder", str(folder), *map(str, flags)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_source_is_taken_and_the_damaged_track_named(tmp_path, archive):
+    status, printed, errors = prepare(tmp_path / "genres", "--source", archive)
+
+    assert (status, errors) == (0, "")
+    assert "1000 tracks taken" in printed and "999 of 1000 tracks are whole" in printed
+    assert f"damaged: {DAMAGED} not readable as audio" in printed
+    assert len([*(tmp_path / "genres").rglob("*.wav")]) == 1000
+    assert len([*(tmp_path / "genres").iterdir()]) == 10
+
+
+def test_missing_tracks_are_named(tmp_path, archive):
+    source = shutil.copytree(archive / "Data" / "genres_original", tmp_path / "source")
+    (source / "pop" / "pop.00007.wav").unlink()
+    shutil.rmtree(source / "rock")
+
+    status, printed, errors = prepare(tmp_path / "genres", "--source", source)
+
+    assert status == 1 and len(errors.splitlines()) == 1
+    assert "101 tracks are missing: pop/pop.00007, rock/rock.00000" in errors
+    assert "and 91 more" in errors and "898 of 1000 tracks are whole" in printed
+
+
+def test_another_damaged_track_is_an_error(tmp_path, archive):
+    source = shutil.copytree(archive / "Data" / "genres_original", tmp_path / "source")
+    path = source / "pop" / "pop.00007.wav"
+    path.write_bytes(path.read_bytes()[:900])
+
+    status, printed, errors = prepare(tmp_path / "genres", "--source", source)
+
+    assert status == 1 and "2 tracks are damaged" in errors
+    assert "damaged: pop/pop.00007 is cut short" in printed
+
+
+def test_nothing_in_the_folder_is_replaced_or_cleared(tmp_path, archive):
+    mine = tmp_path / "genres" / "blues" / "blues.00003.wav"
+    mine.parent.mkdir(parents=True)
+    soundfile.write(mine, make_tone(880, 0.1), SAMPLE_RATE)
+    (tmp_path / "genres" / "notes.txt").write_text("mine")
+    before = mine.read_bytes()
+
+    status, printed, _ = prepare(tmp_path / "genres", "--source", archive)
+
+    assert status == 0 and "999 tracks taken" in printed
+    assert mine.read_bytes() == before
+    assert (tmp_path / "genres" / "notes.txt").read_text() == "mine"
+
+
+def test_a_source_without_the_genres_is_named(tmp_path):
+    (tmp_path / "music").mkdir()
+
+    status, _, errors = prepare(tmp_path / "genres", "--source", tmp_path / "music")
+
+    assert status == 1 and len(errors.splitlines()) == 1
+    assert "music holds no folder of genres" in errors
+    assert not (tmp_path / "genres").exists()
+
+
+def test_the_download_is_kaggles(tmp_path, archive, script, monkeypatch):
+    asked = []
+
+    def dataset_download(handle):
+        asked.append(handle)
+        return str(archive)
+
+    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(
+        dataset_download=dataset_download))  # fmt: skip
+
+    script["prepare"](None, tmp_path)
+    script["prepare"](None, tmp_path)  # all is there: nothing to download
+
+    assert asked == ["andradaolteanu/gtzan-dataset-music-genre-classification"]
+    assert len([*tmp_path.rglob("*.wav")]) == 1000
+
+
+def test_a_download_that_fails_is_one_clear_error(tmp_path, script, monkeypatch):
+    def fail(handle):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=fail))
+    with pytest.raises(ValueError, match=r"the download failed \(no route to host\)"):
+        script["prepare"](None, tmp_path)
+
+    monkeypatch.setitem(sys.modules, "kagglehub", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"pip install -r requirements-extra\.txt"):
+        script["prepare"](None, tmp_path)
+
+
+def test_the_split_shipped_is_the_fault_filtered_one(script):
+    parts = train.load_split(SPLIT)
+
+    assert {part: len(tracks) for part, tracks in parts.items()} == {
+        "train": 443, "valid": 197, "test": 290,
+    }  # fmt: skip
+    tracks = {f"{track}.wav" for track in script["list_tracks"]()}
+    assert set().union(*parts.values()) <= tracks
+    assert f"{DAMAGED}.wav" in parts["train"]
+    assert len({track.split("/")[0] for track in parts["test"]}) == 10
+
+
+def make_keys(*tracks):
+    return [f"{track}.{segment:03d}.npy" for track in tracks for segment in range(2)]
+
+
+def test_a_split_chooses_the_pieces_of_its_tracks(capsys):
+    keys = make_keys("a/1.wav", "a/2.au", "b/3.wav", "b/4.wav", "c/5.wav")
+    parts = {"train": {"a/1.wav", "a/2.wav", "gone.wav"}, "valid": {"b/3.wav"}, "test": {"b/4.wav"}}
+
+    chosen = train.split_by_list(keys, parts)
+
+    assert chosen == {
+        "train": make_keys("a/1.wav", "a/2.au"), "valid": make_keys("b/3.wav"),
+        "test": make_keys("b/4.wav"),
+    }  # fmt: skip
+    assert capsys.readouterr().out == (
+        "split: 2 tracks to train on, 1 to validate on, 1 kept for tests, 1 in no part; "
+        "1 listed ones have no features: gone.wav\n"
+    )
+
+
+def test_a_split_without_a_track_to_train_on_is_refused():
+    parts = {"train": {"b.wav"}, "valid": {"a.wav"}, "test": set()}
+
+    with pytest.raises(ValueError, match="no track to train on"):
+        train.split_by_list(make_keys("a.wav"), parts)
+
+
+def test_train_learns_from_one_part_and_keeps_another(tmp_path, archive):
+    settings = preprocess.Settings(1, SAMPLE_RATE, 256, 64, 0.05, True, "all", 80.0)
+    audio = archive / "Data" / "genres_original"
+    preprocess.run(audio, tmp_path / "saved", settings, jobs=2)
+
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--saved_data", "saved", "--epochs", "1",
+         "--conv_filters", "4", "8", "--latent_space_dim", "4", "--split", str(SPLIT), "--no-logs"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "split: 442 tracks to train on, 197 to validate on, 290 kept for tests, 70 in no" in (
+        done.stdout
+    )
+    assert "have no features: jazz/jazz.00054.wav" in done.stdout
+    with np.load(tmp_path / "model" / "latents.npz") as latents:
+        trained = {preprocess.get_track(key) for key in latents["key"].tolist()}
+    parts = json.loads(SPLIT.read_text())
+    assert trained == {*parts["train"]} - {f"{DAMAGED}.wav"}
+    kept = json.loads((tmp_path / "model" / "split.json").read_text())
+    counts = collections.Counter({part: len(tracks) for part, tracks in kept.items()})
+    assert counts == {"train": 442, "valid": 197, "test": 290}

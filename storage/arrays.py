@@ -52,6 +52,14 @@ def read_array(file, n_bytes, check_header=None):
     return np.lib.format.read_array(file, allow_pickle=False)
 
 
+def format_array(array):
+    """What np.save writes of an array: the header's bytes, and the array with its data in order."""
+    array = np.ascontiguousarray(array)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return header.getvalue(), array
+
+
 def load_array(path, check_header=None):
     """The array in an .npy file, as read_array() gives it."""
     with open(open_regular(path), "rb") as file:

@@ -30,22 +30,27 @@ class TemporaryError(ValueError):
 class FileSet:
     """Files that are written under temporary names and then, all together, get their own.
 
-    What a name holds is at every moment, even after a power failure, the old content or all of
-    the new. Used in a with statement, which removes the temporary files after an error.
+    What a name holds is at every moment the old content or all of the new. Used in a with
+    statement, which removes the temporary files after an error.
+
+    Args:
+        is_durable: whether this is to hold after a power failure, too, for which the new content
+            has to reach the disk first.
     """
 
-    def __init__(self):
+    def __init__(self, is_durable=True):
+        self.is_durable = is_durable
         self._paths = {}  # {temporary: final}
 
-    def add(self, path, data):
-        """Write bytes that are to become a path's content."""
+    def add(self, path, *chunks):
+        """Write bytes that are, one behind the other, to become a path's content."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
         self._paths[temporary] = path
         try:
             with open(temporary, "xb") as file:
-                file.write(data)
+                file.writelines(chunks)
         except OSError as error:  # which names no file where the disk is full
             raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -61,9 +66,9 @@ class FileSet:
                 temporary.unlink(missing_ok=True)
 
     def _commit(self):
-        for temporary in self._paths:
+        for temporary in self._paths if self.is_durable else ():
             with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())  # the first takes time, and most of the others with it
+                os.fsync(file.fileno())
         for temporary, path in self._paths.items():
             os.replace(temporary, path)
 
@@ -151,6 +156,16 @@ def read_json(path, max_bytes=MAX_JSON_BYTES):
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON file: {error}") from error
+
+
+def get_boot_id():
+    """A text that is another after the machine's next start, which loses what was not on its disk."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    if path.exists():
+        return path.read_text().strip()
+    import psutil
+
+    return str(round(psutil.boot_time()))
 
 
 @contextlib.contextmanager

@@ -230,7 +230,7 @@ def test_a_journal_that_ends_anywhere_is_gone_on_from(small, tmp_path):
         path.write_bytes(whole[:length])
         (tmp_path / "saved" / "spectrograms" / "2.wav.000.npy").unlink()
         assert process() == before
-    no_track = whole + b'["x", [1, 2], 3, [4], 5]\n'
+    no_track = whole + b'["x", [1, 2], 3, [4], [5], 6]\n'
     for garbage in (b"\0" * 300, b"[1]\n" * 9, b"[" * 100_000, no_track):
         path.write_bytes(garbage)
         assert process() == before
@@ -278,16 +278,44 @@ def test_the_second_of_two_runs_at_once_stops(small, tmp_path):
     assert process() == before  # the lock is gone
 
 
-def test_files_reach_the_disk_before_their_names(tmp_path, monkeypatch):
+def test_a_file_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
     order = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (order.append("content"), fsync(file)))
     monkeypatch.setattr(os, "replace", lambda *paths: (order.append("name"), replace(*paths)))
 
-    features = ((f"{index}.npy", np.zeros((2, 2))) for index in range(3))
-    preprocess.Saver(tmp_path, tmp_path).save_features(features)
+    files.write_atomically(tmp_path / "a", b"a")
 
-    assert order == ["content"] * 3 + ["name"] * 3
+    assert order == ["content", "name"]
+
+
+def test_features_that_a_power_failure_took_are_made_again(small, tmp_path, monkeypatch):
+    _, process = small
+    before = process()
+    path = tmp_path / "saved" / "spectrograms" / "1.wav.001.npy"
+    path.write_bytes(bytes(path.stat().st_size))  # its blocks were never written
+    monkeypatch.setattr(preprocess, "get_boot_id", lambda: "the machine's next start")
+
+    after = process()
+
+    journal = "min_max_values/tracks.jsonl"
+    assert b"next start" in after.pop(journal) and b"next start" not in before.pop(journal)
+    assert after == before
+
+
+def test_a_restart_of_the_machine_alone_costs_no_work(small, monkeypatch):
+    _, process = small
+    process()
+    monkeypatch.setattr(preprocess, "get_boot_id", lambda: "the machine's next start")
+
+    def refuse(loader, path):
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr(preprocess.Loader, "load_pieces", refuse)
+    after = process()
+
+    monkeypatch.setattr(preprocess.zlib, "crc32", refuse)  # the next run need not read them
+    assert process() == after
 
 
 def test_features_of_a_track_that_turns_out_bad_do_not_appear(tmp_path):

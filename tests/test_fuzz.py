@@ -184,7 +184,10 @@ def test_split(tmp_path_factory, data):
         assert all(isinstance(track, str) for part in parts.values() for track in part)
 
 
-JOURNAL = b'[1]\n["a.wav", [1, 2], 3, [[-1.0, 2.0]], ""]\n["b.wav", null, 0, [], "bad"]\n'
+JOURNAL = (
+    b'[[1], "boot"]\n["a.wav", [1, 2], 3, [4], [[-1.0, 2.0]], ""]\n'
+    b'["b.wav", null, 0, [], [], "bad"]\n'
+)
 
 
 @fuzz
@@ -195,7 +198,7 @@ def test_journal(tmp_path_factory, data):
 
     tracks = read(
         folder, "tracks.jsonl", data,
-        lambda path: preprocess.Saver(folder, folder).load_tracks([1]),
+        lambda path: preprocess.Saver(folder, folder).load_tracks([1])[0],
     )  # fmt: skip
 
     assert preprocess.collect_min_max_values(tracks) is not None

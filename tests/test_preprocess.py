@@ -113,7 +113,7 @@ def test_extractor_agrees_with_librosa(n_samples):
     stft = librosa.stft(signal, n_fft=512, hop_length=256)[:-1]
     oracle = librosa.amplitude_to_db(np.abs(stft), ref=1.0, top_db=80)
     assert log_spectrogram.shape == (256, 1 + n_samples // 256)
-    np.testing.assert_array_equal(log_spectrogram, oracle)
+    np.testing.assert_allclose(log_spectrogram, oracle, atol=0.01)  # float32, 80 dB down
 
 
 def test_extractor_puts_stereo_channels_last():

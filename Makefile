@@ -5,7 +5,7 @@ BIN = .venv/bin
 
 .PHONY: demo test lint fuzz clean
 
-FUZZ_INPUTS ?= 20000
+FUZZ_INPUTS ?= 10000
 
 demo: .venv/run
 	$(BIN)/python preprocess.py

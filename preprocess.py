@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -89,6 +89,7 @@ MAX_TABLE_BYTES = 1 << 30  # of the min-max values: those of ten million pieces
 MAX_PIECE_BYTES = 1 << 31  # of one spectrogram
 MAX_NAME_BYTES = 255  # of a file; file systems end there
 UNSAFE_KEY = re.compile(r"^$|\0|^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
+FEATURE_NAME = re.compile(r"(?P<track>.+)\.\d{3,}\.npy", re.DOTALL)
 DASK_ADDRESS = re.compile(r"(?:(?:tcp|tls|ucx|ws|wss)://)?[^/\s]+:\d+")
 # glibc gives freed arrays back to the system, which clears the next ones page by page: a third of
 # a worker's time. Other systems do not read these.
@@ -521,14 +522,15 @@ class PreprocessingPipeline:
             if track.stamp and stamps.get(name) == track.stamp
             and self.saver.holds(name, track, checks_content=is_restarted)
         }  # fmt: skip
+        kept_values = collect_min_max_values(kept)
         waiting = {name: stamp for name, stamp in stamps.items() if name not in kept}
         if waiting or is_restarted or kept.keys() != before.keys():
             if kept:
                 print(f"{len(kept)} files are done already, {len(waiting)} are new or changed")
             # First, so that no feature ever lies beside the range of another.
             self.saver.save_tracks(origin, kept)
-            self.saver.save_min_max_values(collect_min_max_values(kept))
-        self.saver.remove_others(collect_min_max_values(kept).keys())
+            self.saver.save_min_max_values(kept_values)
+        self.saver.remove_others(kept_values.keys())
         tracks |= kept
         try:
             for name, track in self._process_all(audio_files_dir, waiting):
@@ -685,12 +687,15 @@ def list_audio_files(audio_files_dir):
         refuse(error.filename, f"cannot be opened ({error.strerror})")
 
     for folder, subfolders, names in os.walk(root, onerror=refuse_folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        subfolders[:] = [name for name in subfolders if not is_left_out(folder, name)]
+        names = [name for name in names if not name.startswith(".")]
         for path in (os.path.join(folder, name) for name in [*subfolders, *names]):
-            name = Path(path).relative_to(root).as_posix()
-            status = os.lstat(path)
-            if os.path.basename(path).startswith("."):
+            try:
+                status = os.lstat(path)
+            except OSError as error:  # it is gone, or on a disk in trouble
+                refuse_folder(error)
                 continue
+            name = Path(path).relative_to(root).as_posix()
             if stat.S_ISLNK(status.st_mode):
                 refuse(path, "is a link")
             elif stat.S_ISDIR(status.st_mode):
@@ -701,13 +706,19 @@ def list_audio_files(audio_files_dir):
                 refuse(path, "has a name that leads elsewhere on some systems: rename it")
             else:
                 stamps[name] = [status.st_size, status.st_mtime_ns]
-    for name in [*stamps]:
+    for name in [name for name in stamps if ".npy/" in name]:
         # The feature of one file would lie where the folder of another must.
-        parents = re.finditer(r"(?=(.+)\.\d{3,}\.npy/)", name)
-        if any(parent[1] in stamps for parent in parents):
+        parents = (FEATURE_NAME.fullmatch(str(path)) for path in PurePosixPath(name).parents)
+        if any(parent and parent["track"] in stamps for parent in parents):
             del stamps[name]
             refuse(root / name, "is in a folder named as the features of a file: rename it")
     return dict(sorted(stamps.items())), dict(sorted(refused.items()))
+
+
+def is_left_out(folder, name):
+    """Whether a folder in a folder of audio is hidden, or was written by this program."""
+    settings_path = Path(folder, name, SPECTROGRAMS_SAVE_DIR, "settings.json")
+    return name.startswith(".") or settings_path.exists()
 
 
 def check_at_least(name, value, least):

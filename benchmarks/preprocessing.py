@@ -132,10 +132,10 @@ def make_commands(audio_files_dir, saved_data, jobs):
     return {"serial librosa loop": serial, "ours": ours}
 
 
-def time_programs(kind, audio_files_dir, folder, n_files, duration, jobs):
-    """A row for each program, the best of N_ROUNDS, and one for ours with nothing to do."""
+def time_programs(kind, audio_files_dir, folder, n_files, duration, jobs, n_rounds):
+    """A row for each program, the best of some rounds, and one for ours with nothing to do."""
     best = {}
-    for round_index in range(N_ROUNDS):
+    for round_index in range(n_rounds):
         saved = folder / f"saved{round_index}"
         for program, command in make_commands(audio_files_dir, saved, jobs).items():
             saved.mkdir()
@@ -218,6 +218,7 @@ def get_parser():
     add("--n_files", type=number(int, 1), default=N_FILES, help="files of each kind")
     add("--n_files_memory", type=number(int, 1), default=N_FILES_MEMORY,
         help="files for the growth of memory")  # fmt: skip
+    add("--n_rounds", type=number(int, 1), default=N_ROUNDS, help="of which the best counts")
     add("--jobs", type=number(int, -1), default=preprocess.JOBS, help="processes of ours")
     add("--folder", default=tempfile.gettempdir(), help="where the files are written")
     add("--output", default="preprocessing.csv", help="table to write; another for the steps")
@@ -237,8 +238,9 @@ def main():
         for kind, (ending, _) in KINDS.items():
             duration = write_files(signals, folder / ending, kind, options.n_files)
             rows += time_programs(
-                kind, folder / ending, folder, options.n_files, duration, options.jobs
-            )
+                kind, folder / ending, folder, options.n_files, duration, options.jobs,
+                options.n_rounds,
+            )  # fmt: skip
             steps += time_steps(kind, folder / ending)
         kind, n_files = next(iter(KINDS)), options.n_files_memory
         duration = write_files(signals, folder / "many", kind, n_files)

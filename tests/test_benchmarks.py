@@ -116,3 +116,23 @@ def test_phase_recovery_measures_every_method(tmp_path, write_audio):
     assert all(float(row["single_s_per_s"]) > 0 for row in rows)
     assert "ours at 40 iterations is" in printed
     assert (tmp_path / "phase_recovery.png").stat().st_size > 5000
+
+
+def test_preprocessing_measures_both_programs_and_every_step(tmp_path, write_audio):
+    write_audio("a.wav", make_music(6.2))
+
+    printed = run_benchmark(
+        "preprocessing.py", tmp_path, "--audio_files_dir", "audio", "--n_files", "2",
+        "--n_files_memory", "3", "--n_rounds", "1", "--folder", str(tmp_path),
+    )  # fmt: skip
+
+    rows = read_rows(tmp_path / "preprocessing.csv")
+    assert [row["program"] for row in rows] == [
+        *["serial librosa loop", "ours", "ours, again"] * 3, "ours"
+    ]  # fmt: skip
+    assert all(float(row["seconds"]) > 0 and float(row["peak_mb"]) > 0 for row in rows)
+    steps = read_rows(tmp_path / "preprocessing_steps.csv")
+    shares = [float(row["share"]) for row in steps if not row["step"].startswith("(")]
+    assert sum(shares) == pytest.approx(3, abs=0.01)  # one for each kind of file
+    assert printed.count("times the serial loop") == 3
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["audio"]

@@ -220,6 +220,16 @@ def test_a_feature_that_is_gone_or_cut_is_made_again(small, tmp_path, damage):
     assert process() == before
 
 
+def test_what_the_program_wrote_below_the_audio_is_no_audio(small, tmp_path):
+    audio, process = small
+    process("audio/saved")
+    before = process("audio/saved")
+
+    (tmp_path / "audio" / "saved").rename(tmp_path / "elsewhere")
+    assert process("audio/saved") == before
+    assert b"saved" not in before["skipped.csv"]
+
+
 def test_a_journal_that_ends_anywhere_is_gone_on_from(small, tmp_path):
     _, process = small
     before = process()

@@ -176,6 +176,8 @@ def put_no_files(folder, expected):
         os.chdir(here)
     expected |= {"pipe.wav": False, "socket.wav": False}
     for name, keep in (("folder.wav/x.wav", True), ("good.wav.000.npy/x.wav", False),
+                       ("good.wav.001.npy/other.wav.000.npy/x.wav", False),
+                       ("other.wav.000.npy/x.wav", True),
                        (".hidden/x.wav", "hidden"), (".hidden.wav", "hidden"),
                        ("x\\..\\..\\up.wav", False), ("C:drive.wav", False),
                        ("\\root.wav", False)):  # fmt: skip

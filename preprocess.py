@@ -904,8 +904,9 @@ def prepare_saved_data(saved_data, audio_files_dir, settings, force):
             raise ValueError(f"{saved_data} holds features of other settings: add --force")
         if not source_path.exists() or read_json(source_path) != source:
             raise ValueError(f"{saved_data} holds features of another folder: add --force")
-    if force:
-        (saved_data / MIN_MAX_VALUES_SAVE_DIR / "tracks.jsonl").unlink(missing_ok=True)
+    if force:  # first, so that no feature ever lies beside settings of another
+        for name in ("min_max_values.pkl", "tracks.jsonl"):
+            (saved_data / MIN_MAX_VALUES_SAVE_DIR / name).unlink(missing_ok=True)
     write_json(source_path, source)
     write_json(settings_path, settings._asdict())
 

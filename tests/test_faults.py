@@ -276,6 +276,20 @@ def test_a_piece_never_lies_beside_the_range_of_another(small, write_audio, monk
     assert not [*(tmp_path / "saved").rglob("1.wav*.npy")]
 
 
+def test_features_never_lie_beside_settings_of_others(small, tmp_path, make_settings, monkeypatch):
+    audio, process = small
+    process()
+
+    def die(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preprocess.PreprocessingPipeline, "preprocess", die)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess.run(audio, tmp_path / "saved", make_settings(frame_size=512), force=True)
+
+    assert not preprocess.get_min_max_path(tmp_path / "saved").exists()
+
+
 def test_the_second_of_two_runs_at_once_stops(small, tmp_path):
     audio, process = small
     before = process()

@@ -10,23 +10,22 @@ import io
 import math
 import os
 import pickle
+import re
 import struct
 import zipfile
-from tokenize import TokenError
 
 import numpy as np
 
 from storage.files import open_regular
 
-HEADER_READERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-# What numpy 2's reader of headers, which are Python literals, raises for bad ones.
-HEADER_ERRORS = (
-    ValueError, KeyError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError,
-    OverflowError, TokenError,
-)  # fmt: skip
+MAGIC = b"\x93NUMPY"
+LENGTH_FORMATS = {b"\x01\x00": "<H", b"\x02\x00": "<I"}  # of the header's length, by version
+MAX_HEADER_BYTES = 10_000
+# As np.save writes it; what it is not never reaches numpy, which reads it as a Python literal.
+HEADER = re.compile(
+    rb"\{'descr': '(?P<descr>[<>|=]?[biufcSU](?:0|[1-9]\d*))', 'fortran_order': (?:True|False), "
+    rb"'shape': \((?P<shape>(?:(?:0|[1-9]\d*)(?:, ?|(?=\))))*)\),? ?\} *\n?"
+)
 
 
 def read_array(file, n_bytes, check_header=None):
@@ -35,17 +34,22 @@ def read_array(file, n_bytes, check_header=None):
     Args:
         check_header: (shape, dtype) to a ValueError where this is not wanted.
     Raises:
-        ValueError: it is damaged or holds objects, or check_header's; before its data is read.
+        ValueError: it is damaged or holds no plain numbers or texts, or check_header's; before
+            its data is read.
     """
+    magic = file.read(len(MAGIC) + 2)
+    length_format = LENGTH_FORMATS.get(magic[len(MAGIC) :])
+    if magic[: len(MAGIC)] != MAGIC or not length_format:
+        raise ValueError("is damaged, or no array")
     try:
-        shape, _, dtype = HEADER_READERS[np.lib.format.read_magic(file)](file)
-        is_whole = math.prod(shape) * dtype.itemsize == n_bytes - file.tell()
-    except HEADER_ERRORS as error:
-        raise ValueError("is damaged") from error
-    if not is_whole or min(shape, default=0) < 0:
-        raise ValueError("is damaged")
-    if dtype.hasobject:
-        raise ValueError("holds objects")
+        (length,) = struct.unpack(length_format, file.read(struct.calcsize(length_format)))
+        header = HEADER.fullmatch(file.read(min(length, MAX_HEADER_BYTES)))
+        dtype = np.dtype(header["descr"].decode())
+    except (struct.error, TypeError) as error:
+        raise ValueError("is damaged, or no array of numbers") from error
+    shape = tuple(map(int, re.findall(rb"\d+", header["shape"])))
+    if math.prod(shape) * dtype.itemsize != n_bytes - file.tell():
+        raise ValueError("is damaged: its length is another than its header says")
     if check_header:
         check_header(shape, dtype)
     file.seek(0)
@@ -77,6 +81,8 @@ def load_arrays(path):
             members = archive.infolist()
             if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                 raise ValueError("it is compressed")
+            if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
+                raise ValueError("it is shorter than what it claims to hold")
             arrays = {}
             for member in members:
                 with archive.open(member) as part:

@@ -480,6 +480,8 @@ def make_key(track, segment):
     """The path of a piece's feature; a name too long for a file system is cut and made unique."""
     folder, slash, name = track.rpartition("/")
     suffix = f".{segment:03d}.npy"
+    if 4 * len(name) + len(suffix) <= MAX_NAME_BYTES:  # by far, in any encoding
+        return track + suffix
     encoded = os.fsencode(name)
     if len(encoded) + len(suffix) > MAX_NAME_BYTES:
         digest = "-" + hashlib.sha256(encoded).hexdigest()[:16]
@@ -522,22 +524,23 @@ class PreprocessingPipeline:
             if track.stamp and stamps.get(name) == track.stamp
             and self.saver.holds(name, track, checks_content=is_restarted)
         }  # fmt: skip
-        kept_values = collect_min_max_values(kept)
+        min_max_values = collect_min_max_values(kept)
         waiting = {name: stamp for name, stamp in stamps.items() if name not in kept}
         if waiting or is_restarted or kept.keys() != before.keys():
             if kept:
                 print(f"{len(kept)} files are done already, {len(waiting)} are new or changed")
             # First, so that no feature ever lies beside the range of another.
             self.saver.save_tracks(origin, kept)
-            self.saver.save_min_max_values(kept_values)
-        self.saver.remove_others(kept_values.keys())
+            self.saver.save_min_max_values(min_max_values)
+        self.saver.remove_others(min_max_values.keys())
         tracks |= kept
         try:
             for name, track in self._process_all(audio_files_dir, waiting):
                 tracks[name] = track
+                min_max_values |= collect_min_max_values({name: track})
                 self.saver.add_track(name, track)
         finally:
-            self.saver.save_min_max_values(collect_min_max_values(tracks))
+            self.saver.save_min_max_values(min_max_values)
         self.saver.save_tracks(origin, tracks)
         return tracks
 
@@ -675,9 +678,7 @@ def list_audio_files(audio_files_dir):
         ({path relative to the folder, with /: [bytes, time of change]}, {path: Track} of what
         cannot be used), both sorted by path.
     """
-    root = Path(audio_files_dir)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder: give one with --audio_files_dir")
+    root = check_folder(audio_files_dir)
     stamps, refused = {}, {}
 
     def refuse(path, reason):
@@ -713,6 +714,16 @@ def list_audio_files(audio_files_dir):
             del stamps[name]
             refuse(root / name, "is in a folder named as the features of a file: rename it")
     return dict(sorted(stamps.items())), dict(sorted(refused.items()))
+
+
+def check_folder(audio_files_dir):
+    """The Path of a folder that is there, and not empty."""
+    root = Path(audio_files_dir)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is no folder: give one with --audio_files_dir")
+    if not any(os.scandir(root)):
+        raise ValueError(f"{root} is empty: give a folder of audio with --audio_files_dir")
+    return root
 
 
 def is_left_out(folder, name):
@@ -1023,8 +1034,7 @@ def run(
         loader, Padder(), extractor, MinMaxNormaliser(0, 1), saver,
         segments=settings.segments, jobs=jobs, dask_scheduler=dask_scheduler,
     )  # fmt: skip
-    if not any(list_audio_files(audio_files_dir)):
-        raise ValueError(f"{audio_files_dir} is empty: give a folder of audio, --audio_files_dir")
+    check_folder(audio_files_dir)
     check_is_ours(saved_data)
     with lock(saved_data):
         prepare_saved_data(saved_data, audio_files_dir, settings, force)

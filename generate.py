@@ -600,6 +600,21 @@ def make_new(name, title, signal, log_spectrogram, latents, figures=None):
     return Item(name, title, {"new": signal}, {"new": log_spectrogram}, figures)
 
 
+def choose_pieces(pieces, keys):
+    """The TrainingPieces with these keys.
+
+    Raises:
+        ValueError: there are none.
+    """
+    chosen = [index for index, key in enumerate(pieces.keys) if key in keys]
+    if not chosen:
+        raise ValueError("none of them is there")
+    return TrainingPieces(
+        pieces.latents[chosen], pieces.ranges[chosen], [pieces.keys[i] for i in chosen],
+        pieces.genres[chosen],
+    )  # fmt: skip
+
+
 class Judge:
     """Tells how new and how good new pieces are, beside training pieces and held-out ones.
 
@@ -620,6 +635,8 @@ class Judge:
         )
         if held_tracks is None:
             held_tracks = {*map(preprocess.get_track, {*keys} - {*pieces.keys})}
+        keys = [key for key in keys if key in self.min_max_values]
+        self.pieces = pieces = choose_pieces(pieces, {*keys})
         self.held_keys = choose_evenly([k for k in keys if preprocess.get_track(k) in held_tracks])
         self.training_keys = choose_evenly(pieces.keys)
         self.mels = []  # of the new pieces so far
@@ -854,13 +871,16 @@ def make_pairs(studio, spectrograms, min_max_values, keys, find_recorded, pictur
 
 def make_find_recorded(saved_data, studio):
     """A function from a key to its recorded signal, None where the audio is not there any more."""
-    source = read_json(Path(saved_data) / "source.json")
+    try:
+        audio_files_dir = Path(read_json(Path(saved_data) / "source.json")["audio_files_dir"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return lambda key: None
     settings = studio.settings
     loader = preprocess.Loader(settings.sample_rate, settings.duration, settings.mono)
 
     def find_recorded(key):
-        path = Path(source["audio_files_dir"]) / preprocess.get_track(key)
         try:
+            path = audio_files_dir / preprocess.get_track(preprocess.check_key(key))
             return loader.load_piece(path, int(key.rsplit(".", 2)[1]))
         except ValueError:
             return None

@@ -28,6 +28,8 @@ import threading
 import time
 import zlib
 from pathlib import Path, PurePosixPath
+from signal import SIG_IGN, SIGINT
+from signal import signal as handle_signal
 from typing import NamedTuple
 
 import numpy as np
@@ -90,7 +92,8 @@ MAX_PIECE_BYTES = 1 << 31  # of one spectrogram
 MAX_NAME_BYTES = 255  # of a file; file systems end there
 UNSAFE_KEY = re.compile(r"^$|\0|^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
 FEATURE_NAME = re.compile(r"(?P<track>.+)\.\d{3,}\.npy", re.DOTALL)
-DASK_ADDRESS = re.compile(r"(?:(?:tcp|tls|ucx|ws|wss)://)?[^/\s]+:\d+")
+DASK_ADDRESS = re.compile(r"(?:(?:tcp|tls|ws|wss)://)?[^/\s]+:\d+")
+CANNOT_OPEN = "cannot be opened"  # a file or a folder; the next run tries again
 # glibc gives freed arrays back to the system, which clears the next ones page by page: a third of
 # a worker's time. Other systems do not read these.
 WORKER_ENVIRONMENT = {
@@ -357,7 +360,7 @@ class Saver:
     """
 
     def __init__(self, feature_save_dir, min_max_values_save_dir):
-        self.feature_save_dir = Path(feature_save_dir)
+        self.feature_save_dir = Path(os.path.abspath(feature_save_dir))  # a worker may be elsewhere
         self.min_max_values_path = Path(min_max_values_save_dir) / "min_max_values.pkl"
         self.journal_path = Path(min_max_values_save_dir) / "tracks.jsonl"
 
@@ -366,7 +369,7 @@ class Saver:
         self.save_features([(key, feature)])
 
     def save_features(self, features):
-        """Write (key, array) pairs, so that all of them appear or, after an error, none.
+        """Write (key, array) pairs; none appears before all of them are written.
 
         Returns:
             (bytes of one file, the checksum of each).
@@ -443,7 +446,7 @@ class Saver:
                 is_feature = name.endswith(".npy") and not name.startswith(".")
                 is_kept = not is_feature or prefix + name in keys
                 if not is_kept or TEMPORARY_NAME.fullmatch(name):
-                    Path(folder, name).unlink()
+                    Path(folder, name).unlink(missing_ok=True)
 
 
 class Track(NamedTuple):
@@ -519,9 +522,11 @@ class PreprocessingPipeline:
         stamps, tracks = list_audio_files(audio_files_dir)
         origin = self._describe_origin(audio_files_dir)
         before, is_restarted = self.saver.load_tracks(origin)
+        unreachable = {name for name, track in tracks.items() if CANNOT_OPEN in track.reason}
         kept = {
             name: track for name, track in before.items()
-            if track.stamp and stamps.get(name) == track.stamp
+            if track.stamp
+            and (stamps.get(name) == track.stamp or is_at_or_below(name, unreachable))
             and self.saver.holds(name, track, checks_content=is_restarted)
         }  # fmt: skip
         min_max_values = collect_min_max_values(kept)
@@ -541,13 +546,15 @@ class PreprocessingPipeline:
                 self.saver.add_track(name, track)
         finally:
             self.saver.save_min_max_values(min_max_values)
+        if waiting:
+            self.saver.remove_others(min_max_values.keys())  # what a worker that died left
         self.saver.save_tracks(origin, tracks)
         return tracks
 
     def _describe_origin(self, audio_files_dir):
         """All that the features depend on, but for the files."""
         parts = (self.loader, self.padder, self.extractor, self.normaliser)
-        folder = os.path.abspath(audio_files_dir)
+        folder = os.path.realpath(audio_files_dir)
         return [FORMAT_VERSION, folder, self.segments, *map(vars, parts)]
 
     def _process_all(self, audio_files_dir, stamps):
@@ -618,9 +625,10 @@ class PreprocessingPipeline:
         except ValueError as error:
             return name, Track(stamp, 0, [], [], str(error))
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+            if error.errno not in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
                 raise
-            return name, Track(stamp, 0, [], [], "has a path too long for the folder of features")
+            reason = "has a path that the folder of features cannot hold: rename it"
+            return name, Track(stamp, 0, [], [], reason)
         return name, Track(stamp, n_bytes, checksums, ranges, "")
 
     def _load(self, path):
@@ -645,7 +653,8 @@ class PreprocessingPipeline:
 
 
 def follow_parent(parent):
-    """End this process soon after its parent, which may have been killed."""
+    """End this process soon after its parent, which may have been killed, and not before."""
+    handle_signal(SIGINT, SIG_IGN)  # Ctrl-C reaches the parent, too
 
     def watch():
         while os.getppid() == parent:
@@ -684,17 +693,19 @@ def list_audio_files(audio_files_dir):
     def refuse(path, reason):
         refused[Path(path).relative_to(root).as_posix()] = Track(None, 0, [], [], reason)
 
-    def refuse_folder(error):
-        refuse(error.filename, f"cannot be opened ({error.strerror})")
+    def refuse_unreachable(error):
+        if error.filename == os.fspath(root):
+            raise error
+        refuse(error.filename, f"{CANNOT_OPEN} ({error.strerror})")
 
-    for folder, subfolders, names in os.walk(root, onerror=refuse_folder):
+    for folder, subfolders, names in os.walk(root, onerror=refuse_unreachable):
         subfolders[:] = [name for name in subfolders if not is_left_out(folder, name)]
         names = [name for name in names if not name.startswith(".")]
         for path in (os.path.join(folder, name) for name in [*subfolders, *names]):
             try:
                 status = os.lstat(path)
             except OSError as error:  # it is gone, or on a disk in trouble
-                refuse_folder(error)
+                refuse_unreachable(error)
                 continue
             name = Path(path).relative_to(root).as_posix()
             if stat.S_ISLNK(status.st_mode):
@@ -728,8 +739,15 @@ def check_folder(audio_files_dir):
 
 def is_left_out(folder, name):
     """Whether a folder in a folder of audio is hidden, or was written by this program."""
-    settings_path = Path(folder, name, SPECTROGRAMS_SAVE_DIR, "settings.json")
-    return name.startswith(".") or settings_path.exists()
+    settings_path = os.path.join(folder, name, SPECTROGRAMS_SAVE_DIR, "settings.json")
+    return name.startswith(".") or os.path.exists(settings_path)
+
+
+def is_at_or_below(name, folders):
+    """Whether a path, or a folder that it is in, is among the folders."""
+    return bool(folders) and any(
+        str(path) in folders for path in (PurePosixPath(name), *PurePosixPath(name).parents)
+    )
 
 
 def check_at_least(name, value, least):
@@ -813,8 +831,12 @@ def list_keys(spectrograms_path):
     They are sorted by track, and in a track by segment, the thousandth behind the others.
     """
     root = Path(spectrograms_path)
-    paths = [path.relative_to(root) for path in root.rglob("*.npy")]
-    keys = [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
+    keys = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        below = Path(folder).relative_to(root)
+        names = [name for name in names if name.endswith(".npy") and not name.startswith(".")]
+        keys += [(below / name).as_posix() for name in names]
     keys.sort(key=lambda key: (get_track(key), len(key), key))
     if not keys:
         raise FileNotFoundError(f"no spectrograms in {root}: run preprocess.py first")
@@ -957,17 +979,22 @@ def connect(dask_scheduler):
         raise ValueError(
             "--dask_scheduler needs dask: pip install -r requirements-extra.txt"
         ) from error
-    try:
-        client = distributed.Client(dask_scheduler, timeout=CONNECT_S, set_as_default=False)
-        client.wait_for_workers(1, timeout=CONNECT_S)
-    except OSError as error:
-        raise ValueError(
-            f"--dask_scheduler {dask_scheduler} does not answer, or has no workers: start "
-            f"`dask scheduler`, and `dask worker {dask_scheduler}` on each machine"
-        ) from error
     # What matters of its log is raised, too.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+    try:
+        client = distributed.Client(dask_scheduler, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--dask_scheduler {dask_scheduler} does not answer: start `dask scheduler` there"
+        ) from error
     with client, joblib.parallel_config(make_dask_backend(client)):
+        try:
+            client.wait_for_workers(1, timeout=CONNECT_S)
+        except OSError as error:
+            raise ValueError(
+                f"--dask_scheduler {dask_scheduler} has no workers: start `dask worker "
+                f"{dask_scheduler}` on each machine"
+            ) from error
         upload_modules(client)
         try:
             yield
@@ -1005,9 +1032,8 @@ def upload_modules(client):
     client.upload_file(str(root / "preprocess.py"))
 
 
-def print_summary(tracks, settings):
+def print_summary(tracks, skipped, settings):
     """Say how much was kept, and which files were skipped for which reason."""
-    skipped = [(name, track.reason) for name, track in sorted(tracks.items()) if track.reason]
     for name, reason in skipped:
         print(f"skipped {name!r}: {reason}", file=sys.stderr)
     n_pieces = sum(len(track.ranges) for track in tracks.values())
@@ -1041,7 +1067,7 @@ def run(
         tracks = pipeline.preprocess(audio_files_dir)
         skipped = [(name, track.reason) for name, track in sorted(tracks.items()) if track.reason]
         write_csv(saved_data / "skipped.csv", ("path", "reason"), skipped)
-    print_summary(tracks, settings)
+    print_summary(tracks, skipped, settings)
     if not any(track.ranges for track in tracks.values()):
         raise ValueError(f"nothing to learn from in {audio_files_dir}: no audio file was kept")
     if strict and skipped:

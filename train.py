@@ -241,6 +241,8 @@ def load_split(path):
         if not {"train"} <= parts.keys() <= {*PARTS}:
             raise ValueError(f"the parts must be {', '.join(PARTS)}, got {', '.join(parts)}")
         tracks = [track for part in parts.values() for track in part]
+        if not all(isinstance(value, list) for value in parts.values()):
+            raise ValueError("parts must be lists")
         if not all(isinstance(track, str) for track in tracks):
             raise ValueError("tracks must be paths")
         repeated = [track for track, count in collections.Counter(tracks).items() if count > 1]
@@ -256,18 +258,23 @@ def load_split(path):
 def split_by_list(keys, parts):
     """The keys of each part of a split, {part: [key]}; what is in no part is left out.
 
-    A listed track stands for one of its name with another ending (.au for .wav) where there is
-    none of its own.
+    A listed track that is not there stands for one of its name with another ending (.au for
+    .wav) that is in no part itself.
 
     Raises:
         ValueError: there is nothing to train on.
     """
     tracks = {preprocess.get_track(key) for key in keys}
-    stems = {track.rpartition(".")[0]: track for track in sorted(tracks)}
+    listed_tracks = set().union(*parts.values())
+    stems = {
+        os.path.splitext(track)[0]: track for track in sorted(tracks - listed_tracks)
+        if os.path.splitext(track)[1]
+    }  # fmt: skip
     part_of, missing = {}, []
     for part, listed in parts.items():
         for track in sorted(listed):
-            found = track if track in tracks else stems.get(track.rpartition(".")[0])
+            stem, ending = os.path.splitext(track)
+            found = track if track in tracks else stems.get(stem) if ending else None
             if found is None:
                 missing.append(track)
             else:
@@ -631,6 +638,9 @@ class Checkpoint:
             arrays = load_arrays(path)
             description = json.loads(arrays.pop("description").item())
             arrays = [arrays[f"arr_{index}"] for index in range(len(arrays))]
+            has_numbers = all(array.dtype.kind in "fiub" for array in arrays)
+            if not isinstance(description["run"], dict) or not has_numbers:
+                raise ValueError("it is no checkpoint")
             return cls(description["run"], check_rows(description["rows"]), arrays)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: run train.py without --resume") from error
@@ -661,6 +671,8 @@ class Checkpoint:
 
 def check_rows(rows):
     """The rows of a history, or a ValueError where they are none."""
+    if not isinstance(rows, list):
+        raise ValueError("its history must be a list")
     for index, row in enumerate(rows):
         if row["epoch"] != index + 1 or not {*map(type, row.values())} <= {int, float}:
             raise ValueError(f"row {index + 1} is none of a history")

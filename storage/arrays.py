@@ -21,9 +21,11 @@ from storage.files import open_regular
 MAGIC = b"\x93NUMPY"
 LENGTH_FORMATS = {b"\x01\x00": "<H", b"\x02\x00": "<I"}  # of the header's length, by version
 MAX_HEADER_BYTES = 10_000
+MAX_SIDE = 1 << 40  # of an array
+MAX_ENTRY = 8  # floats in one of a pickle's dicts
 # As np.save writes it; what it is not never reaches numpy, which reads it as a Python literal.
 HEADER = re.compile(
-    rb"\{'descr': '(?P<descr>[<>|=]?[biufcSU](?:0|[1-9]\d*))', 'fortran_order': (?:True|False), "
+    rb"\{'descr': '(?P<descr>[<>|=]?[biufcSU][1-9]\d*)', 'fortran_order': (?:True|False), "
     rb"'shape': \((?P<shape>(?:(?:0|[1-9]\d*)(?:, ?|(?=\))))*)\),? ?\} *\n?"
 )
 
@@ -48,6 +50,8 @@ def read_array(file, n_bytes, check_header=None):
     except (struct.error, TypeError) as error:
         raise ValueError("is damaged, or no array of numbers") from error
     shape = tuple(map(int, re.findall(rb"\d+", header["shape"])))
+    if max(shape, default=0) > MAX_SIDE:
+        raise ValueError("is damaged, or too large")
     if math.prod(shape) * dtype.itemsize != n_bytes - file.tell():
         raise ValueError("is damaged: its length is another than its header says")
     if check_header:
@@ -89,7 +93,7 @@ def load_arrays(path):
                     name = member.filename.removesuffix(".npy")
                     arrays[name] = read_array(part, member.file_size)
             return arrays
-    except (ValueError, OSError, EOFError, RuntimeError, struct.error,
+    except (ValueError, OSError, EOFError, RuntimeError, MemoryError, struct.error,
             zipfile.BadZipFile) as error:  # fmt: skip
         raise ValueError(f"{path} is damaged ({error})") from error
 
@@ -104,6 +108,8 @@ def load_pickled_floats(data):
     """
     try:
         values = FloatUnpickler(io.BytesIO(data)).load()
+        if any(len(entry) > MAX_ENTRY for entry in values.values()):  # all may be one and the same
+            raise ValueError(f"an entry must have at most {MAX_ENTRY} floats")
         return {
             name: {inner: float(number) for inner, number in entry.items()}
             for name, entry in values.items()
@@ -125,13 +131,20 @@ class NumpyFloat:
         if isinstance(what, NumpyFloat):
             (self.number,) = struct.unpack(what.order + what.code, *values)
         else:
-            self.code = {"f2": "e", "f4": "f", "f8": "d"}[what]
+            self.code = {"f2": "e", "f4": "f", "f8": "d"}[check_text(what)]
 
     def __setstate__(self, state):
-        self.order = {"<": "<", ">": ">", "=": "="}[state[1]]
+        self.order = {"<": "<", ">": ">", "=": "="}[check_text(state[1])]
 
     def __float__(self):
         return self.number
+
+
+def check_text(value):
+    """The value, or an UnpicklingError where it is no text; hashing tuples can take for ever."""
+    if type(value) is not str:
+        raise pickle.UnpicklingError("it holds something else where a text must be")
+    return value
 
 
 class FloatUnpickler(pickle._Unpickler):
@@ -142,7 +155,7 @@ class FloatUnpickler(pickle._Unpickler):
     """
 
     instructions = (
-        pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.EMPTY_DICT, pickle.DICT,
+        pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.EMPTY_DICT,
         pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.UNICODE, pickle.BINFLOAT, pickle.FLOAT,
         pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GET, pickle.BINGET,
         pickle.LONG_BINGET, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD,
@@ -170,9 +183,7 @@ class FloatUnpickler(pickle._Unpickler):
 
     def _set(self, items):
         for name, value in zip(items[::2], items[1::2], strict=True):
-            if type(name) is not str:  # hashing nested tuples can take for ever
-                raise pickle.UnpicklingError("it holds a key that is no text")
-            self.stack[-1][name] = value
+            self.stack[-1][check_text(name)] = value
 
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems

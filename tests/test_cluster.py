@@ -59,7 +59,7 @@ def test_a_cluster_that_loses_a_worker_ends_as_one_process_does(tmp_path, audio,
     address, workers = cluster
     journal = tmp_path / "saved" / "min_max_values" / "tracks.jsonl"
 
-    process = start(audio, tmp_path / "saved", "--dask_scheduler", address)
+    process = start(Path("audio"), Path("saved"), "--dask_scheduler", address, cwd=tmp_path)
     while not journal.exists() or journal.read_bytes().count(b"\n") < 10:
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
@@ -103,7 +103,7 @@ def test_a_file_that_kills_workers_costs_that_file_alone(tmp_path, write_audio, 
     "address, message",
     [
         ("nonsense", "--dask_scheduler must be as in tcp://10.0.0.1:8786, got nonsense"),
-        ("127.0.0.1:{port}", "does not answer, or has no workers: start `dask scheduler`"),
+        ("127.0.0.1:{port}", "does not answer: start `dask scheduler` there"),
     ],
 )
 def test_a_scheduler_that_is_not_there_is_named(tmp_path, write_audio, make_settings, monkeypatch,

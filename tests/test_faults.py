@@ -49,11 +49,11 @@ def unbroken(audio):
     return read_all(saved), time.monotonic() - started
 
 
-def start(audio, saved, *flags):
+def start(audio, saved, *flags, cwd=None):
     return subprocess.Popen(
         [sys.executable, str(ROOT / "preprocess.py"), "--audio_files_dir", str(audio),
          "--saved_data", str(saved), *SMALL, *flags],
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, cwd=cwd,
     )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def kill(process, number):
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
-    process.communicate()
+    process.communicate(timeout=30)  # until the workers have noticed it, too
 
 
 def assert_of_use(saved, whole):
@@ -427,6 +427,27 @@ def test_a_file_that_kills_its_process_costs_that_file_alone(tmp_path, write_aud
     assert all("ended the process" in reason for reason in skipped.values())
     assert len(tracks) == 15 and len([*(tmp_path / "spectrograms").glob("*.npy")]) == 12
     assert all(tracks[name].stamp is None for name in skipped)  # to be tried again
+
+
+def test_a_folder_that_cannot_be_read_keeps_its_features(small, write_audio, monkeypatch):
+    _, process = small
+    write_audio("deep/3.wav", make_tone(660, 0.3))
+    before = process()
+    scandir = os.scandir
+
+    def fail(path):
+        if Path(path).name == "deep" and "audio" in str(path):
+            raise OSError(5, "Input/output error", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", fail)
+        during = process()
+
+    names = {name for name in before if name.endswith((".npy", ".pkl"))}
+    assert {name: during[name] for name in names} == {name: before[name] for name in names}
+    assert b"deep,cannot be opened (Input/output error)" in during["skipped.csv"]
+    assert process() == before
 
 
 def test_trouble_that_may_pass_is_tried_again(small, monkeypatch):

@@ -4,6 +4,7 @@
 """
 
 import collections
+import contextlib
 import functools
 import io
 import json
@@ -201,7 +202,8 @@ def test_journal(tmp_path_factory, data):
         lambda path: preprocess.Saver(folder, folder).load_tracks([1])[0],
     )  # fmt: skip
 
-    assert preprocess.collect_min_max_values(tracks) is not None
+    for entry in preprocess.collect_min_max_values(tracks).values():
+        assert -np.inf < entry["min"] <= entry["max"] < np.inf
 
 
 LATENTS = save(
@@ -236,6 +238,8 @@ def test_checkpoint(tmp_path_factory, data):
 
     if checkpoint:
         assert all(row["loss"] is not None for row in checkpoint.rows)
+        with contextlib.suppress(ValueError):
+            checkpoint.check_run({"a": 1})
 
 
 @pytest.fixture(scope="module")

@@ -172,6 +172,20 @@ def test_a_split_chooses_the_pieces_of_its_tracks(capsys):
     )
 
 
+def test_a_split_takes_no_other_track_for_a_missing_one(capsys):
+    keys = make_keys("v1.0/one", "v1.0/two", "a/3.au", "b/4.wav")
+    parts = {
+        "train": {"v1.0/one", "b/4.wav"}, "valid": {"a/3.au"}, "test": {"v1.0/gone", "a/3.wav"},
+    }  # fmt: skip
+
+    chosen = train.split_by_list(keys, parts)
+
+    assert chosen == {
+        "train": make_keys("v1.0/one", "b/4.wav"), "valid": make_keys("a/3.au"), "test": [],
+    }  # fmt: skip
+    assert "1 in no part; 2 listed ones have no features" in capsys.readouterr().out
+
+
 def test_a_split_without_a_track_to_train_on_is_refused():
     parts = {"train": {"b.wav"}, "valid": {"a.wav"}, "test": set()}
 

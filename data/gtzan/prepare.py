@@ -89,15 +89,18 @@ def download():
 def take_tracks(source, folder):
     """Put the source's tracks into a folder, as links or copies; files that are there stay."""
     there = find_tracks(folder)
-    taken = {track: path for track, path in find_tracks(source).items() if track not in there}
-    for track, path in taken.items():
+    n_taken = 0
+    for track, path in find_tracks(source).items():
         target = Path(folder, track + path.suffix)
+        if track in there or os.path.lexists(target):
+            continue
+        n_taken += 1
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path.resolve(), target)
         except OSError:  # another disk
             write_atomically(target, path.read_bytes())
-    return len(taken)
+    return n_taken
 
 
 def check_tracks(folder):

@@ -1006,13 +1006,17 @@ def connect(dask_scheduler):
 
 
 def make_dask_backend(client):
-    """joblib's backend for Dask, which tells when a task is given up, too.
+    """joblib's backend for Dask without two faults of joblib 1.6.
 
-    That of joblib 1.6 waits for ever for a task whose workers died one after the other.
+    It waits for ever for a task whose workers died one after the other; and while the cluster
+    has a single thread, it does the work in this process instead.
     """
     from joblib._dask import DaskDistributedBackend
 
     class ReportingBackend(DaskDistributedBackend):
+        def effective_n_jobs(self, n_jobs):
+            return max(2, super().effective_n_jobs(n_jobs))
+
         def submit(self, func, callback=None):
             future = super().submit(func, callback)
             future.add_done_callback(

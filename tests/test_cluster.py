@@ -99,6 +99,32 @@ def test_a_file_that_kills_workers_costs_that_file_alone(tmp_path, write_audio, 
     assert len([*(tmp_path / "spectrograms").glob("*.npy")]) == 6
 
 
+class NotingLoader(preprocess.Loader):
+    """A Loader that notes the process that it works in."""
+
+    def load_pieces(self, file_path):
+        Path(file_path).with_suffix(".pid").write_text(str(os.getpid()))
+        return super().load_pieces(file_path)
+
+
+def test_a_cluster_of_one_thread_does_the_work_itself(tmp_path, write_audio, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    write_audio("a.wav", make_music(0.4))
+    monkeypatch.setattr(preprocess, "upload_modules", lambda client: None)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [*Path(__file__).parents][:2])))
+    pipeline = preprocess.PreprocessingPipeline(
+        NotingLoader(SAMPLE_RATE, 0.3, True), preprocess.Padder(),
+        preprocess.LogSpectrogramExtractor(256, 64), preprocess.MinMaxNormaliser(0, 1),
+        preprocess.Saver(tmp_path / "spectrograms", tmp_path / "values"),
+    )  # fmt: skip
+
+    with distributed.LocalCluster(1, threads_per_worker=1, dashboard_address=None) as here:
+        pipeline.dask_scheduler = here.scheduler_address
+        pipeline.preprocess(tmp_path / "audio")
+
+    assert int((tmp_path / "audio" / "a.pid").read_text()) != os.getpid()
+
+
 @pytest.mark.parametrize(
     "address, message",
     [

@@ -57,9 +57,10 @@ def load(path):
 
 def assert_close(weights, others):
     # The devices' sums are rounded in another order. Adam moves a weight whose gradient is zero
-    # but for rounding by up to the learning rate, so that single weights may differ by more.
+    # but for rounding by up to the learning rate a step, 0.01 in all; other gradients would move
+    # all weights as far. Means of up to 1.1e-4 were seen where a few spare weights differed.
     for values, other in zip(weights, others, strict=True):
-        assert np.abs(values - other).mean() < 1e-4
+        assert np.abs(values - other).mean() < 5e-4
 
 
 def test_two_devices_train_like_one(tmp_path):

@@ -318,11 +318,10 @@ class Autoencoder:
         )
         if not parameters_path.is_file():
             raise FileNotFoundError(f"no model in {folder}: run train.py first")
-        if not weights_path.is_file():
-            raise FileNotFoundError(f"no weights at {weights_path}: run train.py first")
+        n_weight_bytes = check_is_there(weights_path).stat().st_size
         try:
             parameters = read_json(parameters_path)
-            check_size(parameters, weights_path.stat().st_size)
+            check_size(parameters, n_weight_bytes)
             autoencoder = cls(**parameters)
         except (TypeError, KeyError, OverflowError, ValueError) as error:
             raise ValueError(
@@ -338,8 +337,7 @@ class Autoencoder:
             FileNotFoundError: there is none.
             ValueError: it is damaged, refers to other files, or is of another architecture.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no weights at {path}: run train.py first")
+        check_is_there(path)
         try:
             check_weights_file(path)
             with warnings.catch_warnings():  # Keras 3.15 warns of each layer before it raises
@@ -349,6 +347,13 @@ class Autoencoder:
             raise ValueError(
                 f"{path} does not fit the parameters beside it, or is damaged: run train.py again"
             ) from error
+
+
+def check_is_there(path):
+    """The Path of a file of weights, or a FileNotFoundError where there is none."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}: run train.py first")
+    return Path(path)
 
 
 def check_size(parameters, n_file_bytes):

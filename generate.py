@@ -313,6 +313,13 @@ class TrainingPieces(NamedTuple):
     keys: list
     genres: np.ndarray  # str (n,), top folders
 
+    def take(self, indices):
+        """Some of the pieces."""
+        keys = [self.keys[index] for index in indices]
+        return TrainingPieces(
+            self.latents[indices], self.ranges[indices], keys, self.genres[indices]
+        )
+
 
 def load_training_pieces(model_folder):
     """The TrainingPieces of a model folder.
@@ -351,15 +358,12 @@ def choose_genre(pieces, genre):
     """The TrainingPieces of one genre, or all; ValueError that lists the near ones."""
     if genre is None:
         return pieces
-    is_chosen = pieces.genres == genre
-    if not is_chosen.any():
+    chosen = np.flatnonzero(pieces.genres == genre)
+    if not len(chosen):
         raise ValueError(
             f"no genre is called {genre!r}: there is {list_near(genre, pieces.genres)}"
         )
-    keys = [key for key, chosen in zip(pieces.keys, is_chosen, strict=True) if chosen]
-    return TrainingPieces(
-        pieces.latents[is_chosen], pieces.ranges[is_chosen], keys, pieces.genres[is_chosen]
-    )
+    return pieces.take(chosen)
 
 
 def list_near(name, names):
@@ -600,21 +604,6 @@ def make_new(name, title, signal, log_spectrogram, latents, figures=None):
     return Item(name, title, {"new": signal}, {"new": log_spectrogram}, figures)
 
 
-def choose_pieces(pieces, keys):
-    """The TrainingPieces with these keys.
-
-    Raises:
-        ValueError: there are none.
-    """
-    chosen = [index for index, key in enumerate(pieces.keys) if key in keys]
-    if not chosen:
-        raise ValueError("none of them is there")
-    return TrainingPieces(
-        pieces.latents[chosen], pieces.ranges[chosen], [pieces.keys[i] for i in chosen],
-        pieces.genres[chosen],
-    )  # fmt: skip
-
-
 class Judge:
     """Tells how new and how good new pieces are, beside training pieces and held-out ones.
 
@@ -627,7 +616,6 @@ class Judge:
 
     def __init__(self, studio, pieces, saved_data, held_tracks=None):
         self.studio = studio
-        self.pieces = pieces
         self.spectrograms_path = Path(saved_data) / Path(SPECTROGRAMS_PATH).name
         keys = preprocess.list_keys(self.spectrograms_path)
         self.min_max_values = preprocess.load_min_max_values(
@@ -636,7 +624,11 @@ class Judge:
         if held_tracks is None:
             held_tracks = {*map(preprocess.get_track, {*keys} - {*pieces.keys})}
         keys = [key for key in keys if key in self.min_max_values]
-        self.pieces = pieces = choose_pieces(pieces, {*keys})
+        known = {*keys}
+        there = [index for index, key in enumerate(pieces.keys) if key in known]
+        if not there:
+            raise ValueError("none of them is there")
+        self.pieces = pieces = pieces.take(there)
         self.held_keys = choose_evenly([k for k in keys if preprocess.get_track(k) in held_tracks])
         self.training_keys = choose_evenly(pieces.keys)
         self.mels = []  # of the new pieces so far
@@ -881,7 +873,7 @@ def make_find_recorded(saved_data, studio):
     def find_recorded(key):
         try:
             path = audio_files_dir / preprocess.get_track(preprocess.check_key(key))
-            return loader.load_piece(path, int(key.rsplit(".", 2)[1]))
+            return loader.load_piece(path, preprocess.get_segment(key))
         except ValueError:
             return None
 

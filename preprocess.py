@@ -12,6 +12,7 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 import zlib
 from pathlib import Path, PurePosixPath
 from signal import SIG_IGN, SIGINT
@@ -65,16 +67,17 @@ AUDIO_FILES_DIR = "data/demo/audio"
 SAVED_DATA = "saved_data"
 SPECTROGRAMS_SAVE_DIR = "spectrograms"  # below SAVED_DATA
 MIN_MAX_VALUES_SAVE_DIR = "min_max_values"  # below SAVED_DATA
+MIN_MAX_VALUES_NAME = "min_max_values.pkl"
 
 TOP_DB = 80.0  # dB kept below a piece's own peak
 FORMAT_VERSION = 1  # of what lies in SAVED_DATA
-RANGES = {
+RANGES = {  # of the settings
     "frame_size": (int, 4, 1 << 16),
     "hop_length": (int, 1, 1 << 15),
     "duration": (float, 0.01, 3600),
     "sample_rate": (int, 100, 768_000),
     "top_db": (float, 1, 1000),
-}  # fmt: skip; of the settings
+}
 
 BLOCK_FRAMES = 256  # transformed at a time
 MIN_POWER = 1e-10  # what librosa.amplitude_to_db takes silence for: -100 dB
@@ -82,35 +85,34 @@ READ_BLOCK = 1 << 18  # samples decoded at a time, all channels together
 FILE_RATES = (1000, 1_000_000)  # Hz; a header with another one is no audio's
 MAX_SAMPLE = 1e10  # beyond it float32 spectrograms overflow
 STREAMED_BYTES = 0x7FFF0000  # from here on a WAV's length means that its writer did not know it
-CUT_LOG = re.compile(
+CUT_LOG = re.compile(  # lines of libsndfile's log on a header that promises another length
     r"^ *(?:data|SSND|Data Size|riff)\b.*?(?P<promised>\d+) \(should be (?P<has>\d+)|"
     r"Calculated frame count (?P<has_frames>\d+) .*'ds64' chunk of (?P<frames>\d+)",
     re.MULTILINE,
-)  # lines of libsndfile's log on a file whose header promises another length
+)
 MAX_TABLE_BYTES = 1 << 30  # of the min-max values: those of ten million pieces
 MAX_PIECE_BYTES = 1 << 31  # of one spectrogram
 MAX_NAME_BYTES = 255  # of a file; file systems end there
 UNSAFE_KEY = re.compile(r"^$|\0|^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
 FEATURE_NAME = re.compile(r"(?P<track>.+)\.\d{3,}\.npy", re.DOTALL)
 DASK_ADDRESS = re.compile(r"(?:(?:tcp|tls|ws|wss)://)?[^/\s]+:\d+")
-CANNOT_OPEN = "cannot be opened"  # a file or a folder; the next run tries again
 # glibc gives freed arrays back to the system, which clears the next ones page by page: a third of
 # a worker's time. Other systems do not read these.
-WORKER_ENVIRONMENT = {
+WORKER_ENVIRONMENT = {  # bytes
     "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
     "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
-}  # fmt: skip; bytes
+}
 PARENT_CHECK_S = 0.2  # seconds between a worker's looks at whether its run goes on
 CONNECT_S = 10  # seconds that a Dask scheduler, and then its workers, may take to answer
 NO_ROOM = ": make room there and start again, what is done stays"
 NO_WRITING = ": allow this, or name another folder"
-REMEDIES = {
+REMEDIES = {  # of what the operating system refuses
     errno.ENOSPC: NO_ROOM,
     errno.EDQUOT: NO_ROOM,
     errno.EROFS: NO_WRITING,
     errno.EACCES: NO_WRITING,
     errno.EPERM: NO_WRITING,
-}  # fmt: skip; of what the operating system refuses
+}
 Settings = collections.namedtuple(
     "Settings", "format_version sample_rate frame_size hop_length duration mono segments top_db"
 )
@@ -303,12 +305,11 @@ class LogSpectrogramExtractor:
         return log_spectrogram
 
     def _extract_channel(self, signal):
-        # librosa's own takes twice the time, and 1.4 s to be imported: benchmarks/preprocessing.py
+        # librosa's takes 1.5 times as long, and 1.7 s to be imported: benchmarks/preprocessing.py
         import scipy.fft
 
         n_bins = self.frame_size // 2
-        phase = 2 * np.pi * np.arange(self.frame_size) / self.frame_size
-        window = (0.5 - 0.5 * np.cos(phase)).astype(np.float32)
+        window = make_window(self.frame_size)
         padded = np.pad(signal, n_bins)  # frames are centered
         frames = sliding_window_view(padded, self.frame_size)[:: self.hop_length]
         log_spectrogram = np.empty((n_bins, len(frames)), np.float32)
@@ -324,6 +325,13 @@ class LogSpectrogramExtractor:
         np.log(log_spectrogram, out=log_spectrogram)  # numpy's log10 is slower
         log_spectrogram *= np.float32(10 / math.log(10))
         return log_spectrogram
+
+
+@functools.cache
+def make_window(frame_size):
+    """The periodic Hann window, float32 (frame_size,)."""
+    phase = 2 * np.pi * np.arange(frame_size) / frame_size
+    return (0.5 - 0.5 * np.cos(phase)).astype(np.float32)
 
 
 class MinMaxNormaliser:
@@ -361,7 +369,7 @@ class Saver:
 
     def __init__(self, feature_save_dir, min_max_values_save_dir):
         self.feature_save_dir = Path(os.path.abspath(feature_save_dir))  # a worker may be elsewhere
-        self.min_max_values_path = Path(min_max_values_save_dir) / "min_max_values.pkl"
+        self.min_max_values_path = Path(min_max_values_save_dir) / MIN_MAX_VALUES_NAME
         self.journal_path = Path(min_max_values_save_dir) / "tracks.jsonl"
 
     def save_feature(self, feature, key):
@@ -385,11 +393,7 @@ class Saver:
 
     def save_min_max_values(self, min_max_values):
         """Write {key: {"min": dB, "max": dB}}, sorted by key."""
-        # Made anew: a pickle's bytes tell apart equal strings that came from other processes.
-        ordered = {
-            key: {"min": entry["min"], "max": entry["max"]}
-            for key, entry in sorted(min_max_values.items())
-        }
+        ordered = dict(sorted(min_max_values.items()))
         write_atomically(self.min_max_values_path, pickle.dumps(ordered, protocol=4))
 
     def load_tracks(self, origin):
@@ -413,6 +417,11 @@ class Saver:
         lines = [json.dumps([origin, get_boot_id()])]
         lines += [track.format(name) for name, track in sorted(tracks.items())]
         write_atomically(self.journal_path, "".join(f"{line}\n" for line in lines).encode())
+
+    def forget(self):
+        """Delete the journal and the min-max values, so that all features are made again."""
+        for path in (self.min_max_values_path, self.journal_path):
+            path.unlink(missing_ok=True)
 
     def add_track(self, name, track):
         """Add a line to the journal."""
@@ -443,8 +452,7 @@ class Saver:
             below = Path(folder).relative_to(self.feature_save_dir).as_posix()
             prefix = "" if below == "." else f"{below}/"
             for name in names:
-                is_feature = name.endswith(".npy") and not name.startswith(".")
-                is_kept = not is_feature or prefix + name in keys
+                is_kept = not is_feature_name(name) or prefix + name in keys
                 if not is_kept or TEMPORARY_NAME.fullmatch(name):
                     Path(folder, name).unlink(missing_ok=True)
 
@@ -519,10 +527,9 @@ class PreprocessingPipeline:
         Raises:
             OSError: a feature cannot be written; what was written before is of use.
         """
-        stamps, tracks = list_audio_files(audio_files_dir)
+        stamps, tracks, unreachable = list_audio_files(audio_files_dir)
         origin = self._describe_origin(audio_files_dir)
         before, is_restarted = self.saver.load_tracks(origin)
-        unreachable = {name for name, track in tracks.items() if CANNOT_OPEN in track.reason}
         kept = {
             name: track for name, track in before.items()
             if track.stamp
@@ -573,13 +580,13 @@ class PreprocessingPipeline:
             while waiting:
                 begun = []
                 tasks = self._begin_tasks(folder, waiting, begun)
+                parallel = joblib.Parallel(jobs, return_as="generator_unordered")
                 try:
-                    for name, track in joblib.Parallel(jobs, return_as="generator_unordered")(
-                        tasks
-                    ):
-                        del waiting[name]
-                        progress.update()
-                        yield name, track
+                    with closing_silently(parallel(tasks)) as results:
+                        for name, track in results:
+                            del waiting[name]
+                            progress.update()
+                            yield name, track
                 except list_deaths():
                     pass  # one of the files that were begun is to blame
                 for name in [name for name in begun if name in waiting]:
@@ -652,6 +659,17 @@ class PreprocessingPipeline:
         return self.normaliser.normalise(log_spectrogram)
 
 
+@contextlib.contextmanager
+def closing_silently(results):
+    """Close joblib's results, which warns where some are left: after Ctrl-C, or on a full disk."""
+    try:
+        yield results
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            results.close()
+
+
 def follow_parent(parent):
     """End this process soon after its parent, which may have been killed, and not before."""
     handle_signal(SIGINT, SIG_IGN)  # Ctrl-C reaches the parent, too
@@ -665,7 +683,10 @@ def follow_parent(parent):
 
 
 def collect_min_max_values(tracks):
-    """{key: {"min": dB, "max": dB}} of {name: Track}."""
+    """{key: {"min": dB, "max": dB}} of {name: Track}.
+
+    All is made here, since a pickle's bytes tell apart equal strings from other processes.
+    """
     return {
         key: {"min": low, "max": high}
         for name, track in tracks.items()
@@ -685,18 +706,21 @@ def list_audio_files(audio_files_dir):
 
     Returns:
         ({path relative to the folder, with /: [bytes, time of change]}, {path: Track} of what
-        cannot be used), both sorted by path.
+        cannot be used, {path} of the files and folders among that which cannot be reached now);
+        the dicts are sorted by path.
     """
     root = check_folder(audio_files_dir)
-    stamps, refused = {}, {}
+    stamps, refused, unreachable = {}, {}, set()
 
     def refuse(path, reason):
-        refused[Path(path).relative_to(root).as_posix()] = Track(None, 0, [], [], reason)
+        name = Path(path).relative_to(root).as_posix()
+        refused[name] = Track(None, 0, [], [], reason)
+        return name
 
     def refuse_unreachable(error):
         if error.filename == os.fspath(root):
             raise error
-        refuse(error.filename, f"{CANNOT_OPEN} ({error.strerror})")
+        unreachable.add(refuse(error.filename, f"cannot be opened ({error.strerror})"))
 
     for folder, subfolders, names in os.walk(root, onerror=refuse_unreachable):
         subfolders[:] = [name for name in subfolders if not is_left_out(folder, name)]
@@ -724,7 +748,7 @@ def list_audio_files(audio_files_dir):
         if any(parent and parent["track"] in stamps for parent in parents):
             del stamps[name]
             refuse(root / name, "is in a folder named as the features of a file: rename it")
-    return dict(sorted(stamps.items())), dict(sorted(refused.items()))
+    return dict(sorted(stamps.items())), dict(sorted(refused.items())), unreachable
 
 
 def check_folder(audio_files_dir):
@@ -732,14 +756,15 @@ def check_folder(audio_files_dir):
     root = Path(audio_files_dir)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder: give one with --audio_files_dir")
-    if not any(os.scandir(root)):
-        raise ValueError(f"{root} is empty: give a folder of audio with --audio_files_dir")
+    with os.scandir(root) as entries:
+        if not any(entries):
+            raise ValueError(f"{root} is empty: give a folder of audio with --audio_files_dir")
     return root
 
 
 def is_left_out(folder, name):
     """Whether a folder in a folder of audio is hidden, or was written by this program."""
-    settings_path = os.path.join(folder, name, SPECTROGRAMS_SAVE_DIR, "settings.json")
+    settings_path = get_settings_path(os.path.join(folder, name))
     return name.startswith(".") or os.path.exists(settings_path)
 
 
@@ -825,6 +850,16 @@ def get_track(key):
     return key.rsplit(".", 2)[0]
 
 
+def is_feature_name(name):
+    """Whether a file's name is that of a feature."""
+    return name.endswith(".npy") and not name.startswith(".")
+
+
+def get_segment(key):
+    """The number of a key's piece in its audio file, an int."""
+    return int(key.rsplit(".", 2)[1])
+
+
 def list_keys(spectrograms_path):
     """Keys (paths relative to the folder, with /) of all .npy files below a folder.
 
@@ -835,8 +870,7 @@ def list_keys(spectrograms_path):
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         below = Path(folder).relative_to(root)
-        names = [name for name in names if name.endswith(".npy") and not name.startswith(".")]
-        keys += [(below / name).as_posix() for name in names]
+        keys += [(below / name).as_posix() for name in names if is_feature_name(name)]
     keys.sort(key=lambda key: (get_track(key), len(key), key))
     if not keys:
         raise FileNotFoundError(f"no spectrograms in {root}: run preprocess.py first")
@@ -869,7 +903,12 @@ def check_spectrogram_header(shape, dtype):
 
 def get_min_max_path(saved_data):
     """Where the min-max values of a folder that preprocess.py wrote lie."""
-    return Path(saved_data) / MIN_MAX_VALUES_SAVE_DIR / "min_max_values.pkl"
+    return Path(saved_data) / MIN_MAX_VALUES_SAVE_DIR / MIN_MAX_VALUES_NAME
+
+
+def get_settings_path(saved_data):
+    """Where the settings of a folder that preprocess.py wrote lie."""
+    return Path(saved_data) / SPECTROGRAMS_SAVE_DIR / "settings.json"
 
 
 def load_min_max_values(path):
@@ -927,9 +966,9 @@ def resize_spectrogram(spectrogram, shape):
     return np.clip(spectrogram, 0, 1).astype(np.float32, copy=False)
 
 
-def prepare_saved_data(saved_data, audio_files_dir, settings, force):
+def prepare_saved_data(saved_data, saver, audio_files_dir, settings, force):
     """Make the output folder ready; refuse to mix two data sets in it unless forced."""
-    settings_path = saved_data / SPECTROGRAMS_SAVE_DIR / "settings.json"
+    settings_path = get_settings_path(saved_data)
     source_path = saved_data / "source.json"
     source = {"audio_files_dir": os.path.realpath(audio_files_dir)}
     if settings_path.exists() and not force:
@@ -938,15 +977,14 @@ def prepare_saved_data(saved_data, audio_files_dir, settings, force):
         if not source_path.exists() or read_json(source_path) != source:
             raise ValueError(f"{saved_data} holds features of another folder: add --force")
     if force:  # first, so that no feature ever lies beside settings of another
-        for name in ("min_max_values.pkl", "tracks.jsonl"):
-            (saved_data / MIN_MAX_VALUES_SAVE_DIR / name).unlink(missing_ok=True)
+        saver.forget()
     write_json(source_path, source)
     write_json(settings_path, settings._asdict())
 
 
 def check_is_ours(saved_data):
     """Raise ValueError where a folder holds anything, and was not written by this program."""
-    if (saved_data / SPECTROGRAMS_SAVE_DIR / "settings.json").exists():
+    if get_settings_path(saved_data).exists():
         return
     for _, _, names in os.walk(saved_data):
         if not {*names} <= {"source.json", LOCK} | {*filter(TEMPORARY_NAME.fullmatch, names)}:
@@ -1067,7 +1105,7 @@ def run(
     check_folder(audio_files_dir)
     check_is_ours(saved_data)
     with lock(saved_data):
-        prepare_saved_data(saved_data, audio_files_dir, settings, force)
+        prepare_saved_data(saved_data, saver, audio_files_dir, settings, force)
         tracks = pipeline.preprocess(audio_files_dir)
         skipped = [(name, track.reason) for name, track in sorted(tracks.items()) if track.reason]
         write_csv(saved_data / "skipped.csv", ("path", "reason"), skipped)

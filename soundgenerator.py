@@ -14,9 +14,14 @@ import os
 import numba
 import numpy as np
 import scipy.fft
-import scipy.signal
 
-from preprocess import FRAME_SIZE, MinMaxNormaliser, check_hop_length, resize_spectrogram
+from preprocess import (
+    FRAME_SIZE,
+    MinMaxNormaliser,
+    check_hop_length,
+    make_window,
+    resize_spectrogram,
+)
 
 N_ITER = 40  # Griffin-Lim iterations; benchmarks/phase_recovery.py
 MOMENTUM = 0.99
@@ -149,7 +154,7 @@ class GriffinLim:
         self.momentum = momentum
         self.init = init
         self.seed = seed
-        self._window = scipy.signal.get_window("hann", frame_size).astype(np.float32)
+        self._window = make_window(frame_size)
 
     def invert(self, amplitude, n_samples=None, *, n_threads=None):
         """The signal whose spectrogram comes close to an amplitude.

@@ -7,6 +7,7 @@ Out: arrays and figures for the benchmarks beside this file.
 """
 
 import fnmatch
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,25 @@ class Split:
         for index in indices:
             key = self.held_keys[index]
             path = self.audio_files_dir / preprocess.get_track(key)
-            signal = loader.load_piece(path, int(key.rsplit(".", 2)[1]))
+            signal = loader.load_piece(path, preprocess.get_segment(key))
             missing = loader.n_samples - signal.shape[-1]
             signals.append(preprocess.Padder().right_pad(signal, missing))
         return indices, signals
+
+
+def load_all(audio_files_dir, load):
+    """What a function makes of each audio file below a folder; what it cannot read is named.
+
+    Args:
+        load: path to anything, or to a ValueError.
+    """
+    loaded = []
+    for name in preprocess.list_audio_files(audio_files_dir)[0]:
+        try:
+            loaded.append(load(Path(audio_files_dir) / name))
+        except ValueError as error:
+            print(f"skipped {name!r}: {error}", file=sys.stderr)
+    return loaded
 
 
 def is_held_out(key, patterns):

@@ -16,6 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from held_out import load_all
+
 import preprocess
 from preprocess import number
 from storage.files import write_csv, write_figure
@@ -38,14 +40,11 @@ COLUMNS = (
 def load_signals(audio_files_dir, n_pieces):
     """The first pieces of DURATION, evenly over the folder's audio; float32 (n_samples,) each."""
     loader = preprocess.Loader(preprocess.SAMPLE_RATE, DURATION, True)
-    signals = []
-    for key in preprocess.list_audio_files(audio_files_dir)[0]:
-        try:
-            pieces = [*loader.load_pieces(Path(audio_files_dir) / key)]
-        except ValueError as error:
-            print(f"skipped {key!r}: {error}", file=sys.stderr)
-            continue
-        signals += [piece for piece in pieces if len(piece) == loader.n_samples and piece.any()]
+    tracks = load_all(audio_files_dir, lambda path: [*loader.load_pieces(path)])
+    signals = [
+        piece for pieces in tracks for piece in pieces
+        if len(piece) == loader.n_samples and piece.any()
+    ]  # fmt: skip
     if not signals:
         raise ValueError(f"{audio_files_dir} holds no piece of {DURATION} s: give longer audio")
     chosen = np.linspace(0, len(signals) - 1, min(n_pieces, len(signals))).astype(int)

@@ -18,6 +18,7 @@ import threading
 from pathlib import Path
 
 MAX_JSON_BYTES = 1 << 20
+READ_BYTES = 1 << 16  # compared at a time
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")  # of a file that is being written
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a cell, in spreadsheet programs
 LOCK = ".lock"  # a file in a folder, which the run that writes there holds
@@ -69,17 +70,28 @@ class FileSet:
         for temporary in self._paths if self.is_durable else ():
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-        for temporary, path in self._paths.items():
+        for temporary, path in [*self._paths.items()]:
             os.replace(temporary, path)
+            del self._paths[temporary]
 
 
 def write_atomically(path, data):
     """Write bytes to a path so that a reader sees the old content or all of the new."""
-    with contextlib.suppress(OSError):
-        if Path(path).stat().st_size == len(data) and Path(path).read_bytes() == data:
-            return  # to read is quicker than to wait for the disk
-    with FileSet() as files:
-        files.add(path, data)
+    if not has_content(path, data):  # to read is quicker than to wait for the disk
+        with FileSet() as files:
+            files.add(path, data)
+
+
+def has_content(path, data):
+    """Whether a file holds these bytes; it is read as far as it does."""
+    try:
+        if os.path.getsize(path) != len(data):
+            return False
+        with open(path, "rb") as file:
+            starts = range(0, len(data), READ_BYTES)
+            return all(file.read(READ_BYTES) == data[i : i + READ_BYTES] for i in starts)
+    except OSError:
+        return False
 
 
 def write_json(path, values):

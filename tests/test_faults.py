@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,25 @@ def test_an_interrupted_run_ends_at_once_and_goes_on(tmp_path, audio, unbroken):
     assert 0 < n_before < 320
     assert "files are done already" in printed
     assert read_all(tmp_path / "saved") == unbroken[0]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_what_ends_a_run_between_two_results_is_all_that_is_said(
+    tmp_path, audio, make_settings, monkeypatch, error
+):
+    add_track = preprocess.Saver.add_track
+
+    def end(saver, name, track):
+        if count_lines(tmp_path) > 10:
+            raise error
+        add_track(saver, name, track)
+
+    monkeypatch.setattr(preprocess.Saver, "add_track", end)
+    with warnings.catch_warnings(record=True) as said, pytest.raises(error):
+        preprocess.run(audio, tmp_path, make_settings(), jobs=2)
+
+    assert [*map(str, said)] == []
+    assert 0 < len(preprocess.load_min_max_values(preprocess.get_min_max_path(tmp_path))) < 320
 
 
 def test_a_run_with_nothing_to_do_reads_no_audio(tmp_path, audio, unbroken, monkeypatch):

@@ -277,7 +277,10 @@ def test_weights(model, data):
     whole = (model / "model.weights.h5").read_bytes()
     autoencoder = Autoencoder((8, 6, 1), [2], [3], [2], 2)
 
-    read(
+    is_loaded = read(
         model, "fuzzed.weights.h5", data.draw(mutate(whole)),
         lambda path: autoencoder.load_weights(path) or True,
     )  # fmt: skip
+
+    if is_loaded:
+        assert autoencoder.decode(np.zeros((1, 2))).shape == (1, 8, 6, 1)

@@ -274,10 +274,10 @@ class Autoencoder:
         kernel[:n_components, ..., :n_main] = components
         bias.reshape(maps.shape[1:])[..., :n_main] = pca.mean_.reshape(components.shape[1:])
         features.set_weights([kernel.reshape(len(kernel), -1), bias])
-        kernel[n_components:] = 0
-        kernel[..., n_main:] = 0
-        kernel = kernel.reshape(len(kernel), -1)
-        latent.set_weights([kernel.T, -kernel @ bias])
+        inverse = np.zeros_like(kernel)  # not kernel itself, which JAX may read only now
+        inverse[:n_components, ..., :n_main] = components
+        inverse = inverse.reshape(len(inverse), -1)
+        latent.set_weights([inverse.T, -inverse @ bias])
 
     def encode(self, images):
         """The latents of images, float32 (n, latent_space_dim)."""

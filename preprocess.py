@@ -22,6 +22,7 @@ import os
 import pickle
 import re
 import shutil
+import signal as signals
 import stat
 import sys
 import tempfile
@@ -30,8 +31,6 @@ import time
 import warnings
 import zlib
 from pathlib import Path, PurePosixPath
-from signal import SIG_IGN, SIGINT
-from signal import signal as handle_signal
 from typing import NamedTuple
 
 import numpy as np
@@ -580,13 +579,11 @@ class PreprocessingPipeline:
             while waiting:
                 begun = []
                 tasks = self._begin_tasks(folder, waiting, begun)
-                parallel = joblib.Parallel(jobs, return_as="generator_unordered")
                 try:
-                    with closing_silently(parallel(tasks)) as results:
-                        for name, track in results:
-                            del waiting[name]
-                            progress.update()
-                            yield name, track
+                    for name, track in spread(tasks, jobs):
+                        del waiting[name]
+                        progress.update()
+                        yield name, track
                 except list_deaths():
                     pass  # one of the files that were begun is to blame
                 for name in [name for name in begun if name in waiting]:
@@ -603,11 +600,9 @@ class PreprocessingPipeline:
 
     def _process_alone(self, folder, name, stamp):
         """(name, Track) of a file that was in the works when a process died."""
-        import joblib
-
         try:
-            task = joblib.delayed(self.process_file)(folder, name, stamp)
-            return joblib.Parallel(2)([task])[0]
+            [result] = spread(self._begin_tasks(folder, {name: stamp}, []), 2)
+            return result
         except list_deaths():
             reason = "ended the process that read it: it is damaged, or too large for the memory"
             return name, Track(None, 0, [], [], reason)
@@ -659,20 +654,37 @@ class PreprocessingPipeline:
         return self.normaliser.normalise(log_spectrogram)
 
 
+def spread(tasks, jobs):
+    """Yield the results of joblib tasks as they are done, whatever interrupts them, in silence."""
+    import joblib
+
+    parallel = joblib.Parallel(jobs, return_as="generator_unordered")
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        warnings.simplefilter("ignore")  # joblib warns where Ctrl-C or a full disk leaves results
+        with delay_interrupts():  # which workers that start would answer with a traceback
+            results = stack.enter_context(contextlib.closing(parallel(tasks)))
+        yield from results
+
+
 @contextlib.contextmanager
-def closing_silently(results):
-    """Close joblib's results, which warns where some are left: after Ctrl-C, or on a full disk."""
+def delay_interrupts():
+    """Let Ctrl-C wait; it never reaches processes and threads that start meanwhile."""
+    if not hasattr(signals, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # it would start within, and end the waiting (Python 3.11)
+    before = signals.pthread_sigmask(signals.SIG_BLOCK, {signals.SIGINT})
     try:
-        yield results
+        yield
     finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            results.close()
+        signals.pthread_sigmask(signals.SIG_SETMASK, before)
 
 
 def follow_parent(parent):
     """End this process soon after its parent, which may have been killed, and not before."""
-    handle_signal(SIGINT, SIG_IGN)  # Ctrl-C reaches the parent, too
+    signals.signal(signals.SIGINT, signals.SIG_IGN)  # Ctrl-C reaches the parent, too
 
     def watch():
         while os.getppid() == parent:
@@ -1199,6 +1211,8 @@ def exit_with_one_line(main_function):
         sys.exit(f"error: {make_printable(' '.join(str(error).split()))}{remedy}")
     except KeyboardInterrupt:
         sys.exit("interrupted: what is done stays, and the same command goes on from there")
+    finally:  # what is left is Python's own end, which is short, and tidies up
+        signals.signal(signals.SIGINT, signals.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -129,9 +129,11 @@ def test_a_run_killed_at_any_moment_ends_as_if_unbroken(tmp_path, audio, unbroke
     assert n_partial >= 3  # else the kills did not fall into the work
 
 
-def test_an_interrupted_run_ends_at_once_and_goes_on(tmp_path, audio, unbroken):
+@pytest.mark.parametrize("n_lines", [1, 2, 20])  # the workers start, the first result, midway
+def test_an_interrupted_run_ends_at_once_and_goes_on(tmp_path, audio, unbroken, n_lines):
+    ranges_path = preprocess.get_min_max_path(tmp_path / "saved")
     process = start(audio, tmp_path / "saved", "--jobs", "2")
-    while count_lines(tmp_path / "saved") < 20:  # by then both workers have started
+    while count_lines(tmp_path / "saved") < n_lines or not ranges_path.exists():
         assert process.poll() is None
         time.sleep(0.002)
     interrupted = time.monotonic()
@@ -144,10 +146,10 @@ def test_an_interrupted_run_ends_at_once_and_goes_on(tmp_path, audio, unbroken):
         "interrupted: what is done stays, and the same command goes on from there"
     ]
     assert seconds < 5
-    n_before = len(preprocess.load_min_max_values(preprocess.get_min_max_path(tmp_path / "saved")))
+    n_before = len(preprocess.load_min_max_values(ranges_path))
     printed, _, _ = run(audio, tmp_path / "saved", "--jobs", "2")
-    assert 0 < n_before < 320
-    assert "files are done already" in printed
+    assert 3 * (n_lines - 2) <= n_before < 320
+    assert ("files are done already" in printed) == (n_before > 0)
     assert read_all(tmp_path / "saved") == unbroken[0]
 
 

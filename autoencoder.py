@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.files import native_silence, read_json, write_json
+from support.files import native_silence, read_json, write_json
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with native_silence:  # TensorFlow 2.21 logs a dozen notices before it reads that level

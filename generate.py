@@ -24,9 +24,10 @@ from urllib.parse import quote
 import numpy as np
 
 import preprocess
-from preprocess import number
-from storage.arrays import load_arrays
-from storage.files import make_printable, read_json, write_atomically, write_csv, write_figure
+from support import dataset
+from support.arrays import load_arrays
+from support.command_line import exit_with_one_line, number
+from support.files import make_printable, read_json, write_atomically, write_csv, write_figure
 
 SAVED_DATA = preprocess.SAVED_DATA
 MIN_MAX_VALUES_PATH = "saved_data/min_max_values/min_max_values.pkl"
@@ -81,7 +82,7 @@ class SpectrogramFiles(collections.abc.Sequence):
         return len(self.keys)
 
     def __getitem__(self, index):
-        return preprocess.load_spectrogram(self.spectrograms_path, self.keys[index])
+        return dataset.load_spectrogram(self.spectrograms_path, self.keys[index])
 
 
 def load_data(spectrograms_path):
@@ -90,7 +91,7 @@ def load_data(spectrograms_path):
     Returns:
         (sequence of float32 (n_bins, n_frames, n_channels), list of keys).
     """
-    keys = preprocess.list_keys(spectrograms_path)
+    keys = dataset.list_keys(spectrograms_path)
     return SpectrogramFiles(spectrograms_path, keys), keys
 
 
@@ -165,10 +166,10 @@ def load_model_settings(model_folder, spectrograms_path=None):
     """
     if not (Path(model_folder) / "parameters.json").is_file():
         raise FileNotFoundError(f"no model in {model_folder}: run train.py first")
-    settings = preprocess.load_settings(Path(model_folder) / "settings.json")
+    settings = dataset.load_settings(Path(model_folder) / "settings.json")
     if spectrograms_path is None:
         return settings
-    if preprocess.load_settings(Path(spectrograms_path) / "settings.json") != settings:
+    if dataset.load_settings(Path(spectrograms_path) / "settings.json") != settings:
         raise ValueError(
             f"{model_folder} was trained on features of other settings than {spectrograms_path}: "
             "run train.py again"
@@ -351,7 +352,7 @@ def check_training_pieces(pieces):
     if not (np.isfinite(pieces.latents).all() and np.isfinite(pieces.ranges).all()):
         raise ValueError("it holds numbers that are not finite")
     for key in pieces.keys:
-        preprocess.check_key(key)
+        dataset.check_key(key)
 
 
 def choose_genre(pieces, genre):
@@ -617,19 +618,17 @@ class Judge:
     def __init__(self, studio, pieces, saved_data, held_tracks=None):
         self.studio = studio
         self.spectrograms_path = Path(saved_data) / Path(SPECTROGRAMS_PATH).name
-        keys = preprocess.list_keys(self.spectrograms_path)
-        self.min_max_values = preprocess.load_min_max_values(
-            preprocess.get_min_max_path(saved_data)
-        )
+        keys = dataset.list_keys(self.spectrograms_path)
+        self.min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data))
         if held_tracks is None:
-            held_tracks = {*map(preprocess.get_track, {*keys} - {*pieces.keys})}
+            held_tracks = {*map(dataset.get_track, {*keys} - {*pieces.keys})}
         keys = [key for key in keys if key in self.min_max_values]
         known = {*keys}
         there = [index for index, key in enumerate(pieces.keys) if key in known]
         if not there:
             raise ValueError("none of them is there")
         self.pieces = pieces = pieces.take(there)
-        self.held_keys = choose_evenly([k for k in keys if preprocess.get_track(k) in held_tracks])
+        self.held_keys = choose_evenly([k for k in keys if dataset.get_track(k) in held_tracks])
         self.training_keys = choose_evenly(pieces.keys)
         self.mels = []  # of the new pieces so far
         self.typical = self._measure_typical()
@@ -677,7 +676,7 @@ class Judge:
         return {name: measure_frechet_distance(held, mels) for name, mels in sets.items()}
 
     def _load_log_spectrogram(self, key):
-        image = preprocess.load_spectrogram(self.spectrograms_path, key)
+        image = dataset.load_spectrogram(self.spectrograms_path, key)
         low, high = self.min_max_values[key]["min"], self.min_max_values[key]["max"]
         return preprocess.MinMaxNormaliser(0, 1).denormalise(image, low, high)
 
@@ -693,7 +692,7 @@ class Judge:
         distances = np.linalg.norm(self.pieces.latents - latent, axis=1)
         nearest = [
             index for index in distances.argsort()
-            if preprocess.get_track(self.pieces.keys[index]) != track
+            if dataset.get_track(self.pieces.keys[index]) != track
         ][:N_NEAR]  # fmt: skip
         keys = [self.pieces.keys[index] for index in nearest]
         mels = [float(np.abs(self._load_mel(key) - mel).mean()) for key in keys]
@@ -703,10 +702,10 @@ class Judge:
     def _measure_typical(self):
         """The median distances of training pieces to the nearest of other tracks, if any."""
         found = []
-        tracks = [preprocess.get_track(key) for key in self.pieces.keys]
+        tracks = [dataset.get_track(key) for key in self.pieces.keys]
         for key in self.training_keys if len({*tracks}) > 1 else []:
             latent = self.pieces.latents[self.pieces.keys.index(key)]
-            nearest = self._find_nearest(latent, self._load_mel(key), preprocess.get_track(key))
+            nearest = self._find_nearest(latent, self._load_mel(key), dataset.get_track(key))
             found.append(nearest[1:])
         return np.median(found, axis=0).tolist() if found else (math.nan, math.nan)
 
@@ -872,8 +871,8 @@ def make_find_recorded(saved_data, studio):
 
     def find_recorded(key):
         try:
-            path = audio_files_dir / preprocess.get_track(preprocess.check_key(key))
-            return loader.load_piece(path, preprocess.get_segment(key))
+            path = audio_files_dir / dataset.get_track(dataset.check_key(key))
+            return loader.load_piece(path, dataset.get_segment(key))
         except ValueError:
             return None
 
@@ -955,7 +954,7 @@ def make_items(studio, options):
         load_model_settings(options.model, spectrograms_path)
         spectrograms, keys = load_data(spectrograms_path)
         min_max_path = Path(MIN_MAX_VALUES_PATH).relative_to(SAVED_DATA)
-        min_max_values = preprocess.load_min_max_values(options.saved_data / min_max_path)
+        min_max_values = dataset.load_min_max_values(options.saved_data / min_max_path)
         chosen = select_spectrograms(
             spectrograms, keys, min_max_values, options.num_spectrograms,
             files=options.interpolate or options.files, seed=options.seed,
@@ -1023,4 +1022,4 @@ def main():
 
 
 if __name__ == "__main__":
-    preprocess.exit_with_one_line(main)
+    exit_with_one_line(main)

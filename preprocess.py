@@ -9,50 +9,53 @@ Out: saved_data/spectrograms/<audio path>.<segment>.npy, settings.json, min_max_
 
 import argparse
 import collections
-import concurrent.futures
 import contextlib
 import errno
 import functools
-import hashlib
 import itertools
-import json
-import logging
 import math
 import os
 import pickle
-import re
-import shutil
-import signal as signals
-import stat
 import sys
-import tempfile
-import threading
-import time
-import warnings
 import zlib
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from storage.arrays import format_array, load_array, load_pickled_floats
-from storage.files import (
+from support.arrays import format_array
+from support.audio import check_folder, decode, is_at_or_below, list_audio_files
+from support.command_line import exit_with_one_line, number
+from support.dataset import (
+    FORMAT_VERSION,
+    MIN_MAX_VALUES_NAME,
+    MIN_MAX_VALUES_SAVE_DIR,
+    RANGES,
+    SPECTROGRAMS_SAVE_DIR,
+    Settings,
+    check_frame_size,
+    check_hop_length,
+    check_key,
+    check_settings,
+    count_samples,
+    get_settings_path,
+    is_feature_name,
+    load_settings,
+    make_key,
+)
+from support.files import (
     LOCK,
     TEMPORARY_NAME,
     FileSet,
     TemporaryError,
-    get_boot_id,
     lock,
-    make_printable,
-    native_silence,
-    open_regular,
-    read_file,
     read_json,
     write_atomically,
     write_csv,
     write_json,
 )
+from support.journal import Journal, Track
+from support.workers import connect, list_deaths, spread
 
 FRAME_SIZE = 1024  # samples, librosa's n_fft
 HOP_LENGTH = 256  # samples; a quarter of the frame, which phase recovery needs
@@ -64,69 +67,21 @@ JOBS = -1  # processes; -1 takes every core
 
 AUDIO_FILES_DIR = "data/demo/audio"
 SAVED_DATA = "saved_data"
-SPECTROGRAMS_SAVE_DIR = "spectrograms"  # below SAVED_DATA
-MIN_MAX_VALUES_SAVE_DIR = "min_max_values"  # below SAVED_DATA
-MIN_MAX_VALUES_NAME = "min_max_values.pkl"
 
 TOP_DB = 80.0  # dB kept below a piece's own peak
-FORMAT_VERSION = 1  # of what lies in SAVED_DATA
-RANGES = {  # of the settings
-    "frame_size": (int, 4, 1 << 16),
-    "hop_length": (int, 1, 1 << 15),
-    "duration": (float, 0.01, 3600),
-    "sample_rate": (int, 100, 768_000),
-    "top_db": (float, 1, 1000),
-}
 
 BLOCK_FRAMES = 256  # transformed at a time
 MIN_POWER = 1e-10  # what librosa.amplitude_to_db takes silence for: -100 dB
-READ_BLOCK = 1 << 18  # samples decoded at a time, all channels together
-FILE_RATES = (1000, 1_000_000)  # Hz; a header with another one is no audio's
-MAX_SAMPLE = 1e10  # beyond it float32 spectrograms overflow
-STREAMED_BYTES = 0x7FFF0000  # from here on a WAV's length means that its writer did not know it
-CUT_LOG = re.compile(  # lines of libsndfile's log on a header that promises another length
-    r"^ *(?:data|SSND|Data Size|riff)\b.*?(?P<promised>\d+) \(should be (?P<has>\d+)|"
-    r"Calculated frame count (?P<has_frames>\d+) .*'ds64' chunk of (?P<frames>\d+)",
-    re.MULTILINE,
-)
-MAX_TABLE_BYTES = 1 << 30  # of the min-max values: those of ten million pieces
-MAX_PIECE_BYTES = 1 << 31  # of one spectrogram
-MAX_NAME_BYTES = 255  # of a file; file systems end there
-UNSAFE_KEY = re.compile(r"^$|\0|^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
-FEATURE_NAME = re.compile(r"(?P<track>.+)\.\d{3,}\.npy", re.DOTALL)
-DASK_ADDRESS = re.compile(r"(?:(?:tcp|tls|ws|wss)://)?[^/\s]+:\d+")
-# glibc gives freed arrays back to the system, which clears the next ones page by page: a third of
-# a worker's time. Other systems do not read these.
-WORKER_ENVIRONMENT = {  # bytes
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
-}
-PARENT_CHECK_S = 0.2  # seconds between a worker's looks at whether its run goes on
-CONNECT_S = 10  # seconds that a Dask scheduler, and then its workers, may take to answer
-NO_ROOM = ": make room there and start again, what is done stays"
-NO_WRITING = ": allow this, or name another folder"
-REMEDIES = {  # of what the operating system refuses
-    errno.ENOSPC: NO_ROOM,
-    errno.EDQUOT: NO_ROOM,
-    errno.EROFS: NO_WRITING,
-    errno.EACCES: NO_WRITING,
-    errno.EPERM: NO_WRITING,
-}
-Settings = collections.namedtuple(
-    "Settings", "format_version sample_rate frame_size hop_length duration mono segments top_db"
-)
 
 
 class Loader:
     """Reads audio files at one sample rate, as mono or stereo, and cuts them into pieces."""
 
     def __init__(self, sample_rate, duration, mono):
-        self.sample_rate = check_at_least("sample_rate", sample_rate, 1)
+        self.sample_rate = sample_rate
         self.duration = duration
         self.mono = mono
-        self.n_samples = check_at_least(
-            "duration * sample_rate", int(round(duration * sample_rate, 6)), 1
-        )
+        self.n_samples = count_samples(sample_rate, duration)
 
     def load(self, file_path):
         """The first `duration` seconds of a file.
@@ -169,94 +124,7 @@ class Loader:
         return next(itertools.islice(self.load_pieces(file_path), index, None), None)
 
     def _decode(self, file_path, duration=None):
-        """Yield `duration` seconds (None: all) in blocks, mixed down, at the loader's rate."""
-        import soundfile
-        import soxr
-
-        descriptor = open_regular(file_path)
-        try:
-            if os.fstat(descriptor).st_size == 0:
-                raise ValueError("is empty")
-            with native_silence:
-                sound_file = soundfile.SoundFile(descriptor, closefd=False)
-            with sound_file:
-                check_header(sound_file)
-                resampler = None
-                if sound_file.samplerate != self.sample_rate:
-                    resampler = soxr.ResampleStream(
-                        sound_file.samplerate, self.sample_rate, 1 if self.mono else 2, "float32",
-                        quality="HQ",
-                    )  # fmt: skip
-                for block, is_last in read_blocks(sound_file, duration):
-                    signal = self._mix(block)
-                    if resampler:
-                        signal = resampler.resample_chunk(signal, last=is_last)
-                    yield check_samples(signal).T
-        except (soundfile.LibsndfileError, TypeError) as error:
-            reason = str(getattr(error, "error_string", "") or "headerless audio").rstrip(".")
-            raise ValueError(f"not readable as audio ({reason})") from error
-        finally:
-            os.close(descriptor)
-
-    def _mix(self, block):
-        # (n, n_channels) -> (n,) or (n, 2); the even channels are left, the odd ones right
-        if self.mono:
-            return average_channels(block)
-        if block.shape[1] == 1:
-            return np.repeat(block, 2, axis=1)
-        return np.stack([average_channels(block[:, side::2]) for side in (0, 1)], axis=1)
-
-
-def check_header(sound_file):
-    """Raise ValueError where an open file's header cannot be that of audio."""
-    least, most = FILE_RATES
-    if not least <= sound_file.samplerate <= most:
-        raise ValueError(f"has a sample rate of {sound_file.samplerate} Hz in its header")
-    if sound_file.frames == 0:
-        raise ValueError("holds no samples")
-
-
-def read_blocks(sound_file, duration):
-    """Yield (float32 (n, n_channels), whether it is the last) of an open file.
-
-    A header may promise more than the file holds: memory follows what is decoded.
-
-    Raises:
-        ValueError: there are fewer samples than the header promises.
-    """
-    n_wanted = sound_file.frames
-    if duration is not None:
-        n_wanted = min(n_wanted, math.ceil(duration * sound_file.samplerate))
-    n_block, n_read = max(1, READ_BLOCK // sound_file.channels), 0
-    while n_read < n_wanted:
-        with native_silence:
-            block = sound_file.read(min(n_block, n_wanted - n_read), "float32", always_2d=True)
-        if not len(block):
-            break
-        n_read += len(block)
-        yield block, n_read == n_wanted
-    # libsndfile shortens a cut WAV without an error, and tells only its log.
-    lengths = [
-        (int(found["promised"] or found["frames"]), int(found["has"] or found["has_frames"]))
-        for found in CUT_LOG.finditer(sound_file.extra_info)
-    ]
-    if n_read < n_wanted or any(has < promised < STREAMED_BYTES for promised, has in lengths):
-        raise ValueError("is cut short: it ends before the length its header gives")
-
-
-def average_channels(block):
-    """The mean of the columns, float32 (n,); a few times as fast as numpy's."""
-    total = block[:, 0].copy()
-    for channel in block.T[1:]:
-        total += channel
-    return total / np.float32(block.shape[1])
-
-
-def check_samples(signal):
-    """The signal, or a ValueError where it holds what is no sample."""
-    if signal.size and not np.abs(signal).max() <= MAX_SAMPLE:  # NaN is not below anything
-        raise ValueError(f"holds samples that are not finite, or beyond {MAX_SAMPLE:g}")
-    return signal
+        return decode(file_path, self.sample_rate, self.mono, duration)
 
 
 class Padder:
@@ -282,9 +150,7 @@ class LogSpectrogramExtractor:
 
     def __init__(self, frame_size, hop_length, *, top_db=TOP_DB):
         self.top_db = top_db
-        self.frame_size = check_at_least("frame_size", frame_size, 4)
-        if frame_size % 2:
-            raise ValueError(f"frame_size must be even, got {frame_size}")
+        self.frame_size = check_frame_size(frame_size)
         self.hop_length = check_hop_length(hop_length, frame_size)
 
     def extract(self, signal):
@@ -360,16 +226,12 @@ class MinMaxNormaliser:
 
 
 class Saver:
-    """Writes features as .npy files and their min-max values as one pickle.
-
-    Beside the pickle lies a journal, tracks.jsonl: a line for the features' origin, and one for
-    each track that is done, so that a run which was interrupted goes on where it was.
-    """
+    """Writes features as .npy files and their min-max values as one pickle, beside a journal."""
 
     def __init__(self, feature_save_dir, min_max_values_save_dir):
         self.feature_save_dir = Path(os.path.abspath(feature_save_dir))  # a worker may be elsewhere
         self.min_max_values_path = Path(min_max_values_save_dir) / MIN_MAX_VALUES_NAME
-        self.journal_path = Path(min_max_values_save_dir) / "tracks.jsonl"
+        self.journal = Journal(Path(min_max_values_save_dir) / "tracks.jsonl")
 
     def save_feature(self, feature, key):
         """Write one array as feature_save_dir/key."""
@@ -395,37 +257,10 @@ class Saver:
         ordered = dict(sorted(min_max_values.items()))
         write_atomically(self.min_max_values_path, pickle.dumps(ordered, protocol=4))
 
-    def load_tracks(self, origin):
-        """The journal, as far as it is whole.
-
-        Returns:
-            ({name: Track}, empty where it has another origin; whether the machine was started
-            anew since, so that features may not have reached its disk).
-        """
-        tracks, boot_id = {}, None
-        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-            # Suppressed is the line that an interruption cut; what it told of is done again.
-            first, *lines = read_file(self.journal_path, MAX_TABLE_BYTES).splitlines()
-            found, boot_id = json.loads(first)
-            for line in lines if found == json.loads(json.dumps(origin)) else ():
-                name, tracks[name] = Track.parse(line)
-        return tracks, boot_id != get_boot_id()
-
-    def save_tracks(self, origin, tracks):
-        """Write the journal anew, sorted by name."""
-        lines = [json.dumps([origin, get_boot_id()])]
-        lines += [track.format(name) for name, track in sorted(tracks.items())]
-        write_atomically(self.journal_path, "".join(f"{line}\n" for line in lines).encode())
-
     def forget(self):
         """Delete the journal and the min-max values, so that all features are made again."""
-        for path in (self.min_max_values_path, self.journal_path):
+        for path in (self.min_max_values_path, self.journal.path):
             path.unlink(missing_ok=True)
-
-    def add_track(self, name, track):
-        """Add a line to the journal."""
-        with open(self.journal_path, "a") as file:
-            file.write(track.format(name) + "\n")
 
     def holds(self, name, track, checks_content):
         """Whether all features of a Track are there, by their length or by their content."""
@@ -456,50 +291,6 @@ class Saver:
                     Path(folder, name).unlink(missing_ok=True)
 
 
-class Track(NamedTuple):
-    """What came of an audio file."""
-
-    stamp: list | None  # its size and time of change; None where it is to be tried again
-    n_bytes: int  # of each of its features
-    checksums: list  # of its features, CRC-32
-    ranges: list  # of [min, max] of each of its features, dB
-    reason: str  # why it was skipped, or ""
-
-    def list_keys(self, name):
-        return [make_key(name, segment) for segment in range(len(self.ranges))]
-
-    def format(self, name):
-        """The journal's line."""
-        return json.dumps([name, *self])
-
-    @classmethod
-    def parse(cls, line):
-        """(name, Track) of a line; a ValueError where it is no such line."""
-        name, *fields = json.loads(line)
-        track = cls(*fields)
-        kinds = (list | None, int, list, list, str)
-        is_track = isinstance(name, str) and all(map(isinstance, track, kinds))
-        if not is_track or len(track.checksums) != len(track.ranges):
-            raise ValueError("this is no line of a journal")
-        for low, high in track.ranges:
-            check_range({"min": low, "max": high})
-        return name, track
-
-
-def make_key(track, segment):
-    """The path of a piece's feature; a name too long for a file system is cut and made unique."""
-    folder, slash, name = track.rpartition("/")
-    suffix = f".{segment:03d}.npy"
-    if 4 * len(name) + len(suffix) <= MAX_NAME_BYTES:  # by far, in any encoding
-        return track + suffix
-    encoded = os.fsencode(name)
-    if len(encoded) + len(suffix) > MAX_NAME_BYTES:
-        digest = "-" + hashlib.sha256(encoded).hexdigest()[:16]
-        kept = encoded[: MAX_NAME_BYTES - len(suffix) - len(digest)]
-        name = kept.decode("utf-8", "ignore") + digest
-    return folder + slash + name + suffix
-
-
 class PreprocessingPipeline:
     """Load, pad, extract, normalise and save every audio file of a folder."""
 
@@ -526,9 +317,9 @@ class PreprocessingPipeline:
         Raises:
             OSError: a feature cannot be written; what was written before is of use.
         """
-        stamps, tracks, unreachable = list_audio_files(audio_files_dir)
+        stamps, refused, unreachable = list_audio_files(audio_files_dir)
         origin = self._describe_origin(audio_files_dir)
-        before, is_restarted = self.saver.load_tracks(origin)
+        before, is_restarted = self.saver.journal.load(origin)
         kept = {
             name: track for name, track in before.items()
             if track.stamp
@@ -541,20 +332,20 @@ class PreprocessingPipeline:
             if kept:
                 print(f"{len(kept)} files are done already, {len(waiting)} are new or changed")
             # First, so that no feature ever lies beside the range of another.
-            self.saver.save_tracks(origin, kept)
+            self.saver.journal.save(origin, kept)
             self.saver.save_min_max_values(min_max_values)
         self.saver.remove_others(min_max_values.keys())
-        tracks |= kept
+        tracks = {name: Track.skip(reason) for name, reason in refused.items()} | kept
         try:
             for name, track in self._process_all(audio_files_dir, waiting):
                 tracks[name] = track
                 min_max_values |= collect_min_max_values({name: track})
-                self.saver.add_track(name, track)
+                self.saver.journal.add(name, track)
         finally:
             self.saver.save_min_max_values(min_max_values)
         if waiting:
             self.saver.remove_others(min_max_values.keys())  # what a worker that died left
-        self.saver.save_tracks(origin, tracks)
+        self.saver.journal.save(origin, tracks)
         return tracks
 
     def _describe_origin(self, audio_files_dir):
@@ -605,7 +396,7 @@ class PreprocessingPipeline:
             return result
         except list_deaths():
             reason = "ended the process that read it: it is damaged, or too large for the memory"
-            return name, Track(None, 0, [], [], reason)
+            return name, Track.skip(reason)
 
     def process_file(self, audio_files_dir, name, stamp=None):
         """Save the pieces of one file; (name, Track).
@@ -621,16 +412,16 @@ class PreprocessingPipeline:
                 for segment, signal in enumerate(pieces)
             )
         except TemporaryError as error:
-            return name, Track(None, 0, [], [], str(error))
+            return name, Track.skip(str(error))
         except MemoryError:
-            return name, Track(None, 0, [], [], "takes more memory than there is")
+            return name, Track.skip("takes more memory than there is")
         except ValueError as error:
-            return name, Track(stamp, 0, [], [], str(error))
+            return name, Track.skip(str(error), stamp)
         except OSError as error:
             if error.errno not in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
                 raise
             reason = "has a path that the folder of features cannot hold: rename it"
-            return name, Track(stamp, 0, [], [], reason)
+            return name, Track.skip(reason, stamp)
         return name, Track(stamp, n_bytes, checksums, ranges, "")
 
     def _load(self, path):
@@ -654,46 +445,6 @@ class PreprocessingPipeline:
         return self.normaliser.normalise(log_spectrogram)
 
 
-def spread(tasks, jobs):
-    """Yield the results of joblib tasks as they are done, whatever interrupts them, in silence."""
-    import joblib
-
-    parallel = joblib.Parallel(jobs, return_as="generator_unordered")
-    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
-        warnings.simplefilter("ignore")  # joblib warns where Ctrl-C or a full disk leaves results
-        with delay_interrupts():  # which workers that start would answer with a traceback
-            results = stack.enter_context(contextlib.closing(parallel(tasks)))
-        yield from results
-
-
-@contextlib.contextmanager
-def delay_interrupts():
-    """Let Ctrl-C wait; it never reaches processes and threads that start meanwhile."""
-    if not hasattr(signals, "pthread_sigmask"):  # on Windows
-        yield
-        return
-    from multiprocessing import resource_tracker
-
-    resource_tracker.ensure_running()  # it would start within, and end the waiting (Python 3.11)
-    before = signals.pthread_sigmask(signals.SIG_BLOCK, {signals.SIGINT})
-    try:
-        yield
-    finally:
-        signals.pthread_sigmask(signals.SIG_SETMASK, before)
-
-
-def follow_parent(parent):
-    """End this process soon after its parent, which may have been killed, and not before."""
-    signals.signal(signals.SIGINT, signals.SIG_IGN)  # Ctrl-C reaches the parent, too
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(PARENT_CHECK_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def collect_min_max_values(tracks):
     """{key: {"min": dB, "max": dB}} of {name: Track}.
 
@@ -704,250 +455,6 @@ def collect_min_max_values(tracks):
         for name, track in tracks.items()
         for key, (low, high) in zip(track.list_keys(name), track.ranges, strict=True)
     }
-
-
-def list_deaths():
-    """The exceptions that tell that a worker process died."""
-    distributed = sys.modules.get("distributed")
-    killed = [distributed.KilledWorker] if distributed else []
-    return (concurrent.futures.BrokenExecutor, *killed)
-
-
-def list_audio_files(audio_files_dir):
-    """All files below a folder that are not hidden; links are left alone.
-
-    Returns:
-        ({path relative to the folder, with /: [bytes, time of change]}, {path: Track} of what
-        cannot be used, {path} of the files and folders among that which cannot be reached now);
-        the dicts are sorted by path.
-    """
-    root = check_folder(audio_files_dir)
-    stamps, refused, unreachable = {}, {}, set()
-
-    def refuse(path, reason):
-        name = Path(path).relative_to(root).as_posix()
-        refused[name] = Track(None, 0, [], [], reason)
-        return name
-
-    def refuse_unreachable(error):
-        if error.filename == os.fspath(root):
-            raise error
-        unreachable.add(refuse(error.filename, f"cannot be opened ({error.strerror})"))
-
-    for folder, subfolders, names in os.walk(root, onerror=refuse_unreachable):
-        subfolders[:] = [name for name in subfolders if not is_left_out(folder, name)]
-        names = [name for name in names if not name.startswith(".")]
-        for path in (os.path.join(folder, name) for name in [*subfolders, *names]):
-            try:
-                status = os.lstat(path)
-            except OSError as error:  # it is gone, or on a disk in trouble
-                refuse_unreachable(error)
-                continue
-            name = Path(path).relative_to(root).as_posix()
-            if stat.S_ISLNK(status.st_mode):
-                refuse(path, "is a link")
-            elif stat.S_ISDIR(status.st_mode):
-                continue
-            elif not stat.S_ISREG(status.st_mode):
-                refuse(path, "is no regular file")
-            elif UNSAFE_KEY.search(name):
-                refuse(path, "has a name that leads elsewhere on some systems: rename it")
-            else:
-                stamps[name] = [status.st_size, status.st_mtime_ns]
-    for name in [name for name in stamps if ".npy/" in name]:
-        # The feature of one file would lie where the folder of another must.
-        parents = (FEATURE_NAME.fullmatch(str(path)) for path in PurePosixPath(name).parents)
-        if any(parent and parent["track"] in stamps for parent in parents):
-            del stamps[name]
-            refuse(root / name, "is in a folder named as the features of a file: rename it")
-    return dict(sorted(stamps.items())), dict(sorted(refused.items())), unreachable
-
-
-def check_folder(audio_files_dir):
-    """The Path of a folder that is there, and not empty."""
-    root = Path(audio_files_dir)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder: give one with --audio_files_dir")
-    with os.scandir(root) as entries:
-        if not any(entries):
-            raise ValueError(f"{root} is empty: give a folder of audio with --audio_files_dir")
-    return root
-
-
-def is_left_out(folder, name):
-    """Whether a folder in a folder of audio is hidden, or was written by this program."""
-    settings_path = get_settings_path(os.path.join(folder, name))
-    return name.startswith(".") or os.path.exists(settings_path)
-
-
-def is_at_or_below(name, folders):
-    """Whether a path, or a folder that it is in, is among the folders."""
-    return bool(folders) and any(
-        str(path) in folders for path in (PurePosixPath(name), *PurePosixPath(name).parents)
-    )
-
-
-def check_at_least(name, value, least):
-    """The value, or a ValueError where it is below `least`."""
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
-
-
-def check_hop_length(hop_length, frame_size):
-    """The hop length, or a ValueError where it leaves phase recovery too little overlap."""
-    most = frame_size // 2
-    if not 1 <= hop_length <= most:
-        raise ValueError(f"hop_length must be in 1..{most} (half of frame_size), got {hop_length}")
-    return hop_length
-
-
-def load_settings(path):
-    """The Settings in a settings.json.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, or it is none of this version.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no settings at {path}: run preprocess.py first")
-    try:
-        settings = Settings(**read_json(path))
-        if settings.format_version != FORMAT_VERSION:
-            raise ValueError(f"format_version must be {FORMAT_VERSION}")
-        return check_settings(settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no settings file of this version: run preprocess.py --force ({error})"
-        ) from error
-
-
-def check_settings(settings):
-    """The Settings, or a ValueError that names the one out of its range."""
-    for name, (kind, least, most) in RANGES.items():
-        value = getattr(settings, name)
-        kinds = (int, float) if kind is float else int
-        if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
-            raise ValueError(f"{name} must be in {least}..{most}, got {value!r}")
-    if not isinstance(settings.mono, bool):
-        raise ValueError(f"mono must be true or false, got {settings.mono!r}")
-    if settings.segments not in ("all", "first"):
-        raise ValueError(f"segments must be all or first, got {settings.segments!r}")
-    LogSpectrogramExtractor(settings.frame_size, settings.hop_length)
-    n_bytes = 4 * math.prod(get_piece_shape(settings))
-    if n_bytes > MAX_PIECE_BYTES:
-        raise ValueError(
-            f"duration must be shorter, or hop_length longer: a spectrogram of {n_bytes / 1e9:.1f} "
-            f"GB is above the limit of {MAX_PIECE_BYTES / 1e9:.1f} GB"
-        )
-    return settings
-
-
-def get_piece_shape(settings):
-    """(n_bins, n_frames, n_channels) of every spectrogram."""
-    loader = Loader(settings.sample_rate, settings.duration, settings.mono)
-    n_frames = 1 + loader.n_samples // settings.hop_length
-    return settings.frame_size // 2, n_frames, 1 if settings.mono else 2
-
-
-def check_key(key):
-    """The key, or a ValueError where it is no path that stays below its folder on every system."""
-    if UNSAFE_KEY.search(key):
-        raise ValueError(f"{key!r} leads out of its folder")
-    return key
-
-
-def get_track(key):
-    """The audio file of a key: all before `.<segment>.npy`."""
-    return key.rsplit(".", 2)[0]
-
-
-def is_feature_name(name):
-    """Whether a file's name is that of a feature."""
-    return name.endswith(".npy") and not name.startswith(".")
-
-
-def get_segment(key):
-    """The number of a key's piece in its audio file, an int."""
-    return int(key.rsplit(".", 2)[1])
-
-
-def list_keys(spectrograms_path):
-    """Keys (paths relative to the folder, with /) of all .npy files below a folder.
-
-    They are sorted by track, and in a track by segment, the thousandth behind the others.
-    """
-    root = Path(spectrograms_path)
-    keys = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        below = Path(folder).relative_to(root)
-        keys += [(below / name).as_posix() for name in names if is_feature_name(name)]
-    keys.sort(key=lambda key: (get_track(key), len(key), key))
-    if not keys:
-        raise FileNotFoundError(f"no spectrograms in {root}: run preprocess.py first")
-    return keys
-
-
-def load_spectrogram(spectrograms_path, key):
-    """One normalised spectrogram, float32 (n_bins, n_frames, n_channels), in [0, 1].
-
-    Raises:
-        ValueError: there is none, it is damaged, or it is no spectrogram.
-    """
-    path = Path(spectrograms_path) / check_key(key)
-    try:
-        spectrogram = load_array(path, check_header=check_spectrogram_header)
-        if not (spectrogram.min() >= 0 and spectrogram.max() <= 1):  # false for NaN, too
-            raise ValueError("is no finite spectrogram in [0, 1]")
-    except ValueError as error:
-        raise ValueError(f"{path} {error}: delete it and run preprocess.py again") from error
-    if spectrogram.ndim == 2:
-        spectrogram = np.expand_dims(spectrogram, -1)
-    return spectrogram.astype(np.float32, copy=False)
-
-
-def check_spectrogram_header(shape, dtype):
-    is_spectrogram = len(shape) in (2, 3) and dtype.kind == "f" and dtype.itemsize <= 8
-    if not is_spectrogram or not 0 < math.prod(shape) * dtype.itemsize <= MAX_PIECE_BYTES:
-        raise ValueError("is no finite spectrogram in [0, 1]")
-
-
-def get_min_max_path(saved_data):
-    """Where the min-max values of a folder that preprocess.py wrote lie."""
-    return Path(saved_data) / MIN_MAX_VALUES_SAVE_DIR / MIN_MAX_VALUES_NAME
-
-
-def get_settings_path(saved_data):
-    """Where the settings of a folder that preprocess.py wrote lie."""
-    return Path(saved_data) / SPECTROGRAMS_SAVE_DIR / "settings.json"
-
-
-def load_min_max_values(path):
-    """{key: {"min": dB, "max": dB}} as the Saver wrote it, or an older program with numpy scalars.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or holds anything else.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no min-max values at {path}: run preprocess.py first")
-    data = read_file(path, MAX_TABLE_BYTES)
-    try:
-        values = load_pickled_floats(data)
-        return {check_key(key): check_range(entry) for key, entry in values.items()}
-    except ValueError as error:
-        raise ValueError(
-            f"{path} holds no min-max values ({error}): delete it and run preprocess.py again"
-        ) from error
-
-
-def check_range(entry):
-    """{"min": float, "max": float}, or a ValueError where they are not finite and in order."""
-    if entry.keys() != {"min", "max"} or not -math.inf < entry["min"] <= entry["max"] < math.inf:
-        raise ValueError(f"a range must be a finite min <= max, got {entry}")
-    return entry
 
 
 def resize_spectrogram(spectrogram, shape):
@@ -1003,89 +510,6 @@ def check_is_ours(saved_data):
             raise ValueError(f"{saved_data} is not empty and was not written here: name another")
 
 
-@contextlib.contextmanager
-def connect(dask_scheduler):
-    """Let joblib spread its tasks over a Dask cluster; over this machine where it is None.
-
-    Raises:
-        ValueError: dask is not installed, or the scheduler does not answer, has no workers, or
-            ends while it is needed.
-    """
-    import joblib
-
-    if dask_scheduler is None:
-        for name, value in WORKER_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        with joblib.parallel_config("loky", initializer=follow_parent, initargs=(os.getpid(),)):
-            yield
-        return
-    if not DASK_ADDRESS.fullmatch(dask_scheduler):
-        raise ValueError(
-            f"--dask_scheduler must be as in tcp://10.0.0.1:8786, got {dask_scheduler}"
-        )
-    try:
-        import distributed
-    except ImportError as error:
-        raise ValueError(
-            "--dask_scheduler needs dask: pip install -r requirements-extra.txt"
-        ) from error
-    # What matters of its log is raised, too.
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
-    try:
-        client = distributed.Client(dask_scheduler, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"--dask_scheduler {dask_scheduler} does not answer: start `dask scheduler` there"
-        ) from error
-    with client, joblib.parallel_config(make_dask_backend(client)):
-        try:
-            client.wait_for_workers(1, timeout=CONNECT_S)
-        except OSError as error:
-            raise ValueError(
-                f"--dask_scheduler {dask_scheduler} has no workers: start `dask worker "
-                f"{dask_scheduler}` on each machine"
-            ) from error
-        upload_modules(client)
-        try:
-            yield
-        except concurrent.futures.CancelledError as error:
-            raise ValueError(
-                f"--dask_scheduler {dask_scheduler} is gone: start it again, and the same command "
-                "goes on"
-            ) from error
-
-
-def make_dask_backend(client):
-    """joblib's backend for Dask without two faults of joblib 1.6.
-
-    It waits for ever for a task whose workers died one after the other; and while the cluster
-    has a single thread, it does the work in this process instead.
-    """
-    from joblib._dask import DaskDistributedBackend
-
-    class ReportingBackend(DaskDistributedBackend):
-        def effective_n_jobs(self, n_jobs):
-            return max(2, super().effective_n_jobs(n_jobs))
-
-        def submit(self, func, callback=None):
-            future = super().submit(func, callback)
-            future.add_done_callback(
-                lambda done: callback(done.exception()) if done.exception() else None
-            )
-            return future
-
-    return ReportingBackend(client=client)
-
-
-def upload_modules(client):
-    """Give the workers of a Dask cluster, those to come included, this program's modules."""
-    root = Path(__file__).parent
-    with tempfile.TemporaryDirectory() as folder:
-        archive = shutil.make_archive(f"{folder}/storage", "zip", root, "storage")
-        client.upload_file(archive)
-    client.upload_file(str(root / "preprocess.py"))
-
-
 def print_summary(tracks, skipped, settings):
     """Say how much was kept, and which files were skipped for which reason."""
     for name, reason in skipped:
@@ -1139,20 +563,6 @@ def render_demo():
     runpy.run_path(str(script))["render"](AUDIO_FILES_DIR)
 
 
-def number(kind, least, most=None):
-    """An argparse type: an int or a float in [least, most]."""
-
-    def parse(text):
-        value = kind(text)
-        if not least <= value <= (most if most is not None else value):
-            limit = f"{least}..{most}" if most is not None else f"at least {least}"
-            raise argparse.ArgumentTypeError(f"must be {limit}, got {text}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
 def get_parser():
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
@@ -1202,20 +612,7 @@ def main():
     )  # fmt: skip
 
 
-def exit_with_one_line(main_function):
-    """Run a script's main; expected errors become one line on stderr and exit status 1."""
-    try:
-        main_function()
-    except (OSError, ValueError) as error:
-        remedy = REMEDIES.get(getattr(error, "errno", None), "")
-        sys.exit(f"error: {make_printable(' '.join(str(error).split()))}{remedy}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: what is done stays, and the same command goes on from there")
-    finally:  # what is left is Python's own end, which is short, and tidies up
-        signals.signal(signals.SIGINT, signals.SIG_IGN)
-
-
 if __name__ == "__main__":
     import preprocess  # a module, which other processes can import too
 
-    preprocess.exit_with_one_line(preprocess.main)
+    exit_with_one_line(preprocess.main)

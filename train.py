@@ -24,9 +24,10 @@ from typing import NamedTuple
 import numpy as np
 
 import preprocess
-from preprocess import number
-from storage.arrays import load_arrays
-from storage.files import (
+from support import dataset
+from support.arrays import load_arrays
+from support.command_line import exit_with_one_line, number
+from support.files import (
     make_printable,
     read_json,
     write_atomically,
@@ -77,7 +78,7 @@ class Windows:
     Args:
         images: float32 (n, height, width, channels), in [0, 1], in the order of the keys; an
             array or Pieces.
-        keys: str (n,), as preprocess.list_keys gives them.
+        keys: str (n,), as dataset.list_keys gives them.
         min_max_values: {key: {"min": dB, "max": dB}}.
         top_db: dB kept below a window's peak.
     """
@@ -88,7 +89,7 @@ class Windows:
         self.high = np.array([min_max_values[key]["max"] for key in keys], np.float32)
         self.top_db = top_db
         # Pieces of one track are neighbours in the list, in the order of their segments.
-        tracks = [preprocess.get_track(key) for key in keys]
+        tracks = [dataset.get_track(key) for key in keys]
         self.goes_on = [a == b for a, b in zip(tracks, tracks[1:], strict=False)] + [False]
 
     def draw(self, indices, rng, max_stretch=MAX_STRETCH):
@@ -138,7 +139,7 @@ class Pieces:
         self.spectrograms_path = spectrograms_path
         self.target_shape = target_shape
         self.keys = keys
-        self.native_shape = preprocess.load_spectrogram(spectrograms_path, keys[0]).shape
+        self.native_shape = dataset.load_spectrogram(spectrograms_path, keys[0]).shape
         height_and_width = target_shape or self.native_shape[:2]
         self.shape = (len(keys), *height_and_width, self.native_shape[2])
         self.nbytes = 4 * math.prod(self.shape)
@@ -160,7 +161,7 @@ class Pieces:
                     pass
 
     def _load_native(self, key):
-        spectrogram = preprocess.load_spectrogram(self.spectrograms_path, key)
+        spectrogram = dataset.load_spectrogram(self.spectrograms_path, key)
         if spectrogram.shape != self.native_shape:
             raise ValueError(
                 f"{key} must have the first one's shape {self.native_shape}, "
@@ -176,7 +177,7 @@ class Pieces:
 
 
 def load_fsdd(spectrograms_path=SPECTOGRAM_PATH, target_shape=TARGET_SHAPE, *, keys=None):
-    """Spectrograms below a folder, in the order of preprocess.list_keys.
+    """Spectrograms below a folder, in the order of dataset.list_keys.
 
     Args:
         target_shape: (height, width) to resize to; None keeps the native shape.
@@ -187,7 +188,7 @@ def load_fsdd(spectrograms_path=SPECTOGRAM_PATH, target_shape=TARGET_SHAPE, *, k
         FileNotFoundError: there is none.
         ValueError: a file is damaged, or of another shape than the others.
     """
-    keys = preprocess.list_keys(spectrograms_path) if keys is None else keys
+    keys = dataset.list_keys(spectrograms_path) if keys is None else keys
     if not keys:
         return None
     pieces = Pieces(spectrograms_path, target_shape, keys)
@@ -220,11 +221,11 @@ def split_by_track(keys, validation_split, seed):
     Returns:
         bool (len(keys),); all False where the share is 0 or there is one track alone.
     """
-    tracks = sorted({preprocess.get_track(key) for key in keys})
+    tracks = sorted({dataset.get_track(key) for key in keys})
     n_held = math.ceil(validation_split * len(tracks)) if len(tracks) > 1 else 0
     shuffled = np.random.default_rng(seed).permutation(tracks)
     held = set(shuffled[: min(n_held, len(tracks) - 1)].tolist())
-    return np.array([preprocess.get_track(key) in held for key in keys])
+    return np.array([dataset.get_track(key) in held for key in keys])
 
 
 def load_split(path):
@@ -264,7 +265,7 @@ def split_by_list(keys, parts):
     Raises:
         ValueError: there is nothing to train on.
     """
-    tracks = {preprocess.get_track(key) for key in keys}
+    tracks = {dataset.get_track(key) for key in keys}
     listed_tracks = set().union(*parts.values())
     stems = {
         os.path.splitext(track)[0]: track for track in sorted(tracks - listed_tracks)
@@ -281,7 +282,7 @@ def split_by_list(keys, parts):
                 part_of[found] = part
     chosen = {part: [] for part in PARTS}
     for key in keys:
-        if (part := part_of.get(preprocess.get_track(key))) is not None:
+        if (part := part_of.get(dataset.get_track(key))) is not None:
             chosen[part].append(key)
     counts = collections.Counter(part_of.values())
     print(
@@ -886,9 +887,9 @@ def load_features(options):
         (settings, min-max values, {part: keys}, x_train, x_validation).
     """
     spectrograms_path = Path(options.saved_data) / Path(SPECTOGRAM_PATH).name
-    settings = preprocess.load_settings(spectrograms_path / "settings.json")
-    keys = preprocess.list_keys(spectrograms_path)
-    min_max_values = preprocess.load_min_max_values(preprocess.get_min_max_path(options.saved_data))
+    settings = dataset.load_settings(spectrograms_path / "settings.json")
+    keys = dataset.list_keys(spectrograms_path)
+    min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(options.saved_data))
     missing = next((key for key in keys if key not in min_max_values), None)
     if missing:
         raise ValueError(f"{missing} has no min-max values: run preprocess.py again")
@@ -955,7 +956,7 @@ def main():
             model_folder / "latents.npz", training_keys, autoencoder.encode(x_train),
             min_max_values,
         )  # fmt: skip
-        tracks = {part: sorted({preprocess.get_track(key) for key in keys[part]}) for part in PARTS}
+        tracks = {part: sorted({dataset.get_track(key) for key in keys[part]}) for part in PARTS}
         write_json(model_folder / "split.json", tracks)
         print(f"model in {model_folder}")
     if options.coordinator:
@@ -972,4 +973,4 @@ def make_identity(training_keys, held_keys, min_max_values):
 
 
 if __name__ == "__main__":
-    preprocess.exit_with_one_line(main)
+    exit_with_one_line(main)

@@ -14,17 +14,19 @@ import numpy as np
 
 import preprocess
 import train
-from storage.files import read_json
+from support import dataset
+from support.audio import list_audio_files
+from support.files import read_json
 
 
 class Split:
     """The pieces of a folder, training and held out, and the sound of the held-out ones."""
 
     def __init__(self, saved_data, patterns, seed):
-        spectrograms_path = Path(saved_data) / preprocess.SPECTROGRAMS_SAVE_DIR
-        self.settings = preprocess.load_settings(spectrograms_path / "settings.json")
-        values = preprocess.load_min_max_values(preprocess.get_min_max_path(saved_data))
-        keys = preprocess.list_keys(spectrograms_path)
+        spectrograms_path = Path(saved_data) / dataset.SPECTROGRAMS_SAVE_DIR
+        self.settings = dataset.load_settings(spectrograms_path / "settings.json")
+        values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data))
+        keys = dataset.list_keys(spectrograms_path)
         if patterns:
             held = np.array([is_held_out(key, patterns) for key in keys])
         else:
@@ -50,8 +52,8 @@ class Split:
         signals = []
         for index in indices:
             key = self.held_keys[index]
-            path = self.audio_files_dir / preprocess.get_track(key)
-            signal = loader.load_piece(path, preprocess.get_segment(key))
+            path = self.audio_files_dir / dataset.get_track(key)
+            signal = loader.load_piece(path, dataset.get_segment(key))
             missing = loader.n_samples - signal.shape[-1]
             signals.append(preprocess.Padder().right_pad(signal, missing))
         return indices, signals
@@ -64,7 +66,7 @@ def load_all(audio_files_dir, load):
         load: path to anything, or to a ValueError.
     """
     loaded = []
-    for name in preprocess.list_audio_files(audio_files_dir)[0]:
+    for name in list_audio_files(audio_files_dir)[0]:
         try:
             loaded.append(load(Path(audio_files_dir) / name))
         except ValueError as error:
@@ -73,7 +75,7 @@ def load_all(audio_files_dir, load):
 
 
 def is_held_out(key, patterns):
-    track = preprocess.get_track(key)
+    track = dataset.get_track(key)
     return any(fnmatch.fnmatchcase(track, pattern) for pattern in patterns)
 
 

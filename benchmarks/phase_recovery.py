@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from held_out import load_all
 
 import preprocess
-from preprocess import number
-from storage.files import write_csv, write_figure
+from support import dataset
+from support.command_line import exit_with_one_line, number
+from support.files import write_csv, write_figure
 
 DURATION = 5.0  # seconds a piece
 N_PIECES = 20
@@ -82,7 +83,7 @@ def make_reconstructions(signals, model_folder):
     from autoencoder import Autoencoder
     from soundgenerator import SoundGenerator
 
-    settings = preprocess.load_settings(Path(model_folder) / "settings.json")
+    settings = dataset.load_settings(Path(model_folder) / "settings.json")
     autoencoder = Autoencoder.load(model_folder)
     loader = preprocess.Loader(settings.sample_rate, settings.duration, True)
     extractor = preprocess.LogSpectrogramExtractor(settings.frame_size, settings.hop_length)
@@ -301,4 +302,4 @@ def main():
 
 
 if __name__ == "__main__":
-    preprocess.exit_with_one_line(main)
+    exit_with_one_line(main)

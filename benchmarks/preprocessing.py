@@ -23,8 +23,9 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import preprocess
-from preprocess import number
-from storage.files import write_csv
+from support.audio import mix, read_blocks
+from support.command_line import exit_with_one_line, number
+from support.files import write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 N_FILES = 300
@@ -189,9 +190,9 @@ def time_steps(kind, audio_files_dir):
         for path in sorted(audio_files_dir.iterdir())[:N_STEP_TRACKS]:
             with soundfile.SoundFile(path) as sound_file:
                 rate = sound_file.samplerate
-                blocks = measure("decode", lambda: [*preprocess.read_blocks(sound_file, None)])  # noqa: B023
+                blocks = measure("decode", lambda: [*read_blocks(sound_file, None)])  # noqa: B023
             signal = np.concatenate(
-                measure("mix down", lambda: [loader._mix(block) for block, _ in blocks])  # noqa: B023
+                measure("mix down", lambda: [mix(block, True) for block, _ in blocks])  # noqa: B023
             )
             if rate != preprocess.SAMPLE_RATE:
                 signal = measure("resample", soxr.resample, signal, rate, preprocess.SAMPLE_RATE)
@@ -278,4 +279,4 @@ def main():
 
 
 if __name__ == "__main__":
-    preprocess.exit_with_one_line(main)
+    exit_with_one_line(main)

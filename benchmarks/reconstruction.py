@@ -24,8 +24,8 @@ from held_out import Ear, Split, measure_error
 
 import preprocess
 import train
-from preprocess import number
-from storage.files import write_csv, write_figure
+from support.command_line import exit_with_one_line, number
+from support.files import write_csv, write_figure
 
 LATENT_SPACE_DIMS = (128,)
 BUDGET_S = 240.0  # of training, for each trained method and bottleneck
@@ -383,4 +383,4 @@ def main():
 
 
 if __name__ == "__main__":
-    preprocess.exit_with_one_line(main)
+    exit_with_one_line(main)

@@ -20,10 +20,9 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import preprocess
 import train
-from preprocess import number
-from storage.files import write_csv
+from support.command_line import exit_with_one_line, number
+from support.files import write_csv
 
 N_PIECES = 20000
 N_IN_MEMORY = 2000  # of them, for both paths
@@ -146,4 +145,4 @@ def main():
 
 
 if __name__ == "__main__":
-    preprocess.exit_with_one_line(main)
+    exit_with_one_line(main)

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from reconstruction import count_operations
 
 import train
-from preprocess import exit_with_one_line, number, write_csv
+from support.command_line import exit_with_one_line, number
+from support.files import write_csv
 
 SHAPE = (*train.TARGET_SHAPE, 1)
 BATCH_SIZE = train.BATCH_SIZE

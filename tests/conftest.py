@@ -3,6 +3,7 @@ import pytest
 import soundfile
 
 import preprocess
+from support import dataset
 
 SAMPLE_RATE = 22050  # Hz
 
@@ -50,11 +51,11 @@ def make_settings():
 
     def make(**fields):
         values = {
-            "format_version": preprocess.FORMAT_VERSION, "sample_rate": SAMPLE_RATE,
+            "format_version": dataset.FORMAT_VERSION, "sample_rate": SAMPLE_RATE,
             "frame_size": 256, "hop_length": 64, "duration": 0.3, "mono": True,
             "segments": "all", "top_db": preprocess.TOP_DB,
         }  # fmt: skip
-        return preprocess.Settings(**{**values, **fields})
+        return dataset.Settings(**{**values, **fields})
 
     return make
 

@@ -12,6 +12,7 @@ from conftest import SAMPLE_RATE, make_music
 from test_faults import DeadlyLoader, read_all, run, start
 
 import preprocess
+from support import workers
 
 pytest.importorskip("distributed")
 
@@ -24,7 +25,10 @@ def find_free_port():
 
 @pytest.fixture
 def cluster(tmp_path):
-    """(address, the two workers' processes); they run in another folder than the program's."""
+    """(address, processes of the two workers, a function that starts another one).
+
+    They run in another folder than the program's.
+    """
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     address = f"tcp://127.0.0.1:{find_free_port()}"
@@ -38,9 +42,13 @@ def cluster(tmp_path):
             ))  # fmt: skip
 
     spawn("scheduler", "--host", address, "--no-dashboard")
-    for _ in range(2):
+
+    def start_worker():
         spawn("worker", address, "--no-nanny", "--nthreads", "2", "--no-dashboard")
-    yield address, processes[1:]
+
+    start_worker()
+    start_worker()
+    yield address, processes[1:], start_worker
     for process in processes:
         process.kill()
         process.wait()
@@ -55,16 +63,21 @@ def audio(tmp_path, write_audio):
     return tmp_path / "audio"
 
 
-def test_a_cluster_that_loses_a_worker_ends_as_one_process_does(tmp_path, audio, cluster):
-    address, workers = cluster
+def start_on_cluster(tmp_path, address):
+    """A run that works on the audio, and the number of files that are done."""
     journal = tmp_path / "saved" / "min_max_values" / "tracks.jsonl"
-
     process = start(Path("audio"), Path("saved"), "--dask_scheduler", address, cwd=tmp_path)
     while not journal.exists() or journal.read_bytes().count(b"\n") < 10:
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
-    workers[0].kill()
-    n_before = journal.read_bytes().count(b"\n") - 1
+    return process, journal.read_bytes().count(b"\n") - 1
+
+
+def test_a_cluster_that_loses_a_worker_ends_as_one_process_does(tmp_path, audio, cluster):
+    address, (worker, _), _ = cluster
+
+    process, n_before = start_on_cluster(tmp_path, address)
+    worker.kill()
     _, errors = process.communicate(timeout=120)
 
     assert process.returncode == 0, errors
@@ -77,12 +90,27 @@ def test_a_cluster_that_loses_a_worker_ends_as_one_process_does(tmp_path, audio,
     assert read_all(tmp_path / "saved") == read_all(tmp_path / "alone")
 
 
+def test_a_cluster_that_loses_all_workers_says_so_and_waits_for_one(tmp_path, audio, cluster):
+    address, processes, start_worker = cluster
+
+    process, _ = start_on_cluster(tmp_path, address)
+    for worker in processes:
+        worker.kill()
+    said = process.stderr.readline()
+    start_worker()
+    printed, errors = process.communicate(timeout=120)
+
+    assert said == "the cluster has no workers left: it waits for one\n"
+    assert process.returncode == 0, errors
+    assert printed.startswith("121 files, 480 pieces")
+
+
 def test_a_file_that_kills_workers_costs_that_file_alone(tmp_path, write_audio, monkeypatch):
     distributed = pytest.importorskip("distributed")
     for track in range(6):
         write_audio(f"{track}.wav", make_music(0.4, seed=track))
     write_audio("3-deadly.wav", make_music(0.4))
-    monkeypatch.setattr(preprocess, "upload_modules", lambda client: None)
+    monkeypatch.setattr(workers, "upload_modules", lambda client: None)
     pipeline = preprocess.PreprocessingPipeline(
         DeadlyLoader(SAMPLE_RATE, 0.3, True), preprocess.Padder(),
         preprocess.LogSpectrogramExtractor(256, 64), preprocess.MinMaxNormaliser(0, 1),
@@ -110,7 +138,7 @@ class NotingLoader(preprocess.Loader):
 def test_a_cluster_of_one_thread_does_the_work_itself(tmp_path, write_audio, monkeypatch):
     distributed = pytest.importorskip("distributed")
     write_audio("a.wav", make_music(0.4))
-    monkeypatch.setattr(preprocess, "upload_modules", lambda client: None)
+    monkeypatch.setattr(workers, "upload_modules", lambda client: None)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [*Path(__file__).parents][:2])))
     pipeline = preprocess.PreprocessingPipeline(
         NotingLoader(SAMPLE_RATE, 0.3, True), preprocess.Padder(),
@@ -135,7 +163,7 @@ def test_a_cluster_of_one_thread_does_the_work_itself(tmp_path, write_audio, mon
 def test_a_scheduler_that_is_not_there_is_named(tmp_path, write_audio, make_settings, monkeypatch,
                                                 address, message):  # fmt: skip
     write_audio("a.wav", make_music(0.4))
-    monkeypatch.setattr(preprocess, "CONNECT_S", 0.5)
+    monkeypatch.setattr(workers, "CONNECT_S", 0.5)
 
     with pytest.raises(ValueError, match=message):
         preprocess.run(

@@ -17,7 +17,8 @@ import soundfile
 from conftest import SAMPLE_RATE, make_music, make_tone
 
 import preprocess
-from storage import files
+from support import audio as audio_files
+from support import dataset, files, journal
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--frame_size", "256", "--hop_length", "64", "--duration", "0.3"]
@@ -95,11 +96,11 @@ def assert_of_use(saved, whole):
     for name, content in read_all(saved).items():
         if name.endswith(".npy"):
             assert content == whole[name], name
-    path = preprocess.get_min_max_path(saved)
+    path = dataset.get_min_max_path(saved)
     if path.exists():
-        whole_path = preprocess.get_min_max_path(saved.parent / "whole")
-        expected = preprocess.load_min_max_values(whole_path)
-        assert preprocess.load_min_max_values(path).items() <= expected.items()
+        whole_path = dataset.get_min_max_path(saved.parent / "whole")
+        expected = dataset.load_min_max_values(whole_path)
+        assert dataset.load_min_max_values(path).items() <= expected.items()
 
 
 def test_a_run_killed_at_any_moment_ends_as_if_unbroken(tmp_path, audio, unbroken):
@@ -131,7 +132,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_unbroken(tmp_path, audio, unbroke
 
 @pytest.mark.parametrize("n_lines", [1, 2, 20])  # the workers start, the first result, midway
 def test_an_interrupted_run_ends_at_once_and_goes_on(tmp_path, audio, unbroken, n_lines):
-    ranges_path = preprocess.get_min_max_path(tmp_path / "saved")
+    ranges_path = dataset.get_min_max_path(tmp_path / "saved")
     process = start(audio, tmp_path / "saved", "--jobs", "2")
     while count_lines(tmp_path / "saved") < n_lines or not ranges_path.exists():
         assert process.poll() is None
@@ -146,7 +147,7 @@ def test_an_interrupted_run_ends_at_once_and_goes_on(tmp_path, audio, unbroken, 
         "interrupted: what is done stays, and the same command goes on from there"
     ]
     assert seconds < 5
-    n_before = len(preprocess.load_min_max_values(ranges_path))
+    n_before = len(dataset.load_min_max_values(ranges_path))
     printed, _, _ = run(audio, tmp_path / "saved", "--jobs", "2")
     assert 3 * (n_lines - 2) <= n_before < 320
     assert ("files are done already" in printed) == (n_before > 0)
@@ -157,19 +158,19 @@ def test_an_interrupted_run_ends_at_once_and_goes_on(tmp_path, audio, unbroken, 
 def test_what_ends_a_run_between_two_results_is_all_that_is_said(
     tmp_path, audio, make_settings, monkeypatch, error
 ):
-    add_track = preprocess.Saver.add_track
+    add = journal.Journal.add
 
-    def end(saver, name, track):
+    def end(self, name, track):
         if count_lines(tmp_path) > 10:
             raise error
-        add_track(saver, name, track)
+        add(self, name, track)
 
-    monkeypatch.setattr(preprocess.Saver, "add_track", end)
+    monkeypatch.setattr(journal.Journal, "add", end)
     with warnings.catch_warnings(record=True) as said, pytest.raises(error):
         preprocess.run(audio, tmp_path, make_settings(), jobs=2)
 
     assert [*map(str, said)] == []
-    assert 0 < len(preprocess.load_min_max_values(preprocess.get_min_max_path(tmp_path))) < 320
+    assert 0 < len(dataset.load_min_max_values(dataset.get_min_max_path(tmp_path))) < 320
 
 
 def test_a_run_with_nothing_to_do_reads_no_audio(tmp_path, audio, unbroken, monkeypatch):
@@ -179,7 +180,7 @@ def test_a_run_with_nothing_to_do_reads_no_audio(tmp_path, audio, unbroken, monk
         raise AssertionError(f"{path} was read again")
 
     monkeypatch.setattr(preprocess.Loader, "load_pieces", refuse)
-    settings = preprocess.load_settings(saved / "spectrograms" / "settings.json")
+    settings = dataset.load_settings(saved / "spectrograms" / "settings.json")
     preprocess.run(audio, saved, settings, jobs=1)
 
     assert read_all(saved) == unbroken[0]
@@ -225,7 +226,7 @@ def test_a_removed_file_leaves_no_feature_and_no_empty_folder(small, write_audio
 
     assert not any("deep" in name for name in again)
     assert not (tmp_path / "saved" / "spectrograms" / "deep").exists()
-    values = preprocess.load_min_max_values(preprocess.get_min_max_path(tmp_path / "saved"))
+    values = dataset.load_min_max_values(dataset.get_min_max_path(tmp_path / "saved"))
     assert not any("deep" in key for key in values)
 
 
@@ -292,7 +293,7 @@ def test_a_piece_never_lies_beside_the_range_of_another(small, write_audio, monk
     with pytest.raises(KeyboardInterrupt):
         process()
 
-    values = preprocess.load_min_max_values(preprocess.get_min_max_path(tmp_path / "saved"))
+    values = dataset.load_min_max_values(dataset.get_min_max_path(tmp_path / "saved"))
     keys = {key for key in values if key.startswith("1.wav")}
     assert not keys and len(values) == 4
     assert not [*(tmp_path / "saved").rglob("1.wav*.npy")]
@@ -309,7 +310,7 @@ def test_features_never_lie_beside_settings_of_others(small, tmp_path, make_sett
     with pytest.raises(KeyboardInterrupt):
         preprocess.run(audio, tmp_path / "saved", make_settings(frame_size=512), force=True)
 
-    assert not preprocess.get_min_max_path(tmp_path / "saved").exists()
+    assert not dataset.get_min_max_path(tmp_path / "saved").exists()
 
 
 def test_the_second_of_two_runs_at_once_stops(small, tmp_path):
@@ -340,19 +341,19 @@ def test_features_that_a_power_failure_took_are_made_again(small, tmp_path, monk
     before = process()
     path = tmp_path / "saved" / "spectrograms" / "1.wav.001.npy"
     path.write_bytes(bytes(path.stat().st_size))  # its blocks were never written
-    monkeypatch.setattr(preprocess, "get_boot_id", lambda: "the machine's next start")
+    monkeypatch.setattr(journal, "get_boot_id", lambda: "the machine's next start")
 
     after = process()
 
-    journal = "min_max_values/tracks.jsonl"
-    assert b"next start" in after.pop(journal) and b"next start" not in before.pop(journal)
+    name = "min_max_values/tracks.jsonl"
+    assert b"next start" in after.pop(name) and b"next start" not in before.pop(name)
     assert after == before
 
 
 def test_a_restart_of_the_machine_alone_costs_no_work(small, monkeypatch):
     _, process = small
     process()
-    monkeypatch.setattr(preprocess, "get_boot_id", lambda: "the machine's next start")
+    monkeypatch.setattr(journal, "get_boot_id", lambda: "the machine's next start")
 
     def refuse(loader, path):
         raise AssertionError(f"{path} was read again")
@@ -475,7 +476,7 @@ def test_a_folder_that_cannot_be_read_keeps_its_features(small, write_audio, mon
 def test_trouble_that_may_pass_is_tried_again(small, monkeypatch):
     _, process = small
     whole = process("whole")
-    open_regular = preprocess.open_regular
+    open_regular = audio_files.open_regular
 
     def fail(path):
         if Path(path).name == "1.wav":
@@ -483,7 +484,7 @@ def test_trouble_that_may_pass_is_tried_again(small, monkeypatch):
         return open_regular(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "open_regular", fail)
+        patch.setattr(audio_files, "open_regular", fail)
         before = process()
 
     assert b"Input/output error" in before["skipped.csv"]

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 import generate
 import preprocess
 import train
+from support import dataset
+from support.journal import Journal
 
 N_INPUTS = int(os.environ.get("FUZZ_INPUTS", 60))  # of each reader
 COUNTS = collections.Counter()
@@ -118,7 +120,7 @@ IMAGES = tuple(
 def test_features(tmp_path_factory, data):
     image = read(
         tmp_path_factory.getbasetemp(), "feature.npy", data,
-        lambda path: preprocess.load_spectrogram(path.parent, path.name),
+        lambda path: dataset.load_spectrogram(path.parent, path.name),
     )  # fmt: skip
 
     if image is not None:
@@ -136,16 +138,14 @@ PICKLES = [pickle.dumps(values, n) for values in (VALUES, NUMPY_VALUES) for n in
 @fuzz
 @given(data=mutate(*PICKLES))
 def test_min_max_values(tmp_path_factory, data):
-    values = read(
-        tmp_path_factory.getbasetemp(), "values.pkl", data, preprocess.load_min_max_values
-    )
+    values = read(tmp_path_factory.getbasetemp(), "values.pkl", data, dataset.load_min_max_values)
 
     for key, entry in (values or {}).items():
-        assert type(key) is str and not preprocess.UNSAFE_KEY.search(key)
+        assert type(key) is str and not dataset.UNSAFE_KEY.search(key)
         assert -np.inf < entry["min"] <= entry["max"] < np.inf
 
 
-SETTINGS = preprocess.Settings(1, 22050, 1024, 256, 2.97, True, "all", 80.0)._asdict()
+SETTINGS = dataset.Settings(1, 22050, 1024, 256, 2.97, True, "all", 80.0)._asdict()
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
     lambda inner: (
@@ -168,7 +168,7 @@ def change_fields(draw, values):
 @fuzz
 @given(data=change_fields(SETTINGS))
 def test_settings(tmp_path_factory, data):
-    found = read(tmp_path_factory.getbasetemp(), "settings.json", data, preprocess.load_settings)
+    found = read(tmp_path_factory.getbasetemp(), "settings.json", data, dataset.load_settings)
 
     if found:
         loader = preprocess.Loader(found.sample_rate, found.duration, found.mono)
@@ -197,10 +197,7 @@ def test_journal(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp() / "journal"
     folder.mkdir(exist_ok=True)
 
-    tracks = read(
-        folder, "tracks.jsonl", data,
-        lambda path: preprocess.Saver(folder, folder).load_tracks([1])[0],
-    )  # fmt: skip
+    tracks = read(folder, "tracks.jsonl", data, lambda path: Journal(path).load([1])[0])
 
     for entry in preprocess.collect_min_max_values(tracks).values():
         assert -np.inf < entry["min"] <= entry["max"] < np.inf

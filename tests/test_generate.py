@@ -3,7 +3,7 @@ import pytest
 import soundfile
 
 import generate
-import preprocess
+from support import dataset
 
 KEYS = [f"jazz/song.{i:05d}.wav.000.npy" for i in range(30)]
 MIN_MAX = {key: {"min": -80.0, "max": float(i)} for i, key in enumerate(KEYS)}
@@ -54,7 +54,7 @@ def test_wav_names_are_distinct_and_fit_a_file_system():
 
 
 def test_sounds_of_an_item_are_scaled_together_only_when_one_clips(tmp_path):
-    settings = preprocess.Settings(1, 22050, 256, 64, 0.3, True, "all", 80.0)
+    settings = dataset.Settings(1, 22050, 256, 64, 0.3, True, "all", 80.0)
     quiet, loud = np.array([0.5, -0.25]), np.array([2.0, -1.0])
 
     def write(name, generated):

@@ -16,6 +16,7 @@ from conftest import SAMPLE_RATE, make_tone
 
 import preprocess
 import train
+from support import dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "data" / "gtzan" / "prepare.py"
@@ -194,7 +195,7 @@ def test_a_split_without_a_track_to_train_on_is_refused():
 
 
 def test_train_learns_from_one_part_and_keeps_another(tmp_path, archive):
-    settings = preprocess.Settings(1, SAMPLE_RATE, 256, 64, 0.05, True, "all", 80.0)
+    settings = dataset.Settings(1, SAMPLE_RATE, 256, 64, 0.05, True, "all", 80.0)
     audio = archive / "Data" / "genres_original"
     preprocess.run(audio, tmp_path / "saved", settings, jobs=2)
 
@@ -210,7 +211,7 @@ def test_train_learns_from_one_part_and_keeps_another(tmp_path, archive):
     )
     assert "have no features: jazz/jazz.00054.wav" in done.stdout
     with np.load(tmp_path / "model" / "latents.npz") as latents:
-        trained = {preprocess.get_track(key) for key in latents["key"].tolist()}
+        trained = {dataset.get_track(key) for key in latents["key"].tolist()}
     parts = json.loads(SPLIT.read_text())
     assert trained == {*parts["train"]} - {f"{DAMAGED}.wav"}
     kept = json.loads((tmp_path / "model" / "split.json").read_text())

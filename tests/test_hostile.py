@@ -20,7 +20,8 @@ from conftest import SAMPLE_RATE, make_music, make_tone
 import generate
 import preprocess
 import train
-from storage import arrays, files
+from support import arrays, dataset, files
+from support.journal import Track
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = (8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000)
@@ -204,9 +205,9 @@ def test_no_file_crashes_a_run_or_costs_a_good_one(tmp_path, channels):
     assert done.returncode == 0, done.stderr
     strange = [line for line in done.stderr.splitlines() if not line.startswith("skipped ")]
     assert not strange, strange[:5]
-    values = preprocess.load_min_max_values(preprocess.get_min_max_path(tmp_path / "saved_data"))
+    values = dataset.load_min_max_values(dataset.get_min_max_path(tmp_path / "saved_data"))
     journal = tmp_path / "saved_data" / "min_max_values" / "tracks.jsonl"
-    tracks = dict(map(preprocess.Track.parse, journal.read_bytes().splitlines()[1:]))
+    tracks = dict(map(Track.parse, journal.read_bytes().splitlines()[1:]))
     wrong = {
         name: tracks[name].reason or "kept"
         for name, keep in expected.items()
@@ -216,11 +217,11 @@ def test_no_file_crashes_a_run_or_costs_a_good_one(tmp_path, channels):
     assert not [name for name, keep in expected.items() if keep == "hidden" and name in tracks]
     assert tracks.keys() == {name for name, keep in expected.items() if keep != "hidden"}
     assert len(expected) > 250 and len(values) == len({*values}) > 200
-    assert preprocess.list_keys(tmp_path / "saved_data" / "spectrograms") == sorted(
-        values, key=lambda key: (preprocess.get_track(key), len(key), key)
+    assert dataset.list_keys(tmp_path / "saved_data" / "spectrograms") == sorted(
+        values, key=lambda key: (dataset.get_track(key), len(key), key)
     )
     for key in values:
-        image = preprocess.load_spectrogram(tmp_path / "saved_data" / "spectrograms", key)
+        image = dataset.load_spectrogram(tmp_path / "saved_data" / "spectrograms", key)
         assert image.shape == (128, 104, 1 if channels == "--mono" else 2)
     assert not any("secret" in key or "outside" in key for key in values)
 
@@ -305,7 +306,7 @@ def test_a_hostile_pickle_does_nothing(tmp_path, monkeypatch, data):
     path.write_bytes(data)
 
     with pytest.raises(ValueError, match=r"min_max_values\.pkl holds no min-max values"):
-        preprocess.load_min_max_values(path)
+        dataset.load_min_max_values(path)
     assert [*tmp_path.iterdir()] == [path]
 
 
@@ -375,7 +376,7 @@ def test_a_hostile_feature_is_refused(tmp_path, monkeypatch, data):
     path.write_bytes(data)
 
     with pytest.raises(ValueError, match=r"a\.npy (is|holds)"):
-        preprocess.load_spectrogram(tmp_path, "a.npy")
+        dataset.load_spectrogram(tmp_path, "a.npy")
     assert [*tmp_path.iterdir()] == [path]
 
 
@@ -386,7 +387,7 @@ def test_a_feature_of_a_terabyte_is_refused_unread(tmp_path):
         file.truncate(len(header) + 4 * 262144 * 1000000)  # with no block on the disk
 
     with pytest.raises(ValueError, match="no finite spectrogram"):
-        preprocess.load_spectrogram(tmp_path, "a.npy")
+        dataset.load_spectrogram(tmp_path, "a.npy")
 
 
 @pytest.mark.parametrize("key", ["../a.npy", "/etc/a.npy", "x/../../a.npy", "C:a.npy", "..\\a.npy"])
@@ -395,7 +396,7 @@ def test_keys_that_leave_the_folder_are_refused(tmp_path, key):
     (tmp_path / "inner").mkdir()
 
     with pytest.raises(ValueError, match="leads out of its folder"):
-        preprocess.load_spectrogram(tmp_path / "inner", key)
+        dataset.load_spectrogram(tmp_path / "inner", key)
     with pytest.raises(ValueError, match="leads out of its folder"):
         preprocess.Saver(tmp_path / "inner", tmp_path).save_feature(np.zeros((2, 2)), key)
     assert [*(tmp_path / "inner").iterdir()] == []
@@ -420,8 +421,8 @@ def test_no_feature_is_written_or_deleted_through_a_link(tmp_path, write_audio, 
 @pytest.mark.parametrize(
     "reader",
     [
-        preprocess.load_settings, preprocess.load_min_max_values, train.load_split,
-        files.read_json, lambda path: preprocess.load_spectrogram(path.parent, path.name),
+        dataset.load_settings, dataset.load_min_max_values, train.load_split,
+        files.read_json, lambda path: dataset.load_spectrogram(path.parent, path.name),
     ],
 )  # fmt: skip
 def test_readers_do_not_wait_for_a_pipe(tmp_path, reader):
@@ -431,7 +432,7 @@ def test_readers_do_not_wait_for_a_pipe(tmp_path, reader):
         reader(tmp_path / "pipe")
 
 
-@pytest.mark.parametrize("reader", [preprocess.load_min_max_values, train.load_split])
+@pytest.mark.parametrize("reader", [dataset.load_min_max_values, train.load_split])
 def test_files_of_absurd_size_are_refused_unread(tmp_path, reader):
     with open(tmp_path / "a", "wb") as file:
         file.truncate(1 << 40)
@@ -455,7 +456,7 @@ def test_hostile_settings_are_refused(tmp_path, make_settings, fields):
     files.write_json(path, {**make_settings()._asdict(), **fields})
 
     with pytest.raises(ValueError, match=r"settings\.json is no settings file of this version"):
-        preprocess.load_settings(path)
+        dataset.load_settings(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "null", "9" * 5000, '{"a": NaN}', "\0"])
@@ -463,7 +464,7 @@ def test_json_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "settings.json").write_text(text)
 
     with pytest.raises(ValueError, match=r"settings\.json is no settings file"):
-        preprocess.load_settings(tmp_path / "settings.json")
+        dataset.load_settings(tmp_path / "settings.json")
 
 
 @pytest.fixture(scope="module")
@@ -512,7 +513,7 @@ def test_a_hostile_model_is_refused_before_it_is_built(model, tmp_path, fields, 
 @pytest.mark.parametrize("fields", [{"conv_filters": [3]}, {"latent_space_dim": 2}])
 def test_weights_of_another_shape_get_one_clear_line(model, tmp_path, fields):
     copy_model(model, tmp_path, **fields)
-    files.write_json(tmp_path / "settings.json", preprocess.Settings(
+    files.write_json(tmp_path / "settings.json", dataset.Settings(
         1, SAMPLE_RATE, 32, 8, 0.1, True, "all", 80.0)._asdict())  # fmt: skip
 
     done = subprocess.run(
@@ -614,7 +615,7 @@ class Tags(html.parser.HTMLParser):
 
 @pytest.mark.parametrize("name", NAMES + ("../../up.wav", '"><script>alert(1)</script>', "a:b.wav"))
 def test_a_name_injects_nothing_into_the_page_or_a_path(tmp_path, name):
-    settings = preprocess.Settings(1, SAMPLE_RATE, 256, 64, 0.3, True, "all", 80.0)
+    settings = dataset.Settings(1, SAMPLE_RATE, 256, 64, 0.3, True, "all", 80.0)
     wav_name = generate.make_wav_names([f"{name}.000.npy"])[0]
 
     entry = generate.write_item(tmp_path, make_item(wav_name.removesuffix(".wav")), settings)

@@ -14,10 +14,11 @@ from conftest import SAMPLE_RATE, make_music, make_tone
 
 import generate
 import preprocess
+from support import dataset
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = preprocess.Settings(
-    preprocess.FORMAT_VERSION, SAMPLE_RATE, 256, 64, 0.3, True, "all", preprocess.TOP_DB
+SETTINGS = dataset.Settings(
+    dataset.FORMAT_VERSION, SAMPLE_RATE, 256, 64, 0.3, True, "all", preprocess.TOP_DB
 )
 
 
@@ -232,7 +233,7 @@ def test_new_pieces_are_compared_with_training_and_held_out_ones(tmp_path, train
     assert 0 < floor < noise and mean > 0  # so few pieces tell little more
     assert [row["value"] for row in rows if row["figure"] == "temperature"] == ["1.0"] * 4
     nearest = [row["value"] for row in rows if row["figure"] == "nearest training piece"]
-    keys = {*preprocess.list_keys(trained / "saved_data" / "spectrograms")}
+    keys = {*dataset.list_keys(trained / "saved_data" / "spectrograms")}
     assert len(nearest) == 4 and {*nearest} <= keys
 
 

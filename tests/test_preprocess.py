@@ -11,13 +11,14 @@ import pytest
 from conftest import SAMPLE_RATE, make_music, make_tone
 
 import preprocess
+from support import dataset
 
 ROOT = Path(preprocess.__file__).parent
 
 
 def run(tmp_path, settings, **keywords):
     preprocess.run(tmp_path / "audio", tmp_path / "saved", settings, jobs=1, **keywords)
-    return preprocess.load_min_max_values(preprocess.get_min_max_path(tmp_path / "saved"))
+    return dataset.load_min_max_values(dataset.get_min_max_path(tmp_path / "saved"))
 
 
 def read_skipped(tmp_path):
@@ -165,13 +166,13 @@ def test_pipeline_writes_features_settings_and_plain_min_max(tmp_path, write_aud
 
     min_max_values = run(tmp_path, make_settings())
 
-    keys = preprocess.list_keys(tmp_path / "saved" / "spectrograms")
+    keys = dataset.list_keys(tmp_path / "saved" / "spectrograms")
     spectrogram = np.load(tmp_path / "saved" / "spectrograms" / keys[0])
     assert keys == [f"deep/er/ünï côde 1.wav.{i:03d}.npy" for i in range(2)] == [*min_max_values]
     assert spectrogram.dtype == np.float32 and spectrogram.shape == (128, 104)
     assert spectrogram.min() == 0 and spectrogram.max() == 1
     assert {type(v) for entry in min_max_values.values() for v in entry.values()} == {float}
-    assert b"numpy" not in preprocess.get_min_max_path(tmp_path / "saved").read_bytes()
+    assert b"numpy" not in dataset.get_min_max_path(tmp_path / "saved").read_bytes()
 
 
 def test_pipeline_keeps_equal_names_apart(tmp_path, write_audio, make_settings):
@@ -191,7 +192,7 @@ def test_keys_are_in_the_order_of_the_segments(tmp_path):
     for name in names:
         np.save(tmp_path / name, np.zeros((2, 2)))
 
-    assert preprocess.list_keys(tmp_path) == names[:3]
+    assert dataset.list_keys(tmp_path) == names[:3]
 
 
 def test_pipeline_first_takes_one_piece_a_track(tmp_path, write_audio, make_settings):
@@ -207,7 +208,7 @@ def test_pipeline_keeps_silence_finite(tmp_path, write_audio, make_settings):
 
     (key,) = min_max_values
     assert min_max_values[key] == pytest.approx({"min": -100.0, "max": -100.0})
-    assert not preprocess.load_spectrogram(tmp_path / "saved" / "spectrograms", key).any()
+    assert not dataset.load_spectrogram(tmp_path / "saved" / "spectrograms", key).any()
 
 
 def break_file(kind, write_audio):
@@ -285,7 +286,7 @@ def test_strict_fails_after_saving_the_rest(tmp_path, write_audio, make_settings
 
     with pytest.raises(ValueError, match="--strict"):
         run(tmp_path, make_settings(), strict=True)
-    assert preprocess.get_min_max_path(tmp_path / "saved").exists()
+    assert dataset.get_min_max_path(tmp_path / "saved").exists()
 
 
 def test_other_settings_need_force(tmp_path, write_audio, make_settings):
@@ -330,7 +331,7 @@ def test_min_max_values_survive_an_interruption(tmp_path, write_audio, make_sett
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, make_settings())
-    path = preprocess.get_min_max_path(tmp_path / "saved")
+    path = dataset.get_min_max_path(tmp_path / "saved")
     assert [*pickle.loads(path.read_bytes())] == ["a.wav.000.npy"]
 
 

@@ -17,6 +17,7 @@ from conftest import SAMPLE_RATE, make_music
 
 import preprocess
 import train
+from support import dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = [
@@ -32,8 +33,8 @@ def finished(tmp_path_factory):
     (folder / "audio").mkdir()
     for track in range(8):
         soundfile.write(folder / "audio" / f"{track}.wav", make_music(1.2, seed=track), SAMPLE_RATE)
-    settings = preprocess.Settings(
-        preprocess.FORMAT_VERSION, SAMPLE_RATE, 256, 64, 0.3, True, "all", preprocess.TOP_DB
+    settings = dataset.Settings(
+        dataset.FORMAT_VERSION, SAMPLE_RATE, 256, 64, 0.3, True, "all", preprocess.TOP_DB
     )
     preprocess.run(folder / "audio", folder / "saved_data", settings, jobs=1)
     run_training(folder, "model", "--epochs", "12", "--logs")
@@ -252,7 +253,7 @@ def test_streaming_names_a_bad_file_before_it_trains(folder, array, message):
 
 
 def test_pieces_are_used_like_the_array_of_them(spectrograms):
-    keys = preprocess.list_keys(spectrograms)
+    keys = dataset.list_keys(spectrograms)
     pieces = train.Pieces(spectrograms, (8, 20), keys)
     images = train.load_fsdd(spectrograms, (8, 20))
 

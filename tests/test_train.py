@@ -6,6 +6,7 @@ from conftest import make_images
 
 import preprocess
 import train
+from support import dataset
 
 
 def test_load_fsdd_adds_the_channel_and_keeps_the_order(spectrograms):
@@ -46,11 +47,9 @@ def test_split_never_cuts_a_track():
 
     assert held.sum() == 14
     held_tracks = {
-        preprocess.get_track(key) for key, is_held in zip(keys, held, strict=True) if is_held
+        dataset.get_track(key) for key, is_held in zip(keys, held, strict=True) if is_held
     }
-    kept = {
-        preprocess.get_track(key) for key, is_held in zip(keys, held, strict=True) if not is_held
-    }
+    kept = {dataset.get_track(key) for key, is_held in zip(keys, held, strict=True) if not is_held}
     assert not held_tracks & kept
 
 

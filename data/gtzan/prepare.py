@@ -19,7 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import preprocess
-from storage.files import write_atomically
+from support.command_line import exit_with_one_line
+from support.files import write_atomically
 
 FOLDER = Path(__file__).resolve().parent / "genres_original"
 HANDLE = "andradaolteanu/gtzan-dataset-music-genre-classification"  # on Kaggle
@@ -155,4 +156,4 @@ def main():
 
 
 if __name__ == "__main__":
-    preprocess.exit_with_one_line(main)
+    exit_with_one_line(main)

@@ -16,7 +16,7 @@ import zipfile
 
 import numpy as np
 
-from storage.files import open_regular
+from support.files import open_regular
 
 MAGIC = b"\x93NUMPY"
 LENGTH_FORMATS = {b"\x01\x00": "<H", b"\x02\x00": "<I"}  # of the header's length, by version

@@ -17,6 +17,8 @@ import train
 from support import dataset
 from support.audio import list_audio_files
 from support.files import read_json
+from training.pieces import Windows
+from training.splits import split_by_track
 
 
 class Split:
@@ -30,14 +32,14 @@ class Split:
         if patterns:
             held = np.array([is_held_out(key, patterns) for key in keys])
         else:
-            held = train.split_by_track(keys, train.VALIDATION_SPLIT, seed)
+            held = split_by_track(keys, train.VALIDATION_SPLIT, seed)
         if held.all() or not held.any():
             raise ValueError(f"{held.sum()} of {len(keys)} pieces are held out: see --held_out")
         self.held_keys = [key for key, is_held in zip(keys, held, strict=True) if is_held]
         training_keys = [key for key, is_held in zip(keys, held, strict=True) if not is_held]
         self.x_train = train.load_fsdd(spectrograms_path, None, keys=training_keys)
         self.x_held = train.load_fsdd(spectrograms_path, None, keys=self.held_keys)
-        self.windows = train.Windows(self.x_train, training_keys, values, self.settings.top_db)
+        self.windows = Windows(self.x_train, training_keys, values, self.settings.top_db)
         self.min_max_values = [values[key] for key in self.held_keys]
         source = read_json(Path(saved_data) / "source.json")
         self.audio_files_dir = Path(source["audio_files_dir"])

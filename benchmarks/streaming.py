@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
 from support.command_line import exit_with_one_line, number
 from support.files import write_csv
+from training.pieces import Windows
 
 N_PIECES = 20000
 N_IN_MEMORY = 2000  # of them, for both paths
@@ -83,7 +84,7 @@ def time_training(images, keys, precision, n_steps):
         callback.model.stop_training = len(ends) >= N_WARM_UP + n_steps
 
     callback = keras.callbacks.LambdaCallback(on_train_batch_end=end_batch)
-    windows = train.Windows(images, keys, dict.fromkeys(keys, {"min": -80.0, "max": 0.0}))
+    windows = Windows(images, keys, dict.fromkeys(keys, {"min": -80.0, "max": 0.0}))
     with contextlib.redirect_stdout(sys.stderr):  # its epochs are not of our table
         train.train(images, epochs=9, windows=windows, precision=precision, callbacks=[callback])
     return train.BATCH_SIZE * (len(ends) - N_WARM_UP) / (ends[-1] - ends[N_WARM_UP - 1])

@@ -14,6 +14,7 @@ TRAIN = """
 import sys
 import numpy as np
 import train
+from training import devices
 {setup}
 rng = np.random.default_rng(0)
 waves = rng.uniform(0.1, 0.7, (24, 2, 1, 1))
@@ -30,9 +31,9 @@ MIRRORED = """
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-train.list_gpus = lambda: ["CPU:0", "CPU:1"]
+devices.list_gpus = lambda: ["CPU:0", "CPU:1"]
 """
-JOIN = 'train.join_processes("127.0.0.1:{port}", 2, {process_id})'
+JOIN = 'devices.join_processes("127.0.0.1:{port}", 2, {process_id})'
 
 
 def start(folder, name, setup="", **environment):
@@ -89,7 +90,7 @@ def test_two_processes_train_like_one(tmp_path):
 
 def test_a_coordinator_that_does_not_answer_is_named(tmp_path):
     pytest.importorskip("jax")
-    setup = "train.CONNECT_S = 1\n" + JOIN.format(port=9, process_id=1)
+    setup = "devices.CONNECT_S = 1\n" + JOIN.format(port=9, process_id=1)
 
     process = start(tmp_path, "none.npz", setup, KERAS_BACKEND="jax")
     _, errors = process.communicate(timeout=240)

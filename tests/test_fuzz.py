@@ -18,11 +18,12 @@ from conftest import SAMPLE_RATE, make_music
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import generate
 import preprocess
-import train
+from generation.prior import load_training_pieces
 from support import dataset
 from support.journal import Journal
+from training.recorder import Checkpoint
+from training.splits import PARTS, load_split
 
 N_INPUTS = int(os.environ.get("FUZZ_INPUTS", 60))  # of each reader
 COUNTS = collections.Counter()
@@ -178,10 +179,10 @@ def test_settings(tmp_path_factory, data):
 @fuzz
 @given(data=change_fields({"train": ["a.wav"], "valid": ["b.wav"], "test": []}))
 def test_split(tmp_path_factory, data):
-    parts = read(tmp_path_factory.getbasetemp(), "split.json", data, train.load_split)
+    parts = read(tmp_path_factory.getbasetemp(), "split.json", data, load_split)
 
     if parts:
-        assert [*parts] == [*train.PARTS]
+        assert [*parts] == [*PARTS]
         assert all(isinstance(track, str) for part in parts.values() for track in part)
 
 
@@ -218,7 +219,7 @@ CHECKPOINT = save(
 def test_latents(tmp_path_factory, data):
     pieces = read(
         tmp_path_factory.getbasetemp(), "latents.npz", data,
-        lambda path: generate.load_training_pieces(path.parent),
+        lambda path: load_training_pieces(path.parent),
     )  # fmt: skip
 
     if pieces:
@@ -230,7 +231,7 @@ def test_latents(tmp_path_factory, data):
 def test_checkpoint(tmp_path_factory, data):
     checkpoint = read(
         tmp_path_factory.getbasetemp(), "checkpoint.npz", data,
-        lambda path: train.Checkpoint.load(path.parent),
+        lambda path: Checkpoint.load(path.parent),
     )  # fmt: skip
 
     if checkpoint:

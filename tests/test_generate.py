@@ -3,6 +3,7 @@ import pytest
 import soundfile
 
 import generate
+from generation.ways import Item, make_wav_names
 from support import dataset
 
 KEYS = [f"jazz/song.{i:05d}.wav.000.npy" for i in range(30)]
@@ -46,7 +47,7 @@ def test_select_needs_min_max_values():
 def test_wav_names_are_distinct_and_fit_a_file_system():
     keys = ["a/b.wav.000.npy", "a__b.wav.000.npy", "ü" * 400 + "1.npy", "ü" * 400 + "2.npy"]
 
-    names = generate.make_wav_names(keys)
+    names = make_wav_names(keys)
 
     assert names[0] == "a__b.wav.000.wav"
     assert len(set(names)) == 4
@@ -59,7 +60,7 @@ def test_sounds_of_an_item_are_scaled_together_only_when_one_clips(tmp_path):
 
     def write(name, generated):
         sounds = {"original": quiet, "generated": generated}
-        generate.write_item(tmp_path, generate.Item(name, name, sounds, {}, {}), settings)
+        generate.write_item(tmp_path, Item(name, name, sounds, {}, {}), settings)
         return [soundfile.read(tmp_path / kind / f"{name}.wav")[0] for kind in sounds]
 
     original, generated = write("loud", loud)

@@ -15,8 +15,8 @@ import soundfile
 from conftest import SAMPLE_RATE, make_tone
 
 import preprocess
-import train
 from support import dataset
+from training.splits import load_split, split_by_list
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "data" / "gtzan" / "prepare.py"
@@ -142,7 +142,7 @@ def test_a_download_that_fails_is_one_clear_error(tmp_path, script, monkeypatch)
 
 
 def test_the_split_shipped_is_the_fault_filtered_one(script):
-    parts = train.load_split(SPLIT)
+    parts = load_split(SPLIT)
 
     assert {part: len(tracks) for part, tracks in parts.items()} == {
         "train": 443, "valid": 197, "test": 290,
@@ -161,7 +161,7 @@ def test_a_split_chooses_the_pieces_of_its_tracks(capsys):
     keys = make_keys("a/1.wav", "a/2.au", "b/3.wav", "b/4.wav", "c/5.wav")
     parts = {"train": {"a/1.wav", "a/2.wav", "gone.wav"}, "valid": {"b/3.wav"}, "test": {"b/4.wav"}}
 
-    chosen = train.split_by_list(keys, parts)
+    chosen = split_by_list(keys, parts)
 
     assert chosen == {
         "train": make_keys("a/1.wav", "a/2.au"), "valid": make_keys("b/3.wav"),
@@ -179,7 +179,7 @@ def test_a_split_takes_no_other_track_for_a_missing_one(capsys):
         "train": {"v1.0/one", "b/4.wav"}, "valid": {"a/3.au"}, "test": {"v1.0/gone", "a/3.wav"},
     }  # fmt: skip
 
-    chosen = train.split_by_list(keys, parts)
+    chosen = split_by_list(keys, parts)
 
     assert chosen == {
         "train": make_keys("v1.0/one", "b/4.wav"), "valid": make_keys("a/3.au"), "test": [],
@@ -191,7 +191,7 @@ def test_a_split_without_a_track_to_train_on_is_refused():
     parts = {"train": {"b.wav"}, "valid": {"a.wav"}, "test": set()}
 
     with pytest.raises(ValueError, match="no track to train on"):
-        train.split_by_list(make_keys("a.wav"), parts)
+        split_by_list(make_keys("a.wav"), parts)
 
 
 def test_train_learns_from_one_part_and_keeps_another(tmp_path, archive):

@@ -19,9 +19,12 @@ from conftest import SAMPLE_RATE, make_music, make_tone
 
 import generate
 import preprocess
-import train
+from generation.page import write_page
+from generation.prior import load_training_pieces
+from generation.ways import Item, make_wav_names
 from support import arrays, dataset, files
 from support.journal import Track
+from training.splits import load_split
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = (8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000)
@@ -421,7 +424,7 @@ def test_no_feature_is_written_or_deleted_through_a_link(tmp_path, write_audio, 
 @pytest.mark.parametrize(
     "reader",
     [
-        dataset.load_settings, dataset.load_min_max_values, train.load_split,
+        dataset.load_settings, dataset.load_min_max_values, load_split,
         files.read_json, lambda path: dataset.load_spectrogram(path.parent, path.name),
     ],
 )  # fmt: skip
@@ -432,7 +435,7 @@ def test_readers_do_not_wait_for_a_pipe(tmp_path, reader):
         reader(tmp_path / "pipe")
 
 
-@pytest.mark.parametrize("reader", [dataset.load_min_max_values, train.load_split])
+@pytest.mark.parametrize("reader", [dataset.load_min_max_values, load_split])
 def test_files_of_absurd_size_are_refused_unread(tmp_path, reader):
     with open(tmp_path / "a", "wb") as file:
         file.truncate(1 << 40)
@@ -590,16 +593,16 @@ def test_hostile_latents_are_refused(tmp_path, changes):
         "key": np.array(["a.npy", "b.npy"]), "genre": np.array(["", ""]),
     }  # fmt: skip
     np.savez(tmp_path / "latents.npz", **good)
-    assert generate.load_training_pieces(tmp_path).keys == ["a.npy", "b.npy"]
+    assert load_training_pieces(tmp_path).keys == ["a.npy", "b.npy"]
 
     np.savez(tmp_path / "latents.npz", **{**good, **changes})
     with pytest.raises(ValueError, match=r"latents\.npz is damaged"):
-        generate.load_training_pieces(tmp_path)
+        load_training_pieces(tmp_path)
 
 
 def make_item(name):
     sound = np.zeros(100, np.float32)
-    return generate.Item(name, f"{name} <script>alert(1)</script>", {"new": sound}, {}, {
+    return Item(name, f"{name} <script>alert(1)</script>", {"new": sound}, {}, {
         "nearest training piece": "<img src=x onerror=alert(1)>"})  # fmt: skip
 
 
@@ -616,13 +619,13 @@ class Tags(html.parser.HTMLParser):
 @pytest.mark.parametrize("name", NAMES + ("../../up.wav", '"><script>alert(1)</script>', "a:b.wav"))
 def test_a_name_injects_nothing_into_the_page_or_a_path(tmp_path, name):
     settings = dataset.Settings(1, SAMPLE_RATE, 256, 64, 0.3, True, "all", 80.0)
-    wav_name = generate.make_wav_names([f"{name}.000.npy"])[0]
+    wav_name = make_wav_names([f"{name}.000.npy"])[0]
 
     entry = generate.write_item(tmp_path, make_item(wav_name.removesuffix(".wav")), settings)
-    generate.write_page(tmp_path, [{**entry, "title": name}], {})
+    write_page(tmp_path, [{**entry, "title": name}], {})
 
     tags = Tags((tmp_path / "index.html").read_text()).found
-    plain = Tags((ROOT / "page.html").read_text()).found
+    plain = Tags((ROOT / "generation" / "page.html").read_text()).found
     count = [sum(tag == "script" for tag, _ in found) for found in (tags, plain)]
     assert count[0] == count[1] == 1
     assert not any(key.startswith("on") for _, attributes in tags for key in attributes)
@@ -668,4 +671,4 @@ def test_a_split_that_is_none_is_refused(tmp_path, split):
     files.write_json(tmp_path / "split.json", split)
 
     with pytest.raises(ValueError, match=r"split\.json must be a split"):
-        train.load_split(tmp_path / "split.json")
+        load_split(tmp_path / "split.json")

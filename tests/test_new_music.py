@@ -14,6 +14,11 @@ from conftest import SAMPLE_RATE, make_music, make_tone
 
 import generate
 import preprocess
+from generation.judge import measure_frechet_distance
+from generation.page import write_page
+from generation.prior import KEY_WINDOWS, Prior, load_training_pieces
+from generation.studio import Studio, join_windows
+from generation.ways import Item
 from support import dataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +44,7 @@ def make_studio(autoencoder=None):
         autoencoder or Identity(), SETTINGS.hop_length, frame_size=SETTINGS.frame_size,
         n_samples=n_samples,
     )  # fmt: skip
-    return generate.Studio(generator, SETTINGS)
+    return Studio(generator, SETTINGS)
 
 
 def make_clusters(count=200, seed=0):
@@ -54,7 +59,7 @@ def make_clusters(count=200, seed=0):
 def test_prior_finds_the_clusters_and_draws_from_them():
     latents, ranges = make_clusters()
 
-    prior = generate.Prior(latents, ranges)
+    prior = Prior(latents, ranges)
     drawn, drawn_ranges = prior.sample(4000, 1, np.random.default_rng(0))
 
     assert prior.n_components >= 2
@@ -68,7 +73,7 @@ def test_prior_finds_the_clusters_and_draws_from_them():
 
 
 def test_temperature_scales_how_far_draws_stray():
-    prior = generate.Prior(*make_clusters())
+    prior = Prior(*make_clusters())
 
     def spread(temperature):
         drawn, _ = prior.sample(2000, temperature, np.random.default_rng(0))
@@ -81,7 +86,7 @@ def test_temperature_scales_how_far_draws_stray():
 
 def test_walk_is_smooth_and_keeps_its_distance_from_the_mean():
     latents = np.random.default_rng(0).standard_normal((300, 64)).astype(np.float32)
-    prior = generate.Prior(latents, make_clusters(300)[1])
+    prior = Prior(latents, make_clusters(300)[1])
 
     latents, ranges = prior.walk(400, 1, np.random.default_rng(0))
     drawn, _ = prior.sample(400, 1, np.random.default_rng(1))
@@ -91,21 +96,21 @@ def test_walk_is_smooth_and_keeps_its_distance_from_the_mean():
     assert np.median(steps) < 0.5 * np.median(jumps)
     distances = np.linalg.norm(latents - prior.mean, axis=1)
     between, at = (
-        np.median(distances[2 :: generate.KEY_WINDOWS]),
-        np.median(distances[:: generate.KEY_WINDOWS]),
+        np.median(distances[2::KEY_WINDOWS]),
+        np.median(distances[::KEY_WINDOWS]),
     )
     assert 0.7 < between / at < 1.3
 
 
 def test_prior_needs_two_pieces():
     with pytest.raises(ValueError, match="at least 2 training pieces, got 1"):
-        generate.Prior(np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float32))
+        Prior(np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float32))
 
 
 def test_prior_of_two_pieces_draws_finite_ones():
     latents, ranges = make_clusters(2)
 
-    drawn, _ = generate.Prior(latents, ranges).sample(10, 1, np.random.default_rng(0))
+    drawn, _ = Prior(latents, ranges).sample(10, 1, np.random.default_rng(0))
 
     assert np.isfinite(drawn).all()
 
@@ -115,7 +120,7 @@ def test_joined_windows_of_one_spectrogram_give_it_back():
     whole = rng.uniform(-80, 0, (8, 100, 2)).astype(np.float32)
     windows = [whole[:, start : start + 20] for start in range(0, 81, 10)]
 
-    joined = generate.join_windows(windows, 9, 10, 100)
+    joined = join_windows(windows, 9, 10, 100)
 
     np.testing.assert_allclose(joined, whole, atol=1e-4)
 
@@ -125,7 +130,7 @@ def test_joined_windows_have_no_seam():
     n_frames, hop = 64, 32
     windows = rng.normal(-40, 5, (300, 32, n_frames, 1)).astype(np.float32)
 
-    joined = generate.join_windows(windows, 300, hop, 299 * hop + n_frames)[..., 0]
+    joined = join_windows(windows, 300, hop, 299 * hop + n_frames)[..., 0]
 
     level = joined.mean(axis=0)
     flux = np.abs(np.diff(joined, axis=1)).mean(axis=0)
@@ -150,8 +155,8 @@ def test_a_song_of_any_length_goes_through_the_autoencoder(n_samples):
 def test_frechet_distance_is_zero_for_the_same_and_the_shift_for_a_shift():
     mels = [np.random.default_rng(index).normal(-40, 5, (80, 64)) for index in range(20)]
 
-    assert generate.measure_frechet_distance(mels, mels) < 1e-3
-    shifted = generate.measure_frechet_distance(mels, [mel + 3 for mel in mels])
+    assert measure_frechet_distance(mels, mels) < 1e-3
+    shifted = measure_frechet_distance(mels, [mel + 3 for mel in mels])
     assert shifted == pytest.approx(3 * np.sqrt(80), rel=1e-3)
 
 
@@ -265,15 +270,15 @@ def test_damaged_latents_are_named(tmp_path):
     (tmp_path / "latents.npz").write_bytes(b"rubbish")
 
     with pytest.raises(ValueError, match=r"latents\.npz is damaged"):
-        generate.load_training_pieces(tmp_path)
+        load_training_pieces(tmp_path)
 
 
 def test_page_escapes_what_it_shows(tmp_path):
     title = "<script>alert('x')</script>"
     tone = make_tone(440, 0.3)
-    item = generate.Item("a b#1", title, {"new": 3 * tone}, {}, {"nearest training piece": title})
+    item = Item("a b#1", title, {"new": 3 * tone}, {}, {"nearest training piece": title})
 
-    generate.write_page(tmp_path, [generate.write_item(tmp_path, item, SETTINGS)], {title: title})
+    write_page(tmp_path, [generate.write_item(tmp_path, item, SETTINGS)], {title: title})
 
     page = (tmp_path / "index.html").read_text()
     assert "<script>alert" not in page and page.count("&lt;script&gt;") == 5

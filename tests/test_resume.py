@@ -18,6 +18,9 @@ from conftest import SAMPLE_RATE, make_music
 import preprocess
 import train
 from support import dataset
+from training.logger import N_LOGGED_PIECES
+from training.pieces import Pieces
+from training.recorder import Checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = [
@@ -198,7 +201,7 @@ def test_a_damaged_checkpoint_is_named(folder):
     path.write_bytes(path.read_bytes()[:-40])
 
     with pytest.raises(ValueError, match=r"checkpoint\.npz is damaged"):
-        train.Checkpoint.load(folder / "model")
+        Checkpoint.load(folder / "model")
 
 
 def test_patience_stops_a_run_that_gets_no_better(spectrograms):
@@ -254,7 +257,7 @@ def test_streaming_names_a_bad_file_before_it_trains(folder, array, message):
 
 def test_pieces_are_used_like_the_array_of_them(spectrograms):
     keys = dataset.list_keys(spectrograms)
-    pieces = train.Pieces(spectrograms, (8, 20), keys)
+    pieces = Pieces(spectrograms, (8, 20), keys)
     images = train.load_fsdd(spectrograms, (8, 20))
 
     assert (pieces.shape, len(pieces), pieces.nbytes) == (images.shape, len(images), images.nbytes)
@@ -278,8 +281,8 @@ def test_logs_hold_errors_pictures_and_sound(finished):
         expected = [(int(row["epoch"]), float(row[column])) for row in history]
         np.testing.assert_allclose(logged, expected, rtol=1e-6)  # float32
     tags = logs.Tags()
-    assert len(tags["images"]) == train.N_LOGGED_PIECES
-    assert len(tags["audio"]) == 2 * train.N_LOGGED_PIECES
+    assert len(tags["images"]) == N_LOGGED_PIECES
+    assert len(tags["audio"]) == 2 * N_LOGGED_PIECES
     picture = logs.Images(tags["images"][0])[-1]
     assert (picture.step, picture.height, picture.width) == (12, 2 * 128, 104)
     sound = logs.Audio(tags["audio"][-1])[-1]

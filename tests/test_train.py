@@ -7,6 +7,8 @@ from conftest import make_images
 import preprocess
 import train
 from support import dataset
+from training.pieces import Windows
+from training.splits import split_by_track
 
 
 def test_load_fsdd_adds_the_channel_and_keeps_the_order(spectrograms):
@@ -43,7 +45,7 @@ def test_load_fsdd_without_features_names_the_command(tmp_path):
 def test_split_never_cuts_a_track():
     keys = [f"g/t{track}.wav.{segment:03d}.npy" for track in range(20) for segment in range(7)]
 
-    held = train.split_by_track(keys, 0.1, seed=3)
+    held = split_by_track(keys, 0.1, seed=3)
 
     assert held.sum() == 14
     held_tracks = {
@@ -56,14 +58,14 @@ def test_split_never_cuts_a_track():
 def test_split_follows_the_seed():
     keys = [f"t{track}.wav.000.npy" for track in range(30)]
 
-    first, again, other = (train.split_by_track(keys, 0.2, seed) for seed in (0, 0, 1))
+    first, again, other = (split_by_track(keys, 0.2, seed) for seed in (0, 0, 1))
 
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
 def test_split_leaves_one_track_to_train_on():
-    assert not train.split_by_track(["a.wav.000.npy", "a.wav.001.npy"], 0.5, seed=0).any()
+    assert not split_by_track(["a.wav.000.npy", "a.wav.001.npy"], 0.5, seed=0).any()
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def ramps():
     }
     normaliser = preprocess.MinMaxNormaliser(0, 1)
     images = np.stack([normaliser.normalise(level) for level in levels])
-    return train.Windows(images, keys, min_max_values)
+    return Windows(images, keys, min_max_values)
 
 
 def test_windows_run_on_into_the_next_piece_of_the_track(ramps):
@@ -120,7 +122,7 @@ def test_windows_are_stretched_in_time_and_in_frequency():
     levels = np.add.outer(np.arange(200, dtype=np.float32), np.arange(100, dtype=np.float32))
     image = preprocess.MinMaxNormaliser(0, 1).normalise(levels)[np.newaxis, ..., np.newaxis]
     key = "a.wav.000.npy"
-    windows = train.Windows(image, [key], {key: {"min": 0, "max": 298}}, top_db=999)
+    windows = Windows(image, [key], {key: {"min": 0, "max": 298}}, top_db=999)
 
     drawn = windows.draw(np.zeros(30, int), np.random.default_rng(0), max_stretch=0.1)[..., 0]
 
@@ -132,7 +134,7 @@ def test_windows_are_stretched_in_time_and_in_frequency():
 def test_train_learns_from_windows():
     images = make_images(64)
     keys = [f"{index:02d}.wav.000.npy" for index in range(64)]
-    windows = train.Windows(images, keys, dict.fromkeys(keys, {"min": -60.0, "max": 0.0}))
+    windows = Windows(images, keys, dict.fromkeys(keys, {"min": -60.0, "max": 0.0}))
     drawn = windows.draw(np.arange(64), np.random.default_rng(1))
     errors = []
 

@@ -1,0 +1,1 @@
+"""What generate.py stands on: new latents, long sound, a judge and the page."""

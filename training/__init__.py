@@ -1,0 +1,1 @@
+"""What train.py stands on: its data, its devices, its records."""

@@ -1,0 +1,117 @@
+"""The devices and processes that train together.
+
+In:  flags, and what TensorFlow or JAX sees.
+Out: a Distribution to build and fit the model in.
+
+    with choose_distribution().scope: ...
+"""
+
+import contextlib
+import os
+import socket
+import time
+from typing import NamedTuple
+
+CONNECT_S = 60  # seconds that the processes of a run wait for each other
+
+
+class Distribution(NamedTuple):
+    """The devices that train together."""
+
+    scope: object = contextlib.nullcontext()  # to build and fit the model in
+    n_devices: int = 1  # that share a batch
+    share: tuple = (0, 1)  # (index, count) of this process
+
+    def share_weights(self, autoencoder):
+        """The weights that all processes start from: the first one's."""
+        weights = autoencoder.model.get_weights()
+        if self.share[1] == 1:
+            return weights
+        from jax.experimental import multihost_utils
+
+        # Two machines round differently, and a component of no variance may be any direction.
+        return multihost_utils.broadcast_one_to_all(weights)
+
+
+def choose_distribution():
+    """The Distribution over all devices of this machine, or of all that joined the run."""
+    from autoencoder import keras
+
+    if keras.config.backend() == "tensorflow" and len(list_gpus()) > 1:
+        import tensorflow as tf
+
+        return Distribution(tf.distribute.MirroredStrategy(list_gpus()).scope(), len(list_gpus()))
+    if keras.config.backend() == "jax":
+        import jax
+
+        if jax.device_count() > 1:
+            parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
+            share = (jax.process_index(), jax.process_count())
+            return Distribution(parallel.scope(), jax.device_count(), share)
+    return Distribution()
+
+
+def list_gpus():
+    from autoencoder import keras
+
+    try:
+        return keras.distribution.list_devices("gpu")
+    except RuntimeError:  # JAX raises where there is none
+        return []
+
+
+def prepare_devices(device, coordinator, num_processes, process_id):
+    """Leave TensorFlow or JAX the devices asked for, and join the other processes of the run.
+
+    Raises:
+        ValueError: a GPU was asked for and none is seen, or the processes do not meet.
+    """
+    if device == "cpu":  # before TensorFlow or JAX is imported
+        os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu")
+    if coordinator:
+        join_processes(coordinator, num_processes, process_id)
+    elif (num_processes, process_id) != (1, 0):
+        raise ValueError("--num_processes and --process_id need --coordinator HOST:PORT")
+    if device == "gpu" and not list_gpus():
+        raise ValueError("--device gpu: no GPU is seen; check its driver, or leave the flag out")
+
+
+def join_processes(coordinator, num_processes, process_id):
+    """Let this process train together with the others of its run.
+
+    Raises:
+        ValueError: the backend is not JAX, or the others did not come within CONNECT_S.
+    """
+    if os.environ.get("KERAS_BACKEND") != "jax":
+        raise ValueError("--coordinator needs KERAS_BACKEND=jax: set it in the environment")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or process_id >= num_processes:
+        raise ValueError(
+            "--coordinator must be HOST:PORT and --process_id below --num_processes, "
+            f"got {coordinator}, {process_id} and {num_processes}"
+        )
+    import jax
+
+    if process_id > 0:
+        wait_for(host, int(port))
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, initialization_timeout=CONNECT_S
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{coordinator}: the processes did not meet: {error}") from error
+
+
+def wait_for(host, port):
+    """Return once something answers at an address; ValueError after CONNECT_S."""
+    deadline = time.monotonic() + CONNECT_S
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=CONNECT_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"--coordinator {host}:{port} does not answer ({error}): start process 0 there"
+                ) from error
+            time.sleep(0.5)

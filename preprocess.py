@@ -50,6 +50,7 @@ from support.files import (
     TemporaryError,
     lock,
     read_json,
+    walk,
     write_atomically,
     write_csv,
     write_json,
@@ -277,14 +278,12 @@ class Saver:
 
     def remove_others(self, keys):
         """Delete all features but those of the keys, and what interrupted runs left behind."""
-        for folder, subfolders, names in os.walk(self.feature_save_dir, topdown=False):
+        for prefix, folder, subfolders, names in walk(self.feature_save_dir, topdown=False):
             for path in (Path(folder, name) for name in subfolders):
                 if path.is_symlink():
                     raise ValueError(f"{path} is a link to elsewhere: remove it, or name another")
                 with contextlib.suppress(OSError):  # it is not empty
                     path.rmdir()
-            below = Path(folder).relative_to(self.feature_save_dir).as_posix()
-            prefix = "" if below == "." else f"{below}/"
             for name in names:
                 is_kept = not is_feature_name(name) or prefix + name in keys
                 if not is_kept or TEMPORARY_NAME.fullmatch(name):

@@ -8,6 +8,7 @@ Out: tables on stdout and as CSV: whole runs, start of Python included; the cost
 """
 
 import argparse
+import concurrent.futures
 import os
 import pickle
 import shutil
@@ -112,14 +113,22 @@ def run(command):
     """(seconds, peak resident MB of all its processes, shared pages counted once) of a command."""
     started = time.perf_counter()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, measure_memory(process))
-        time.sleep(SAMPLE_S)
-    seconds = time.perf_counter() - started
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        peak = executor.submit(find_peak, process)
+        process.wait()
+        seconds = time.perf_counter() - started
     if process.returncode:
         raise ValueError(f"{command[1]} failed: {process.stderr.read().decode()}")
-    return seconds, peak / 1e6
+    return seconds, peak.result() / 1e6
+
+
+def find_peak(process):
+    """The most memory that a process and its children take, bytes, while it runs."""
+    peak = 0
+    while process.returncode is None:
+        peak = max(peak, measure_memory(process))
+        time.sleep(SAMPLE_S)
+    return peak
 
 
 def measure_memory(process):

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from support.dataset import FEATURE_NAME, UNSAFE_KEY, get_settings_path
-from support.files import native_silence, open_regular
+from support.files import native_silence, open_regular, walk
 
 READ_BLOCK = 1 << 18  # samples decoded at a time, all channels together
 FILE_RATES = (1000, 1_000_000)  # Hz; a header with another one is no audio's
@@ -39,28 +39,25 @@ def list_audio_files(audio_files_dir):
     root = check_folder(audio_files_dir)
     stamps, refused, unreachable = {}, {}, set()
 
-    def refuse(path, reason):
-        name = Path(path).relative_to(root).as_posix()
-        refused[name] = reason
-        return name
-
     def refuse_unreachable(error):
         if error.filename == os.fspath(root):
             raise error
-        unreachable.add(refuse(error.filename, f"cannot be opened ({error.strerror})"))
+        name = Path(error.filename).relative_to(root).as_posix()
+        refused[name] = f"cannot be opened ({error.strerror})"
+        unreachable.add(name)
 
-    for folder, subfolders, names in os.walk(root, onerror=refuse_unreachable):
+    for prefix, folder, subfolders, names in walk(root, onerror=refuse_unreachable):
         subfolders[:] = [name for name in subfolders if not is_left_out(folder, name)]
         names = [name for name in names if not name.startswith(".")]
-        for path in (os.path.join(folder, name) for name in [*subfolders, *names]):
+        for name in [*subfolders, *names]:
             try:
-                status = os.lstat(path)
+                status = os.lstat(os.path.join(folder, name))
             except OSError as error:  # it is gone, or on a disk in trouble
                 refuse_unreachable(error)
                 continue
-            name = Path(path).relative_to(root).as_posix()
+            name = prefix + name
             if fault := find_fault(name, status.st_mode):
-                refuse(path, fault)
+                refused[name] = fault
             elif not stat.S_ISDIR(status.st_mode):
                 stamps[name] = [status.st_size, status.st_mtime_ns]
     for name in [name for name in stamps if ".npy/" in name]:
@@ -68,7 +65,7 @@ def list_audio_files(audio_files_dir):
         parents = (FEATURE_NAME.fullmatch(str(path)) for path in PurePosixPath(name).parents)
         if any(parent and parent["track"] in stamps for parent in parents):
             del stamps[name]
-            refuse(root / name, "is in a folder named as the features of a file: rename it")
+            refused[name] = "is in a folder named as the features of a file: rename it"
     return dict(sorted(stamps.items())), dict(sorted(refused.items())), unreachable
 
 

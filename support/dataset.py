@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from support.arrays import load_array, load_pickled_floats
-from support.files import read_file, read_json
+from support.files import read_file, read_json, walk
 
 SPECTROGRAMS_SAVE_DIR = "spectrograms"  # below SAVED_DATA
 MIN_MAX_VALUES_SAVE_DIR = "min_max_values"  # below SAVED_DATA
@@ -169,10 +169,9 @@ def list_keys(spectrograms_path):
     """
     root = Path(spectrograms_path)
     keys = []
-    for folder, subfolders, names in os.walk(root):
+    for prefix, _, subfolders, names in walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        below = Path(folder).relative_to(root)
-        keys += [(below / name).as_posix() for name in names if is_feature_name(name)]
+        keys += [prefix + name for name in names if is_feature_name(name)]
     keys.sort(key=lambda key: (get_track(key), len(key), key))
     if not keys:
         raise FileNotFoundError(f"no spectrograms in {root}: run preprocess.py first")

@@ -94,6 +94,13 @@ def has_content(path, data):
         return False
 
 
+def walk(root, **options):
+    """os.walk, with the path of each folder below the root, "" or ending in /, in front."""
+    for folder, subfolders, names in os.walk(root, **options):
+        below = Path(folder).relative_to(root).as_posix()
+        yield "" if below == "." else f"{below}/", folder, subfolders, names
+
+
 def write_json(path, values):
     """Write a dict as indented JSON, atomically."""
     write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())

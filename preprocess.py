@@ -614,4 +614,6 @@ def main():
 if __name__ == "__main__":
     import preprocess  # a module, which other processes can import too
 
-    exit_with_one_line(preprocess.main)
+    exit_with_one_line(
+        preprocess.main, "what is done stays, and the same command goes on from there"
+    )

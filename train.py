@@ -348,4 +348,4 @@ def make_identity(training_keys, held_keys, min_max_values):
 
 
 if __name__ == "__main__":
-    exit_with_one_line(main)
+    exit_with_one_line(main, "the same command with --resume goes on from the last checkpoint")

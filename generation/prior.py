@@ -24,6 +24,73 @@ PRIOR_POINTS = 2000  # at most, that it chooses by; the chosen mixture is fitted
 KEY_WINDOWS = 4  # windows between two draws of a long walk
 
 
+class TrainingPieces(NamedTuple):
+    """What model/latents.npz tells of the pieces that the model learned from."""
+
+    latents: np.ndarray  # float32 (n, latent_space_dim)
+    ranges: np.ndarray  # float32 (n, 2), min and max in dB
+    keys: list
+    genres: np.ndarray  # str (n,), top folders
+
+    def take(self, indices):
+        """Some of the pieces."""
+        keys = [self.keys[index] for index in indices]
+        return TrainingPieces(
+            self.latents[indices], self.ranges[indices], keys, self.genres[indices]
+        )
+
+
+def load_training_pieces(model_folder):
+    """The TrainingPieces of a model folder.
+
+    Raises:
+        FileNotFoundError, ValueError: latents.npz is missing or damaged.
+    """
+    path = Path(model_folder) / "latents.npz"
+    if not path.is_file():
+        raise FileNotFoundError(f"no latents at {path}: run train.py again")
+    try:
+        arrays = load_arrays(path)
+        ranges = np.stack([arrays["min"], arrays["max"]], axis=1).astype(np.float32)
+        latents = arrays["latent"].astype(np.float32)
+        pieces = TrainingPieces(latents, ranges, arrays["key"].tolist(), arrays["genre"])
+        check_training_pieces(pieces)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: run train.py again ({error})") from error
+    return pieces
+
+
+def check_training_pieces(pieces):
+    """Raise a ValueError unless there is a finite latent and range, and a key, of each piece."""
+    n = len(pieces.latents)
+    shapes = (pieces.latents.ndim, pieces.ranges.shape, np.shape(pieces.keys), pieces.genres.shape)
+    texts = [*pieces.keys, *pieces.genres.tolist()]
+    if shapes != (2, (n, 2), (n,), (n,)) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"it has arrays of the shapes {shapes}")
+    if not (np.isfinite(pieces.latents).all() and np.isfinite(pieces.ranges).all()):
+        raise ValueError("it holds numbers that are not finite")
+    for key in pieces.keys:
+        dataset.check_key(key)
+
+
+def choose_genre(pieces, genre):
+    """The TrainingPieces of one genre, or all; ValueError that lists the near ones."""
+    if genre is None:
+        return pieces
+    chosen = np.flatnonzero(pieces.genres == genre)
+    if not len(chosen):
+        raise ValueError(
+            f"no genre is called {genre!r}: there is {list_near(genre, pieces.genres)}"
+        )
+    return pieces.take(chosen)
+
+
+def list_near(name, names):
+    """The names nearest to one, or the first few, for an error message."""
+    names = sorted({*map(str, names)})
+    return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5])
+
+
 class Prior:
     """A density over training pieces, to draw new ones from (ex-post, Ghosh et al. 2020).
 
@@ -124,70 +191,3 @@ def choose_mixture(points, seed):
             )
             scores[count, covariance_type] = cross_val_score(mixture, points, cv=folds).mean()
     return max(scores, key=scores.get, default=(1, "spherical"))
-
-
-class TrainingPieces(NamedTuple):
-    """What model/latents.npz tells of the pieces that the model learned from."""
-
-    latents: np.ndarray  # float32 (n, latent_space_dim)
-    ranges: np.ndarray  # float32 (n, 2), min and max in dB
-    keys: list
-    genres: np.ndarray  # str (n,), top folders
-
-    def take(self, indices):
-        """Some of the pieces."""
-        keys = [self.keys[index] for index in indices]
-        return TrainingPieces(
-            self.latents[indices], self.ranges[indices], keys, self.genres[indices]
-        )
-
-
-def load_training_pieces(model_folder):
-    """The TrainingPieces of a model folder.
-
-    Raises:
-        FileNotFoundError, ValueError: latents.npz is missing or damaged.
-    """
-    path = Path(model_folder) / "latents.npz"
-    if not path.is_file():
-        raise FileNotFoundError(f"no latents at {path}: run train.py again")
-    try:
-        arrays = load_arrays(path)
-        ranges = np.stack([arrays["min"], arrays["max"]], axis=1).astype(np.float32)
-        latents = arrays["latent"].astype(np.float32)
-        pieces = TrainingPieces(latents, ranges, arrays["key"].tolist(), arrays["genre"])
-        check_training_pieces(pieces)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: run train.py again ({error})") from error
-    return pieces
-
-
-def check_training_pieces(pieces):
-    """Raise a ValueError unless there is a finite latent and range, and a key, of each piece."""
-    n = len(pieces.latents)
-    shapes = (pieces.latents.ndim, pieces.ranges.shape, np.shape(pieces.keys), pieces.genres.shape)
-    texts = [*pieces.keys, *pieces.genres.tolist()]
-    if shapes != (2, (n, 2), (n,), (n,)) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"it has arrays of the shapes {shapes}")
-    if not (np.isfinite(pieces.latents).all() and np.isfinite(pieces.ranges).all()):
-        raise ValueError("it holds numbers that are not finite")
-    for key in pieces.keys:
-        dataset.check_key(key)
-
-
-def choose_genre(pieces, genre):
-    """The TrainingPieces of one genre, or all; ValueError that lists the near ones."""
-    if genre is None:
-        return pieces
-    chosen = np.flatnonzero(pieces.genres == genre)
-    if not len(chosen):
-        raise ValueError(
-            f"no genre is called {genre!r}: there is {list_near(genre, pieces.genres)}"
-        )
-    return pieces.take(chosen)
-
-
-def list_near(name, names):
-    """The names nearest to one, or the first few, for an error message."""
-    names = sorted({*map(str, names)})
-    return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5])

@@ -38,14 +38,18 @@ def number(kind, least, most=None):
     return parse
 
 
-def exit_with_one_line(main_function):
-    """Run a script's main; expected errors become one line on stderr and exit status 1."""
+def exit_with_one_line(main_function, after_ctrl_c="what is written stays"):
+    """Run a script's main; expected errors become one line on stderr and exit status 1.
+
+    Args:
+        after_ctrl_c: what the line says after an interruption.
+    """
     try:
         main_function()
     except (OSError, ValueError) as error:
         remedy = REMEDIES.get(getattr(error, "errno", None), "")
         sys.exit(f"error: {make_printable(' '.join(str(error).split()))}{remedy}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: what is done stays, and the same command goes on from there")
+        sys.exit(f"interrupted: {after_ctrl_c}")
     finally:  # what is left is Python's own end, which is short, and tidies up
         signals.signal(signals.SIGINT, signals.SIG_IGN)

@@ -90,21 +90,26 @@ def read_history(folder):
         return [*csv.DictReader(file)]
 
 
-def test_a_killed_run_resumes_and_ends_as_if_unbroken(folder):
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_resumes_and_ends_as_if_unbroken(folder, sent):
     process = start_training(folder, "killed", "--epochs", "12")
     for line in process.stdout:
         if line.startswith("epoch 4/"):
             break
     while len(read_history(folder / "killed")) < 4:  # so that the kill falls into the fifth
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send_signal(sent)
+    _, errors = process.communicate()
     n_before = len(read_history(folder / "killed"))
 
     printed = run_training(folder, "killed", "--epochs", "12", "--resume")
 
     first = next(line for line in printed.splitlines() if line.startswith("epoch "))
     assert 4 <= n_before < 12 and not first.startswith("epoch 1/")
+    if sent == signal.SIGINT:
+        assert errors == (
+            "interrupted: the same command with --resume goes on from the last checkpoint\n"
+        )
     assert_same_weights(folder / "killed", folder / "model", atol=1e-6)
     columns = ("epoch", "loss", "val_loss", "learning_rate")
     rows, unbroken = (

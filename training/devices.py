@@ -15,51 +15,6 @@ from typing import NamedTuple
 CONNECT_S = 60  # seconds that the processes of a run wait for each other
 
 
-class Distribution(NamedTuple):
-    """The devices that train together."""
-
-    scope: object = contextlib.nullcontext()  # to build and fit the model in
-    n_devices: int = 1  # that share a batch
-    share: tuple = (0, 1)  # (index, count) of this process
-
-    def share_weights(self, autoencoder):
-        """The weights that all processes start from: the first one's."""
-        weights = autoencoder.model.get_weights()
-        if self.share[1] == 1:
-            return weights
-        from jax.experimental import multihost_utils
-
-        # Two machines round differently, and a component of no variance may be any direction.
-        return multihost_utils.broadcast_one_to_all(weights)
-
-
-def choose_distribution():
-    """The Distribution over all devices of this machine, or of all that joined the run."""
-    from autoencoder import keras
-
-    if keras.config.backend() == "tensorflow" and len(list_gpus()) > 1:
-        import tensorflow as tf
-
-        return Distribution(tf.distribute.MirroredStrategy(list_gpus()).scope(), len(list_gpus()))
-    if keras.config.backend() == "jax":
-        import jax
-
-        if jax.device_count() > 1:
-            parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
-            share = (jax.process_index(), jax.process_count())
-            return Distribution(parallel.scope(), jax.device_count(), share)
-    return Distribution()
-
-
-def list_gpus():
-    from autoencoder import keras
-
-    try:
-        return keras.distribution.list_devices("gpu")
-    except RuntimeError:  # JAX raises where there is none
-        return []
-
-
 def prepare_devices(device, coordinator, num_processes, process_id):
     """Leave TensorFlow or JAX the devices asked for, and join the other processes of the run.
 
@@ -115,3 +70,48 @@ def wait_for(host, port):
                     f"--coordinator {host}:{port} does not answer ({error}): start process 0 there"
                 ) from error
             time.sleep(0.5)
+
+
+def list_gpus():
+    from autoencoder import keras
+
+    try:
+        return keras.distribution.list_devices("gpu")
+    except RuntimeError:  # JAX raises where there is none
+        return []
+
+
+class Distribution(NamedTuple):
+    """The devices that train together."""
+
+    scope: object = contextlib.nullcontext()  # to build and fit the model in
+    n_devices: int = 1  # that share a batch
+    share: tuple = (0, 1)  # (index, count) of this process
+
+    def share_weights(self, autoencoder):
+        """The weights that all processes start from: the first one's."""
+        weights = autoencoder.model.get_weights()
+        if self.share[1] == 1:
+            return weights
+        from jax.experimental import multihost_utils
+
+        # Two machines round differently, and a component of no variance may be any direction.
+        return multihost_utils.broadcast_one_to_all(weights)
+
+
+def choose_distribution():
+    """The Distribution over all devices of this machine, or of all that joined the run."""
+    from autoencoder import keras
+
+    if keras.config.backend() == "tensorflow" and len(list_gpus()) > 1:
+        import tensorflow as tf
+
+        return Distribution(tf.distribute.MirroredStrategy(list_gpus()).scope(), len(list_gpus()))
+    if keras.config.backend() == "jax":
+        import jax
+
+        if jax.device_count() > 1:
+            parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
+            share = (jax.process_index(), jax.process_count())
+            return Distribution(parallel.scope(), jax.device_count(), share)
+    return Distribution()

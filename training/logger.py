@@ -19,6 +19,20 @@ N_LOGGED_PIECES = 3
 LOGS_README = "Look at these logs with: tensorboard --logdir .\n"
 
 
+def make_logger(folder, images, keys, min_max_values, settings, epochs):
+    """A Logger of a few pieces, evenly spaced."""
+    from soundgenerator import SoundGenerator
+
+    chosen = np.linspace(0, len(keys) - 1, min(N_LOGGED_PIECES, len(keys))).astype(int)
+    loader = preprocess.Loader(settings.sample_rate, settings.duration, settings.mono)
+    generator = SoundGenerator(
+        None, settings.hop_length, frame_size=settings.frame_size, n_samples=loader.n_samples
+    )
+    ranges = [min_max_values[keys[index]] for index in chosen]
+    names = [make_printable(keys[index]) for index in chosen]
+    return Logger(folder, images[chosen], names, ranges, generator, settings.sample_rate, epochs)
+
+
 class Logger:
     """Writes errors, the learning rate, pictures and sounds for TensorBoard.
 
@@ -77,20 +91,6 @@ class Logger:
             mono = np.atleast_2d(signal).mean(axis=0)
             mono = mono / max(1, np.abs(mono).max())
             self.writer.add_audio(f"{kind}/{name}", mono, step, self.sample_rate)
-
-
-def make_logger(folder, images, keys, min_max_values, settings, epochs):
-    """A Logger of a few pieces, evenly spaced."""
-    from soundgenerator import SoundGenerator
-
-    chosen = np.linspace(0, len(keys) - 1, min(N_LOGGED_PIECES, len(keys))).astype(int)
-    loader = preprocess.Loader(settings.sample_rate, settings.duration, settings.mono)
-    generator = SoundGenerator(
-        None, settings.hop_length, frame_size=settings.frame_size, n_samples=loader.n_samples
-    )
-    ranges = [min_max_values[keys[index]] for index in chosen]
-    names = [make_printable(keys[index]) for index in chosen]
-    return Logger(folder, images[chosen], names, ranges, generator, settings.sample_rate, epochs)
 
 
 def color_spectrogram(image):

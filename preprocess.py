@@ -484,6 +484,14 @@ def resize_spectrogram(spectrogram, shape):
     return np.clip(spectrogram, 0, 1).astype(np.float32, copy=False)
 
 
+def remove_temporaries(*folders):
+    """Delete the files that an interrupted run was writing in the folders."""
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            if TEMPORARY_NAME.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+
 def prepare_saved_data(saved_data, saver, audio_files_dir, settings, force):
     """Make the output folder ready; refuse to mix two data sets in it unless forced."""
     settings_path = get_settings_path(saved_data)
@@ -540,6 +548,7 @@ def run(
     check_folder(audio_files_dir)
     check_is_ours(saved_data)
     with lock(saved_data):
+        remove_temporaries(saved_data, saver.journal.path.parent)
         prepare_saved_data(saved_data, saver, audio_files_dir, settings, force)
         tracks = pipeline.preprocess(audio_files_dir)
         skipped = [(name, track.reason) for name, track in sorted(tracks.items()) if track.reason]

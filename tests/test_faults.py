@@ -269,6 +269,15 @@ def test_a_journal_that_ends_anywhere_is_gone_on_from(small, tmp_path):
         assert process() == before
 
 
+def test_what_a_killed_run_was_writing_is_deleted(small, tmp_path):
+    _, process = small
+    before = process()
+    for folder in ("", "min_max_values", "spectrograms"):
+        (tmp_path / "saved" / folder / ".0123456789abcdef.tmp").write_bytes(b"half of a file")
+
+    assert process() == before
+
+
 def test_force_does_all_again(small, tmp_path):
     _, process = small
     before = process()

@@ -53,12 +53,12 @@ SEED = 0
 
 HEADROOM = 0.99  # the peak of a sound that would have clipped
 MAX_PLOTTED = 5  # pieces in spectrograms.png
-KINDS = {
+KINDS = {  # folders of SAMPLES, and what the page calls them
     "recorded": "Recorded",
     "original": "Its spectrogram, inverted",
     "generated": "Generated",
     "new": "New",
-}  # fmt: skip; folders of SAMPLES, and what the page calls them
+}
 
 
 class SpectrogramFiles(collections.abc.Sequence):
@@ -276,10 +276,10 @@ def load_studio(options):
     from soundgenerator import SoundGenerator
 
     settings = load_model_settings(options.model)
-    loader = preprocess.Loader(settings.sample_rate, settings.duration, settings.mono)
     generator = SoundGenerator(
         Autoencoder.load(options.model), settings.hop_length, frame_size=settings.frame_size,
-        n_samples=loader.n_samples, seed=options.seed,
+        n_samples=dataset.count_samples(settings.sample_rate, settings.duration),
+        seed=options.seed,
     )  # fmt: skip
     return Studio(generator, settings)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-import preprocess
+from support.dataset import count_samples
 from support.files import make_printable, write_atomically
 
 N_LOGGED = 10  # times in a run that pictures and sounds of pieces are logged
@@ -24,9 +24,9 @@ def make_logger(folder, images, keys, min_max_values, settings, epochs):
     from soundgenerator import SoundGenerator
 
     chosen = np.linspace(0, len(keys) - 1, min(N_LOGGED_PIECES, len(keys))).astype(int)
-    loader = preprocess.Loader(settings.sample_rate, settings.duration, settings.mono)
+    n_samples = count_samples(settings.sample_rate, settings.duration)
     generator = SoundGenerator(
-        None, settings.hop_length, frame_size=settings.frame_size, n_samples=loader.n_samples
+        None, settings.hop_length, frame_size=settings.frame_size, n_samples=n_samples
     )
     ranges = [min_max_values[keys[index]] for index in chosen]
     names = [make_printable(keys[index]) for index in chosen]

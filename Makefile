@@ -1,11 +1,19 @@
-# make demo: environment, demo set, features, model, sound.  make test: environment, lint, tests.
-# make fuzz: every reader, on many more damaged files than make test gives it.
+# make demo: environment, demo set, features, model, sound.  make test: environment, lint, all tests.
+# make quick: the tests that take under a minute together.  make fuzz: every reader, on many more
+# damaged files than make test gives it.
 PYTHON ?= python3
 BIN = .venv/bin
+# Two workers, each with a file of tests at a time; BLAS threads of both would wait for each other.
+PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test lint fuzz clean
+.PHONY: demo test quick lint fuzz clean
 
 FUZZ_INPUTS ?= 10000
+CHECK_PYTHON = import platform, sys; \
+  v = sys.version_info; \
+  ok = (3, 11) <= v < (3, 14) and (sys.platform, platform.machine()) != ("darwin", "x86_64"); \
+  ok or sys.exit(f"TensorFlow has wheels for Python 3.11 to 3.13, and none for Intel Macs; this is \
+Python {v[0]}.{v[1]} on {sys.platform} {platform.machine()}: try make PYTHON=python3.12")
 
 demo: .venv/run
 	$(BIN)/python preprocess.py
@@ -13,7 +21,10 @@ demo: .venv/run
 	$(BIN)/python generate.py
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(PYTEST)
+
+quick: lint
+	$(PYTEST) -m "not slow"
 
 fuzz: .venv/dev
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -q tests/test_fuzz.py
@@ -23,6 +34,7 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 
 .venv/run: requirements.txt
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

@@ -1,126 +1,122 @@
-"""The held-out pieces of a folder of features, and the ear that compares their sounds.
+"""The pieces of a folder that are held out, and how near their reconstructions sound.
 
 In:  a folder that preprocess.py wrote, and the audio it was made from.
-Out: arrays and figures for the benchmarks beside this file.
+Out: images, their mean squared error, and mel distances in dB.
 
     split = Split("saved_data", ["*/x.wav"], seed=0)
+    distance = SoundComparison(split, n_pieces=60).measure(split.x_held_out)
 """
 
 import fnmatch
-import sys
 from pathlib import Path
 
+import librosa
 import numpy as np
 
-import preprocess
 import train
+from generation.evaluation import measure_mel_distance
+from preprocess import Padder
 from support import dataset
-from support.audio import list_audio_files
+from support.errors import UserError
 from support.files import read_json
-from training.pieces import Windows
+from support.settings import Settings
+from support.spectrograms import to_amplitude
+from training.data import Windows
 from training.splits import split_by_track
 
 
 class Split:
-    """The pieces of a folder, training and held out, and the sound of the held-out ones."""
-
-    def __init__(self, saved_data, patterns, seed):
-        spectrograms_path = Path(saved_data) / dataset.SPECTROGRAMS_SAVE_DIR
-        self.settings = dataset.load_settings(spectrograms_path / "settings.json")
-        values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data))
-        keys = dataset.list_keys(spectrograms_path)
-        if patterns:
-            held = np.array([is_held_out(key, patterns) for key in keys])
-        else:
-            held = split_by_track(keys, train.VALIDATION_SPLIT, seed)
-        if held.all() or not held.any():
-            raise ValueError(f"{held.sum()} of {len(keys)} pieces are held out: see --held_out")
-        self.held_keys = [key for key, is_held in zip(keys, held, strict=True) if is_held]
-        training_keys = [key for key, is_held in zip(keys, held, strict=True) if not is_held]
-        self.x_train = train.load_fsdd(spectrograms_path, None, keys=training_keys)
-        self.x_held = train.load_fsdd(spectrograms_path, None, keys=self.held_keys)
-        self.windows = Windows(self.x_train, training_keys, values, self.settings.top_db)
-        self.min_max_values = [values[key] for key in self.held_keys]
-        source = read_json(Path(saved_data) / "source.json")
-        self.audio_files_dir = Path(source["audio_files_dir"])
-
-    def load_heard(self, n_heard):
-        """Indices of some held-out pieces, evenly spaced, and their recorded signals."""
-        count = min(n_heard, len(self.held_keys))
-        indices = np.linspace(0, len(self.held_keys) - 1, count).round().astype(int)
-        loader = preprocess.Loader(
-            self.settings.sample_rate, self.settings.duration, self.settings.mono
-        )
-        signals = []
-        for index in indices:
-            key = self.held_keys[index]
-            path = self.audio_files_dir / dataset.get_track(key)
-            signal = loader.load_piece(path, dataset.get_segment(key))
-            missing = loader.n_samples - signal.shape[-1]
-            signals.append(preprocess.Padder().right_pad(signal, missing))
-        return indices, signals
-
-
-def load_all(audio_files_dir, load):
-    """What a function makes of each audio file below a folder; what it cannot read is named.
+    """The pieces to train on, and those to hold out.
 
     Args:
-        load: path to anything, or to a ValueError.
+        saved_data: folder that preprocess.py wrote.
+        patterns: of the tracks to hold out, with * and ?; None: a seeded tenth of the tracks.
+    Raises:
+        UserError: all pieces would be held out, or none.
     """
-    loaded = []
-    for name in list_audio_files(audio_files_dir)[0]:
-        try:
-            loaded.append(load(Path(audio_files_dir) / name))
-        except ValueError as error:
-            print(f"skipped {name!r}: {error}", file=sys.stderr)
-    return loaded
+
+    def __init__(self, saved_data, patterns, seed):
+        settings_path = dataset.get_settings_path(saved_data)
+        self.settings = Settings.load(settings_path)
+        self.audio_files_dir = read_json(Path(saved_data) / "source.json")["audio_files_dir"]
+        keys = dataset.list_keys(settings_path.parent)
+        if patterns:
+            parts = split_by_pattern(keys, patterns)
+        else:
+            parts = split_by_track(keys, train.VALIDATION_SPLIT, seed)
+        training_keys, self.held_out_keys = parts["train"], parts["valid"]
+        if not training_keys or not self.held_out_keys:
+            n_held_out = len(self.held_out_keys)
+            raise UserError(f"{n_held_out} of {len(keys)} pieces are held out: see --held_out")
+        self.x_train = train.load_fsdd(settings_path.parent, keys=training_keys)
+        self.x_held_out = train.load_fsdd(settings_path.parent, keys=self.held_out_keys)
+        min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data))
+        self.windows = Windows(self.x_train, training_keys, min_max_values, self.settings.top_db)
+        self.min_max_values = dataset.select_min_max_values(min_max_values, self.held_out_keys)
+
+    def load_recording(self, key):
+        """The signal that a piece was made from, at the length of a piece."""
+        path = Path(self.audio_files_dir) / dataset.get_track(key)
+        signal = self.settings.make_loader().load_piece(path, dataset.get_segment(key))
+        return Padder().right_pad(signal, self.settings.n_samples - signal.shape[-1])
 
 
-def is_held_out(key, patterns):
-    track = dataset.get_track(key)
-    return any(fnmatch.fnmatchcase(track, pattern) for pattern in patterns)
+def split_by_pattern(keys, patterns):
+    """The keys of each part, {part: [key]}; tracks that match any of the patterns are held out."""
+    parts = {"train": [], "valid": []}
+    for key in keys:
+        track = dataset.get_track(key)
+        is_held_out = any(fnmatch.fnmatchcase(track, pattern) for pattern in patterns)
+        parts["valid" if is_held_out else "train"].append(key)
+    return parts
 
 
-class Ear:
-    """Mel distances of reconstructions from what was recorded."""
+class SoundComparison:
+    """Measures how near the sounds of held-out images are to what was recorded.
 
-    def __init__(self, split, n_heard):
-        from soundgenerator import SoundGenerator
+    Args:
+        n_pieces: how many held-out pieces, at most, are compared; evenly spaced.
+    """
 
-        self.indices, self.signals = split.load_heard(n_heard)
-        self.settings = split.settings
-        self.min_max_values = [split.min_max_values[index] for index in self.indices]
-        self.generator = SoundGenerator(
-            None, split.settings.hop_length, frame_size=split.settings.frame_size,
-            n_samples=self.signals[0].shape[-1],
-        )  # fmt: skip
+    def __init__(self, split, n_pieces):
+        n_held_out = len(split.held_out_keys)
+        places = np.linspace(0, n_held_out - 1, min(n_pieces, n_held_out))
+        self.indices = places.round().astype(int)
+        self.recordings = [split.load_recording(split.held_out_keys[i]) for i in self.indices]
+        self.min_max_values = [split.min_max_values[i] for i in self.indices]
+        self.generator = split.settings.make_sound_generator(None)
 
-    def measure(self, images, invert=None):
-        """The mean mel distance in dB of held-out images' sounds.
+    def measure(self, images):
+        """The mean mel distance in dB between images' sounds and the recordings.
 
         Args:
-            images: float32 (n, height, width, channels), all held-out pieces.
-            invert: amplitude to signal, instead of the SoundGenerator's.
+            images: float32 (n, height, width, channels), of all held-out pieces.
         """
-        from soundgenerator import measure_mel_distance
+        chosen = images[self.indices]
+        signals = self.generator.convert_spectrograms_to_audio(chosen, self.min_max_values)
+        return self._measure_signals(signals)
 
-        distances = []
-        for index, signal, min_max in zip(
-            self.indices, self.signals, self.min_max_values, strict=True
-        ):
-            amplitude = self.generator.restore_amplitude(images[index], min_max)
-            sound = (invert or self.generator.invert)(amplitude)
-            distances.append(measure_mel_distance(signal, sound, self.settings.sample_rate))
+    def measure_zero_phase(self, images):
+        """The same without phase recovery: the inverse transform of the amplitude alone."""
+        generator, signals = self.generator, []
+        for image, min_max in zip(images[self.indices], self.min_max_values, strict=True):
+            signals.append(
+                librosa.istft(
+                    to_amplitude(generator.restore_log_spectrogram(image, min_max)),
+                    hop_length=generator.hop_length,
+                    n_fft=generator.frame_size,
+                    length=generator.n_samples,
+                )
+            )
+        return self._measure_signals(signals)
+
+    def _measure_signals(self, signals):
+        sample_rate = self.generator.sample_rate
+        distances = [
+            measure_mel_distance(recording, signal, sample_rate)
+            for recording, signal in zip(self.recordings, signals, strict=True)
+        ]
         return float(np.mean(distances))
-
-    def invert_zero_phase(self, amplitude):
-        """What earlier programs called Griffin-Lim: the inverse transform of the magnitude."""
-        import librosa
-
-        return librosa.istft(
-            amplitude, hop_length=self.generator.hop_length, n_fft=self.generator.frame_size,
-            length=self.generator.n_samples,
-        )  # fmt: skip
 
 
 def measure_error(images, reconstructed):

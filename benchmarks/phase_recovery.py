@@ -1,29 +1,38 @@
-"""Quality and speed of phase recovery beside librosa and PyTorch, in one run.
+"""Quality and speed of phase recovery beside librosa and PyTorch.
 
 In:  a folder of audio, and optionally a model folder.
 Out: a table on stdout and as CSV, and a figure of quality over time.
 
-    python benchmarks/phase_recovery.py --audio_files_dir my_music --frame 1024 256
+    python -m benchmarks.phase_recovery --audio_files_dir my_music --frame 1024 256
 """
 
-import argparse
+import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import librosa
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from held_out import load_all
-
-import preprocess
-from support import dataset
-from support.command_line import exit_with_one_line, number
+from benchmarks.audio import load_all
+from generation.evaluation import measure_mel_distance, measure_spectral_convergence
+from preprocess import (
+    AUDIO_FILES_DIR,
+    SAMPLE_RATE,
+    Loader,
+    LogSpectrogramExtractor,
+    MinMaxNormaliser,
+)
+from support.command_line import make_parser, number, run_script
+from support.errors import UserError
 from support.files import write_csv, write_figure
+from support.settings import Settings
+from support.spectrograms import to_amplitude, to_image, to_log_spectrogram
 
-DURATION = 5.0  # seconds a piece
+DURATION = 5.0  # seconds of a piece
 N_PIECES = 20
 FRAMES = ((512, 256), (1024, 256), (2048, 512))  # frame_size, hop_length
 KINDS = ("true", "stored", "blurred")
@@ -31,109 +40,116 @@ BLUR = (1.5, 1.5)  # standard deviation over bins and frames, of the log spectro
 LIBROSA_ITERATIONS = (32, 100)
 TORCH_ITERATIONS = (32,)
 OUR_ITERATIONS = (0, 4, 8, 16, 40, 80, 160)
-N_ROUNDS = 2  # of all methods in turns; the best time of each counts
+N_ROUNDS = 2  # the methods take turns; the best round of each counts
+N_ALONE = 5  # pieces that are inverted one by one
 COLUMNS = (
-    "frame_size", "hop_length", "kind", "method", "n_iter", "spectral_convergence_db",
-    "mel_distance_db", "batch_s_per_s", "single_s_per_s",
-)  # fmt: skip
+    "frame_size",
+    "hop_length",
+    "kind",
+    "method",
+    "n_iter",
+    "spectral_convergence_db",
+    "mel_distance_db",
+    "batch_s_per_s",
+    "single_s_per_s",
+)
 
 
-def load_signals(audio_files_dir, n_pieces):
-    """The first pieces of DURATION, evenly over the folder's audio; float32 (n_samples,) each."""
-    loader = preprocess.Loader(preprocess.SAMPLE_RATE, DURATION, True)
+class Case(NamedTuple):
+    """Spectrograms of one kind, and the signals that they were made from."""
+
+    frame_size: int
+    hop_length: int
+    kind: str
+    signals: list  # float32 (n_samples,) each
+    amplitudes: list  # float32 (1, frame_size / 2 + 1, n_frames) each
+
+
+class Method(NamedTuple):
+    """Two ways to the same signals."""
+
+    invert: Callable  # one amplitude to its signal
+    invert_all: Callable  # amplitudes to their signals
+
+
+def load_signals(audio_files_dir, n_pieces, loader):
+    """Whole pieces, evenly spaced over the folder's audio; float32 (n_samples,) each."""
     tracks = load_all(audio_files_dir, lambda path: [*loader.load_pieces(path)])
     signals = [
-        piece for pieces in tracks for piece in pieces
+        piece
+        for pieces in tracks
+        for piece in pieces
         if len(piece) == loader.n_samples and piece.any()
-    ]  # fmt: skip
+    ]
     if not signals:
-        raise ValueError(f"{audio_files_dir} holds no piece of {DURATION} s: give longer audio")
+        raise UserError(
+            f"{audio_files_dir} holds no piece of {loader.duration} s: give longer audio"
+        )
     chosen = np.linspace(0, len(signals) - 1, min(n_pieces, len(signals))).astype(int)
     return [signals[index] for index in chosen]
 
 
-def make_amplitudes(signals, frame_size, hop_length, kind):
-    """float32 (1, frame_size / 2 + 1, n_frames) each: as analysed, as stored, or blurred."""
-    import librosa
+def make_case(signals, frame_size, hop_length, kind):
+    """The Case of spectrograms as analysed ("true"), as stored, or blurred."""
     from scipy.ndimage import gaussian_filter
 
-    if kind == "true":
-        return [
-            np.abs(librosa.stft(signal, n_fft=frame_size, hop_length=hop_length))[np.newaxis]
-            for signal in signals
-        ]
-    from soundgenerator import SoundGenerator
+    amplitudes = []
+    extractor = LogSpectrogramExtractor(frame_size, hop_length)
+    normaliser = MinMaxNormaliser(0, 1)
+    for signal in signals:
+        if kind == "true":
+            stft = librosa.stft(signal, n_fft=frame_size, hop_length=hop_length)
+            amplitudes.append(np.abs(stft)[np.newaxis])
+            continue
+        image, min_max = to_image(extractor.extract(signal), normaliser)
+        if kind == "blurred":
+            image = gaussian_filter(image, BLUR)
+        log_spectrogram = to_log_spectrogram(image, min_max, normaliser)
+        amplitudes.append(to_amplitude(log_spectrogram[..., np.newaxis]))
+    return Case(frame_size, hop_length, kind, signals, amplitudes)
 
-    extractor = preprocess.LogSpectrogramExtractor(frame_size, hop_length)
-    generator = SoundGenerator(None, hop_length, frame_size=frame_size, n_samples=len(signals[0]))
-    normaliser = preprocess.MinMaxNormaliser(0, 1)
+
+def make_model_case(audio_files_dir, n_pieces, model_folder):
+    """The Case of what a trained model makes of pieces of its own duration."""
+    from autoencoder import Autoencoder
+
+    settings = Settings.load(Path(model_folder) / "settings.json")
+    if not settings.mono or settings.sample_rate != SAMPLE_RATE:
+        raise UserError(f"--model must be of mono pieces at {SAMPLE_RATE} Hz: train another")
+    generator = settings.make_sound_generator(Autoencoder.load(model_folder))
+    extractor, normaliser = settings.make_extractor(), MinMaxNormaliser(0, 1)
+    signals = load_signals(audio_files_dir, n_pieces, settings.make_loader())
     amplitudes = []
     for signal in signals:
-        log_spectrogram = extractor.extract(signal)
-        image = normaliser.normalise(log_spectrogram)
-        if kind == "blurred":
-            image = gaussian_filter(image, (*BLUR, 0)[: image.ndim])
-        min_max = {"min": log_spectrogram.min(), "max": log_spectrogram.max()}
-        amplitudes.append(generator.restore_amplitude(image, min_max))
-    return amplitudes
-
-
-def make_reconstructions(signals, model_folder):
-    """(amplitudes that a trained model makes of the signals, its frame size and hop length)."""
-    from autoencoder import Autoencoder
-    from soundgenerator import SoundGenerator
-
-    settings = dataset.load_settings(Path(model_folder) / "settings.json")
-    autoencoder = Autoencoder.load(model_folder)
-    loader = preprocess.Loader(settings.sample_rate, settings.duration, True)
-    extractor = preprocess.LogSpectrogramExtractor(settings.frame_size, settings.hop_length)
-    generator = SoundGenerator(
-        autoencoder, settings.hop_length, frame_size=settings.frame_size,
-        n_samples=loader.n_samples,
-    )  # fmt: skip
-    amplitudes, kept = [], []
-    for signal in signals:
-        signal = signal[: loader.n_samples]
-        log_spectrogram = extractor.extract(signal)
-        image = preprocess.MinMaxNormaliser(0, 1).normalise(log_spectrogram)
-        image = image.reshape(*image.shape[:2], -1)
-        image = preprocess.resize_spectrogram(image, autoencoder.input_shape[:2])
-        reconstructed, _ = autoencoder.reconstruct(image[np.newaxis])
-        min_max = {"min": log_spectrogram.min(), "max": log_spectrogram.max()}
-        amplitudes.append(generator.restore_amplitude(reconstructed[0], min_max))
-        kept.append(signal)
-    return kept, amplitudes, settings.frame_size, settings.hop_length
+        image, min_max = to_image(extractor.extract(signal), normaliser)
+        images, _ = generator.autoencoder.reconstruct(generator.fit_images([image]))
+        log_spectrogram = generator.restore_log_spectrogram(images[0], min_max)
+        amplitudes.append(to_amplitude(log_spectrogram))
+    return Case(settings.frame_size, settings.hop_length, "reconstructed", signals, amplitudes)
 
 
 def make_methods(frame_size, hop_length, n_samples):
-    """{(method, iterations): (all amplitudes to signals, one amplitude to its signal)}."""
-    import librosa
-
-    from soundgenerator import GriffinLim
+    """{(name, iterations): Method}."""
+    from support.griffin_lim import GriffinLim
 
     transform = {"hop_length": hop_length, "n_fft": frame_size, "length": n_samples}
-    methods = {}
-
-    def add(name, n_iter, invert, invert_all=None):
-        invert_all = invert_all or (lambda amplitudes: [invert(one) for one in amplitudes])
-        methods[name, n_iter] = invert_all, invert
-
-    add("magnitude-only istft", 0, lambda amplitude: librosa.istft(amplitude[0], **transform))
+    istft = functools.partial(librosa.istft, **transform)
+    methods = {("magnitude-only istft", 0): Method(istft, functools.partial(map, istft))}
     for n_iter in LIBROSA_ITERATIONS:
-        add("librosa", n_iter, lambda amplitude, n_iter=n_iter: librosa.griffinlim(
-            amplitude[0], n_iter=n_iter, random_state=0, **transform
-        ))  # fmt: skip
+        invert = functools.partial(librosa.griffinlim, n_iter=n_iter, random_state=0, **transform)
+        methods["librosa", n_iter] = Method(invert, functools.partial(map, invert))
     for n_iter in TORCH_ITERATIONS:
         try:
-            invert_all = make_torch(frame_size, hop_length, n_samples, n_iter)
-        except ModuleNotFoundError:
-            print("PyTorch is not installed: its rows are left out", file=sys.stderr)
+            methods["PyTorch", n_iter] = make_torch(frame_size, hop_length, n_samples, n_iter)
+        except ModuleNotFoundError as error:
+            print(f"PyTorch is left out: {error}", file=sys.stderr)
             break
-        add("PyTorch", n_iter, lambda amplitude, run=invert_all: run([amplitude])[0], invert_all)
     for n_iter in OUR_ITERATIONS:
-        ours = GriffinLim(frame_size, hop_length, n_iter=n_iter)
-        add("ours", n_iter, lambda amplitude, ours=ours: ours.invert(amplitude, n_samples),
-            lambda amplitudes, ours=ours: [*ours.invert_all(amplitudes, n_samples)])  # fmt: skip
+        griffin_lim = GriffinLim(frame_size, hop_length, n_iter=n_iter)
+        methods["ours", n_iter] = Method(
+            functools.partial(griffin_lim.invert, n_samples=n_samples),
+            functools.partial(griffin_lim.invert_all, n_samples=n_samples),
+        )
     return methods
 
 
@@ -156,53 +172,60 @@ def make_torch(frame_size, hop_length, n_samples, n_iter):
             angles = rebuilt - 0.99 / 1.99 * previous
             angles = angles / (angles.abs() + 1e-16)
             previous = rebuilt
-        return [*torch.istft(magnitude * angles, length=n_samples, **transform).numpy()]
+        return torch.istft(magnitude * angles, length=n_samples, **transform).numpy()
 
-    return invert_all
+    return Method(lambda amplitude: invert_all([amplitude])[0], invert_all)
 
 
-def measure(methods, amplitudes, signals, frame_size, hop_length):
-    """Yield ((method, n_iter), convergence, mel distance, seconds in a batch, seconds alone)."""
-    from soundgenerator import measure_mel_distance, measure_spectral_convergence
+def run_methods(methods, amplitudes):
+    """The signals that each method makes, and its seconds for each piece.
 
-    seconds, sounds = {}, {}
-    for invert_all, invert in methods.values():
-        invert_all(amplitudes[:1]), invert(amplitudes[0])  # compiles, loads, allocates
+    Returns:
+        {name: ([signal], seconds in a batch, seconds alone)}.
+    """
+    signals, seconds = {}, {}
+    for method in methods.values():  # compile, load and allocate
+        method.invert(amplitudes[0])
+        [*method.invert_all(amplitudes[:1])]
     for _ in range(N_ROUNDS):
-        for name, (invert_all, invert) in methods.items():
+        for name, method in methods.items():
             started = time.perf_counter()
-            sounds[name] = invert_all(amplitudes)
+            signals[name] = [*method.invert_all(amplitudes)]
             batch = (time.perf_counter() - started) / len(amplitudes)
             alone = []
-            for amplitude in amplitudes[:5]:
+            for amplitude in amplitudes[:N_ALONE]:
                 started = time.perf_counter()
-                invert(amplitude)
+                method.invert(amplitude)
                 alone.append(time.perf_counter() - started)
             times = batch, min(alone)
             seconds[name] = np.minimum(times, seconds.get(name, times))
-    for name, (batch, single) in seconds.items():
-        convergence = np.mean([
-            measure_spectral_convergence(amplitude, sound, frame_size, hop_length)
-            for amplitude, sound in zip(amplitudes, sounds[name], strict=True)
-        ])  # fmt: skip
-        distance = np.mean([
-            measure_mel_distance(signal, sound, preprocess.SAMPLE_RATE)
-            for signal, sound in zip(signals, sounds[name], strict=True)
-        ])  # fmt: skip
-        yield name, float(convergence), float(distance), batch, single
+    return {name: (signals[name], *seconds[name]) for name in methods}
 
 
-def make_rows(signals, amplitudes, frame_size, hop_length, kind):
-    """Yield rows of COLUMNS; times are seconds per second of sound."""
-    methods = make_methods(frame_size, hop_length, len(signals[0]))
-    duration = len(signals[0]) / preprocess.SAMPLE_RATE
-    for name, convergence, distance, batch, single in measure(
-        methods, amplitudes, signals, frame_size, hop_length
-    ):
-        yield dict(zip(COLUMNS, (
-            frame_size, hop_length, kind, *name, convergence, distance, batch / duration,
-            single / duration,
-        ), strict=True))  # fmt: skip
+def make_rows(case):
+    """Yield a row for each method; times are seconds per second of sound."""
+    n_samples = len(case.signals[0])
+    methods = make_methods(case.frame_size, case.hop_length, n_samples)
+    for name, (signals, batch_s, single_s) in run_methods(methods, case.amplitudes).items():
+        convergences = [
+            measure_spectral_convergence(amplitude, signal, case.frame_size, case.hop_length)
+            for amplitude, signal in zip(case.amplitudes, signals, strict=True)
+        ]
+        distances = [
+            measure_mel_distance(recording, signal, SAMPLE_RATE)
+            for recording, signal in zip(case.signals, signals, strict=True)
+        ]
+        yield {
+            "frame_size": case.frame_size,
+            "hop_length": case.hop_length,
+            "kind": case.kind,
+            "method": name[0],
+            "n_iter": name[1],
+            "spectral_convergence_db": float(np.mean(convergences)),
+            "mel_distance_db": float(np.mean(distances)),
+            "batch_s_per_s": batch_s * SAMPLE_RATE / n_samples,
+            "single_s_per_s": single_s * SAMPLE_RATE / n_samples,
+        }
 
 
 def print_row(row):
@@ -216,90 +239,98 @@ def print_row(row):
 
 
 def print_ratios(rows):
-    """Compare ours at its default with librosa's iterations, on each kind of spectrogram."""
-    from soundgenerator import N_ITER
+    """Compare ours at its default with librosa, on each kind of spectrogram."""
+    from support.griffin_lim import N_ITER
 
-    found = {(row["frame_size"], row["kind"], row["method"], row["n_iter"]): row for row in rows}
-    for (frame_size, kind, method, n_iter), row in found.items():
-        ours = found.get((frame_size, kind, "ours", N_ITER))
-        if method != "librosa" or not ours:
+    ours = {
+        get_panel(row): row for row in rows if (row["method"], row["n_iter"]) == ("ours", N_ITER)
+    }
+    for row in rows:
+        if row["method"] != "librosa":
             continue
-        gain = row["spectral_convergence_db"] - ours["spectral_convergence_db"]
+        our_row = ours[get_panel(row)]
+        gain = row["spectral_convergence_db"] - our_row["spectral_convergence_db"]
+        batch, single = (row[n] / our_row[n] for n in ("batch_s_per_s", "single_s_per_s"))
         print(
-            f"{frame_size}, {kind}: ours at {N_ITER} iterations is {gain:.1f} dB better than "
-            f"librosa at {n_iter}, {row['batch_s_per_s'] / ours['batch_s_per_s']:.1f} times as "
-            f"fast in a batch, {row['single_s_per_s'] / ours['single_s_per_s']:.1f} times alone"
+            f"{get_panel(row)}: ours at {N_ITER} iterations is {gain:.1f} dB better than librosa "
+            f"at {row['n_iter']}, {batch:.1f} times as fast in a batch, {single:.1f} times alone"
         )
+
+
+def get_panel(row):
+    """The settings and kind of a row, as the title of its panel."""
+    return f"{row['frame_size']}/{row['hop_length']}, {row['kind']}"
 
 
 def plot(path, rows):
     """Write a figure: spectral convergence over time, a panel for each setting and kind."""
     from matplotlib.figure import Figure
 
-    panels = [*dict.fromkeys((row["frame_size"], row["hop_length"], row["kind"]) for row in rows)]
+    panels = [*dict.fromkeys(map(get_panel, rows))]
     n_columns = min(3, len(panels))
     n_rows = -(-len(panels) // n_columns)
     figure = Figure(figsize=(4.2 * n_columns, 3.2 * n_rows), layout="constrained")
-    for index, panel in enumerate(panels):
-        axes = figure.add_subplot(n_rows, n_columns, index + 1)
-        chosen = [row for row in rows if (row["frame_size"], row["hop_length"], row["kind"])
-                  == panel]  # fmt: skip
-        for method in dict.fromkeys(row["method"] for row in chosen):
-            points = [
-                (1000 * row["batch_s_per_s"], row["spectral_convergence_db"], row["n_iter"])
-                for row in chosen if row["method"] == method
-            ]  # fmt: skip
-            axes.plot(*zip(*[point[:2] for point in points], strict=True), "o-", markersize=4,
-                label=method)  # fmt: skip
-            for x, y, n_iter in points:
-                axes.annotate(n_iter, (x, y), xytext=(2, 4), textcoords="offset points", fontsize=6)
-        axes.set(xscale="log", title=f"{panel[0]}/{panel[1]}, {panel[2]}")
-        axes.set_xlabel("ms of computing per second of sound")
-        axes.set_ylabel("spectral convergence, dB")
-        axes.grid(alpha=0.3, which="both")
-        if index == 0:
-            axes.legend(fontsize=7)
+    grid = figure.subplots(n_rows, n_columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        plot_panel(axes, [row for row in rows if get_panel(row) == panel])
+        axes.set_title(panel)
+    grid[0, 0].legend(fontsize=7)
     write_figure(path, figure)
 
 
+def plot_panel(axes, rows):
+    for method in dict.fromkeys(row["method"] for row in rows):
+        chosen = [row for row in rows if row["method"] == method]
+        x = [1000 * row["batch_s_per_s"] for row in chosen]
+        y = [row["spectral_convergence_db"] for row in chosen]
+        axes.plot(x, y, "o-", markersize=4, label=method)
+        for row, point in zip(chosen, zip(x, y, strict=True), strict=True):
+            offset = {"xytext": (2, 4), "textcoords": "offset points"}
+            axes.annotate(row["n_iter"], point, fontsize=6, **offset)
+    axes.set(xscale="log", xlabel="ms of computing per second of sound")
+    axes.set_ylabel("spectral convergence, dB")
+    axes.grid(alpha=0.3, which="both")
+
+
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--audio_files_dir", default=preprocess.AUDIO_FILES_DIR, help="folder of audio")
-    add("--n_pieces", type=number(int, 1), default=N_PIECES, help="of 5 s")
-    add("--frame", type=number(int, 1), nargs=2, action="append", metavar=("SIZE", "HOP"),
-        help="samples, may be repeated, None: 512 256, 1024 256 and 2048 512")  # fmt: skip
-    add("--kinds", choices=KINDS, nargs="+", default=KINDS, help="of spectrograms")
+    add("--audio_files_dir", default=AUDIO_FILES_DIR, help="folder of audio")
+    add("--n_pieces", type=number(int, 1), default=N_PIECES, help=f"pieces of {DURATION:g} s")
+    help_text = "samples; may be repeated; None: 512 256, 1024 256 and 2048 512"
+    pair = {"type": number(int, 1), "nargs": 2, "metavar": ("SIZE", "HOP")}
+    add("--frame", action="append", help=help_text, **pair)
+    add("--kinds", choices=KINDS, nargs="+", default=KINDS, help="kinds of spectrograms")
     add("--model", help="folder that train.py wrote: its reconstructions, too")
-    add("--output", type=Path, default=Path("phase_recovery"), help="the table and figure to "
-        "write: this name with .csv and .png")  # fmt: skip
+    help_text = "table and figure to write: this name with .csv and .png"
+    add("--output", default="phase_recovery", help=help_text)
     return parser
 
 
-def main():
-    options = get_parser().parse_args()
-    signals = load_signals(options.audio_files_dir, options.n_pieces)
-    jobs = [
-        (signals, make_amplitudes(signals, *frame, kind), *frame, kind)
+def main(argv=None):
+    options = get_parser().parse_args(argv)
+    audio_files_dir, n_pieces = options.audio_files_dir, options.n_pieces
+    signals = load_signals(audio_files_dir, n_pieces, Loader(SAMPLE_RATE, DURATION, True))
+    cases = [
+        make_case(signals, *frame, kind)
         for frame in options.frame or FRAMES
         for kind in options.kinds
     ]
     if options.model:
-        jobs.append((*make_reconstructions(signals, options.model), "reconstructed"))
+        cases.append(make_model_case(audio_files_dir, n_pieces, options.model))
     rows = []
-    for job in jobs:
-        for row in make_rows(*job):
+    for case in cases:
+        for row in make_rows(case):
             print_row(row)
             rows.append(row)
     print_ratios(rows)
-    table_path, figure_path = (Path(f"{options.output}{end}") for end in (".csv", ".png"))
+    table_path, figure_path = (Path(f"{options.output}{ending}") for ending in (".csv", ".png"))
     write_csv(table_path, COLUMNS, [row.values() for row in rows])
     plot(figure_path, rows)
     print(f"table in {table_path}, figure in {figure_path}")
 
 
 if __name__ == "__main__":
-    exit_with_one_line(main)
+    run_script(main)

@@ -4,13 +4,11 @@ In:  a folder of audio, which is written anew as mono WAV of 22.05 kHz, and as s
      of 44.1 kHz, in as many files as are asked for.
 Out: tables on stdout and as CSV: whole runs, start of Python included; the cost of each step.
 
-    python benchmarks/preprocessing.py --audio_files_dir music --n_files 300
+    python -m benchmarks.preprocessing --audio_files_dir my_music --n_files 300
 """
 
-import argparse
 import concurrent.futures
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -18,107 +16,94 @@ import tempfile
 import time
 from pathlib import Path
 
+import librosa
 import numpy as np
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import preprocess
+from benchmarks.audio import load_all
+from preprocess import (
+    AUDIO_FILES_DIR,
+    DURATION,
+    FRAME_SIZE,
+    HOP_LENGTH,
+    JOBS,
+    SAMPLE_RATE,
+    Loader,
+    LogSpectrogramExtractor,
+    MinMaxNormaliser,
+    Saver,
+)
 from support.audio import mix, read_blocks
-from support.command_line import exit_with_one_line, number
+from support.command_line import make_parser, number, run_script
+from support.errors import UserError
 from support.files import write_csv
+from support.spectrograms import to_image
 
 ROOT = Path(__file__).resolve().parent.parent
 N_FILES = 300
 N_FILES_MEMORY = 1500  # for the growth of memory
-N_ROUNDS = 3  # both programs in turns; the best time of each counts
+N_ROUNDS = 3  # the programs take turns; the best round of each counts
 N_STEP_TRACKS = 8  # that the cost of the steps is measured on
 SAMPLE_S = 0.05  # seconds between two looks at the memory
-KINDS = {"WAV, 22.05 kHz mono": ("wav", 1), "MP3, 44.1 kHz stereo": ("mp3", 2),
-         "OGG, 44.1 kHz stereo": ("ogg", 2)}  # fmt: skip
+KINDS = {  # ending and channels of each kind of file
+    "WAV, 22.05 kHz mono": ("wav", 1),
+    "MP3, 44.1 kHz stereo": ("mp3", 2),
+    "OGG, 44.1 kHz stereo": ("ogg", 2),
+}
 COLUMNS = ("kind", "program", "files", "seconds", "tracks_per_s", "times_real_time", "peak_mb")
 STEP_COLUMNS = ("kind", "step", "ms_per_minute_of_sound", "share")
 
 
-def preprocess_serially(audio_files_dir, saved_data):
-    """The plain loop: load, stft, decibels, min-max, np.save; one file after the other."""
-    import librosa
-
-    loader = preprocess.Loader(preprocess.SAMPLE_RATE, preprocess.DURATION, True)
-    values = {}
-    for path in sorted(Path(audio_files_dir).iterdir()):
-        signal, _ = librosa.load(path, sr=preprocess.SAMPLE_RATE)
-        for index, start in enumerate(range(0, len(signal), loader.n_samples)):
-            piece = signal[start : start + loader.n_samples]
-            if index > 0 and 2 * len(piece) < loader.n_samples:
-                break
-            piece = np.pad(piece, (0, loader.n_samples - len(piece)))
-            log_spectrogram = extract_with_librosa(piece)
-            low, high = log_spectrogram.min(), log_spectrogram.max()
-            key = f"{path.name}.{index:03d}.npy"
-            values[key] = {"min": float(low), "max": float(high)}
-            np.save(Path(saved_data) / key, (log_spectrogram - low) / (high - low))
-    (Path(saved_data) / "min_max_values.pkl").write_bytes(pickle.dumps(values))
-
-
-def extract_with_librosa(signal):
-    """The log spectrogram of a piece as librosa makes it."""
-    import librosa
-
-    stft = librosa.stft(signal, n_fft=preprocess.FRAME_SIZE, hop_length=preprocess.HOP_LENGTH)
-    return librosa.amplitude_to_db(np.abs(stft[:-1]))
-
-
-def time_import():
-    """Seconds that a new Python takes to import the parts of librosa that a spectrogram needs."""
-    seconds = [run([sys.executable, "-c", code])[0] for code in ("import numpy",
-               "import numpy, librosa; librosa.stft, librosa.amplitude_to_db")]  # fmt: skip
-    return seconds[1] - seconds[0]
-
-
-def load_sources(audio_files_dir):
+def load_signals(audio_files_dir):
     """The whole signals of a folder, float32 (n_samples,) at SAMPLE_RATE."""
-    from held_out import load_all  # which takes 50 ms that are not the serial loop's
-
-    loader = preprocess.Loader(preprocess.SAMPLE_RATE, preprocess.DURATION, True)
-    signals = load_all(audio_files_dir, loader.load_whole)
+    signals = load_all(audio_files_dir, Loader(SAMPLE_RATE, DURATION, True).load_whole)
     if not signals:
-        raise ValueError(f"{audio_files_dir} holds no audio: see --audio_files_dir")
+        raise UserError(f"{audio_files_dir} holds no audio: see --audio_files_dir")
     return signals
 
 
 def write_files(signals, folder, kind, n_files):
     """Write the signals as files of a kind, over and over; seconds of sound in all."""
-    import librosa
     import soundfile
 
     ending, n_channels = KINDS[kind]
+    sample_rate = SAMPLE_RATE * n_channels
     folder.mkdir()
-    encoded = []
-    for index, signal in enumerate(signals[:n_files]):
-        path = folder / f"{index:06d}.{ending}"
-        sample_rate = preprocess.SAMPLE_RATE
+    files = []  # (bytes, seconds) of each signal
+    for signal in signals[:n_files]:
         if n_channels == 2:
-            sample_rate *= 2
-            left = librosa.resample(signal, orig_sr=preprocess.SAMPLE_RATE, target_sr=sample_rate)
+            left = librosa.resample(signal, orig_sr=SAMPLE_RATE, target_sr=sample_rate)
             signal = np.stack([left, 0.8 * np.roll(left, 200)], axis=1)
+        path = folder / f"signal.{ending}"
         soundfile.write(path, 0.8 * signal, sample_rate)
-        encoded.append((path.read_bytes(), len(signal) / sample_rate))
-    for index in range(len(encoded), n_files):
-        (folder / f"{index:06d}.{ending}").write_bytes(encoded[index % len(encoded)][0])
-    return sum(encoded[index % len(encoded)][1] for index in range(n_files))
+        files.append((path.read_bytes(), len(signal) / sample_rate))
+        path.unlink()
+    for index in range(n_files):
+        (folder / f"{index:06d}.{ending}").write_bytes(files[index % len(files)][0])
+    return sum(files[index % len(files)][1] for index in range(n_files))
+
+
+def make_commands(audio_files_dir, saved_data, jobs):
+    """{program: command}."""
+    audio, saved = str(audio_files_dir), str(saved_data)
+    serial = ["-m", "benchmarks.serial_loop", audio, saved]
+    ours = ["preprocess.py", "--audio_files_dir", audio, "--saved_data", saved]
+    return {
+        "serial librosa loop": [sys.executable, *serial],
+        "ours": [sys.executable, *ours, "--jobs", str(jobs)],
+    }
 
 
 def run(command):
     """(seconds, peak resident MB of all its processes, shared pages counted once) of a command."""
     started = time.perf_counter()
-    process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         peak = executor.submit(find_peak, process)
         process.wait()
         seconds = time.perf_counter() - started
     if process.returncode:
-        raise ValueError(f"{command[1]} failed: {process.stderr.read().decode()}")
+        raise subprocess.CalledProcessError(process.returncode, command)
     return seconds, peak.result() / 1e6
 
 
@@ -141,37 +126,26 @@ def measure_memory(process):
     return total
 
 
-def make_commands(audio_files_dir, saved_data, jobs):
-    """{program: command}."""
-    ours = [
-        sys.executable, str(ROOT / "preprocess.py"), "--audio_files_dir", str(audio_files_dir),
-        "--saved_data", str(saved_data), "--jobs", str(jobs),
-    ]  # fmt: skip
-    serial = [sys.executable, str(Path(__file__)), "--serial", str(audio_files_dir),
-              str(saved_data)]  # fmt: skip
-    return {"serial librosa loop": serial, "ours": ours}
-
-
-def time_programs(kind, audio_files_dir, folder, n_files, duration, jobs, n_rounds):
-    """A row for each program, the best of some rounds, and one for ours with nothing to do."""
+def time_programs(audio_files_dir, jobs, n_rounds):
+    """{program: (seconds, peak MB)}, the best of some rounds; ours again with nothing to do."""
+    saved_data = audio_files_dir.with_name("saved")
+    commands = [*make_commands(audio_files_dir, saved_data, jobs).items()]
     best = {}
     for round_index in range(n_rounds):
-        saved = folder / f"saved{round_index}"
-        commands = [*make_commands(audio_files_dir, saved, jobs).items()]
         for program, command in commands[:: -1 if round_index % 2 else 1]:
-            saved.mkdir()
+            saved_data.mkdir()
             os.sync()  # so that the disk is not busy with what was written before
-            found = run(command)
-            best[program] = min(best.get(program, found), found)
+            results = {program: run(command)}
             if program == "ours":
-                found = run(command)
-                best["ours, again"] = min(best.get("ours, again", found), found)
-            shutil.rmtree(saved)
-    rows = []
-    for program in ("serial librosa loop", "ours", "ours, again"):
-        seconds, peak = best[program]
-        rows.append((kind, program, n_files, seconds, n_files / seconds, duration / seconds, peak))
-    return rows
+                results["ours, again"] = run(command)
+            for name, result in results.items():
+                best[name] = min(best.get(name, result), result)
+            shutil.rmtree(saved_data)
+    return best
+
+
+def make_row(kind, program, n_files, duration, seconds, peak):
+    return kind, program, n_files, seconds, n_files / seconds, duration / seconds, peak
 
 
 def time_steps(kind, audio_files_dir):
@@ -188,104 +162,99 @@ def time_steps(kind, audio_files_dir):
         seconds[step] = seconds.get(step, 0) + time.perf_counter() - started
         return result
 
-    loader = preprocess.Loader(preprocess.SAMPLE_RATE, preprocess.DURATION, True)
-    extractor = preprocess.LogSpectrogramExtractor(preprocess.FRAME_SIZE, preprocess.HOP_LENGTH)
-    normaliser = preprocess.MinMaxNormaliser(0, 1)
-    n_frames = 1 + loader.n_samples // preprocess.HOP_LENGTH
-    frames = np.ones((n_frames, preprocess.FRAME_SIZE), np.float32)
-    extract_with_librosa(np.zeros(loader.n_samples, np.float32))  # it imports its parts late
+    n_samples = Loader(SAMPLE_RATE, DURATION, True).n_samples
+    extractor, normaliser = LogSpectrogramExtractor(FRAME_SIZE, HOP_LENGTH), MinMaxNormaliser(0, 1)
+    extractor.extract(np.zeros(n_samples, np.float32))  # librosa imports its parts late
+    frames = np.ones((1 + n_samples // HOP_LENGTH, FRAME_SIZE), np.float32)
     with tempfile.TemporaryDirectory(dir=audio_files_dir.parent) as folder:
-        saver = preprocess.Saver(folder, folder)
+        saver = Saver(folder, folder)
         for path in sorted(audio_files_dir.iterdir())[:N_STEP_TRACKS]:
             with soundfile.SoundFile(path) as sound_file:
                 rate = sound_file.samplerate
-                blocks = measure("decode", lambda: [*read_blocks(sound_file, None)])  # noqa: B023
-            signal = np.concatenate(
-                measure("mix down", lambda: [mix(block, True) for block, _ in blocks])  # noqa: B023
-            )
-            if rate != preprocess.SAMPLE_RATE:
-                signal = measure("resample", soxr.resample, signal, rate, preprocess.SAMPLE_RATE)
-            duration += len(signal) / preprocess.SAMPLE_RATE
+                blocks = measure("decode", list, read_blocks(sound_file, None))
+            signal = measure("mix down", mix_blocks, blocks)
+            if rate != SAMPLE_RATE:
+                signal = measure("resample", soxr.resample, signal, rate, SAMPLE_RATE)
+            duration += len(signal) / SAMPLE_RATE
             features = []
-            for start in range(0, len(signal) - loader.n_samples + 1, loader.n_samples):
-                piece = signal[start : start + loader.n_samples]
+            for start in range(0, len(signal) - n_samples + 1, n_samples):
+                piece = signal[start : start + n_samples]
                 log_spectrogram = measure("stft and decibels", extractor.extract, piece)
-                features.append(measure("min-max", normaliser.normalise, log_spectrogram))
+                image, _ = measure("min-max", to_image, log_spectrogram, normaliser)
+                features.append((f"{path.name}.{len(features)}.npy", image))
                 measure("(the FFT alone)", scipy.fft.rfft, frames)
-                measure("(librosa: stft and decibels)", extract_with_librosa, piece)
-            pairs = [(f"{path.name}.{i}.npy", feature) for i, feature in enumerate(features)]
-            measure("save", saver.save_features, pairs)
+            measure("save", saver.save_features, features)
     whole = sum(value for step, value in seconds.items() if not step.startswith("("))
-    floor = seconds["decode"] + seconds["(the FFT alone)"]
-    seconds["(decode and the FFT alone)"] = floor
+    seconds["(decode and the FFT alone)"] = seconds["decode"] + seconds["(the FFT alone)"]
     return [
         (kind, step, 1000 * value / (duration / 60), value / whole)
         for step, value in seconds.items()
     ]
 
 
+def mix_blocks(blocks):
+    """The signal, float32 (n_samples,), of what read_blocks yields."""
+    return np.concatenate([mix(block, True) for block, _ in blocks])
+
+
 def print_table(columns, rows):
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns))
     for row in rows:
-        cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in row)
+        cells = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in row)
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--audio_files_dir", default=preprocess.AUDIO_FILES_DIR, help="folder of audio")
-    add("--n_files", type=number(int, 1), default=N_FILES, help="files of each kind")
-    add("--n_files_memory", type=number(int, 1), default=N_FILES_MEMORY,
-        help="files for the growth of memory")  # fmt: skip
-    add("--n_rounds", type=number(int, 1), default=N_ROUNDS, help="of which the best counts")
-    add("--jobs", type=number(int, -1), default=preprocess.JOBS, help="processes of ours")
-    add("--folder", default=tempfile.gettempdir(), help="where the files are written")
-    add("--output", default="preprocessing.csv", help="table to write; another for the steps")
-    add("--serial", nargs=2, metavar=("AUDIO", "SAVED"), help="run the plain loop alone")
+    count = {"type": number(int, 1)}
+    add("--audio_files_dir", default=AUDIO_FILES_DIR, help="folder of audio")
+    add("--n_files", default=N_FILES, help="files of each kind", **count)
+    help_text = "files for the growth of memory"
+    add("--n_files_memory", default=N_FILES_MEMORY, help=help_text, **count)
+    add("--n_rounds", default=N_ROUNDS, help="rounds, of which the best counts", **count)
+    add("--jobs", type=number(int, -1), default=JOBS, help="processes of ours")
+    add("--folder", help="where a temporary folder is made; None: the system's")
+    help_text = "table to write; that of the steps is named after it"
+    add("--output", type=Path, default=Path("preprocessing.csv"), help=help_text)
     return parser
 
 
-def main():
-    options = get_parser().parse_args()
-    if options.serial:
-        preprocess_serially(*options.serial)
-        return
-    signals = load_sources(options.audio_files_dir)
-    rows, steps = [], []
+def main(argv=None):
+    options = get_parser().parse_args(argv)
+    signals = load_signals(options.audio_files_dir)
+    rows, steps, times = [], [], {}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        folder = Path(folder)
+        folder = Path(folder).resolve()  # the programs run in ROOT
         for kind, (ending, _) in KINDS.items():
             duration = write_files(signals, folder / ending, kind, options.n_files)
-            rows += time_programs(
-                kind, folder / ending, folder, options.n_files, duration, options.jobs,
-                options.n_rounds,
-            )  # fmt: skip
+            times[kind] = time_programs(folder / ending, options.jobs, options.n_rounds)
+            for program in ("serial librosa loop", "ours", "ours, again"):
+                result = times[kind][program]
+                rows.append(make_row(kind, program, options.n_files, duration, *result))
             steps += time_steps(kind, folder / ending)
         kind, n_files = next(iter(KINDS)), options.n_files_memory
         duration = write_files(signals, folder / "many", kind, n_files)
         os.sync()
-        command = make_commands(folder / "many", folder / "saved", options.jobs)["ours"]
-        seconds, peak = run(command)
-        rows.append((kind, "ours", n_files, seconds, n_files / seconds, duration / seconds, peak))
+        result = run(make_commands(folder / "many", folder / "saved", options.jobs)["ours"])
+        rows.append(make_row(kind, "ours", n_files, duration, *result))
     write_csv(options.output, COLUMNS, rows)
-    output = Path(options.output)
-    write_csv(output.with_stem(f"{output.stem}_steps"), STEP_COLUMNS, steps)
+    write_csv(options.output.with_stem(f"{options.output.stem}_steps"), STEP_COLUMNS, steps)
     print(f"{os.cpu_count()} cores, {options.jobs if options.jobs > 0 else 'as many'} processes")
     print_table(COLUMNS, rows)
-    for kind in KINDS:
-        serial, ours, again = (row[3] for row in rows[:-1] if row[0] == kind)
-        print(f"{kind}: ours is {serial / ours:.2f} times the serial loop; with nothing to do "
-              f"{ours / again:.0f} times as fast as the first time")  # fmt: skip
+    for kind, best in times.items():
+        serial, ours, again = (best[n][0] for n in ("serial librosa loop", "ours", "ours, again"))
+        print(
+            f"{kind}: ours is {serial / ours:.2f} times the serial loop; with nothing to do "
+            f"{ours / again:.0f} times as fast as the first time"
+        )
     print_table(STEP_COLUMNS, steps)
-    print(f"librosa takes {time_import():.1f} s to be imported")
-    print(f"peak memory with {options.n_files} and with {n_files} files: {rows[1][6]:.0f} and "
-          f"{rows[-1][6]:.0f} MB")  # fmt: skip
+    print(
+        f"peak memory with {options.n_files} and with {n_files} files: {rows[1][6]:.0f} and "
+        f"{rows[-1][6]:.0f} MB"
+    )
 
 
 if __name__ == "__main__":
-    exit_with_one_line(main)
+    run_script(main)

@@ -1,15 +1,13 @@
-"""Held-out error of the autoencoder, seen and heard, beside the mean, PCA and the plain recipe.
+"""Held-out error and sound of the autoencoder, beside the mean, PCA and the plain recipe.
 
 In:  a folder that preprocess.py wrote, and the audio it was made from.
-Out: a table on stdout and as CSV, and a figure: error over training time, error and sound over
+Out: a table on stdout and as CSV, and a figure: error over training time, or error and sound over
      the size of the bottleneck.
 
-    python benchmarks/reconstruction.py --saved_data saved_mine --held_out '*/x.wav' --budget_s 240
+    python -m benchmarks.reconstruction --saved_data saved_mine --held_out '*/x.wav' --budget_s 240
 """
 
-import argparse
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -18,28 +16,34 @@ from typing import NamedTuple
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from held_out import Ear, Split, measure_error
-
-import preprocess
 import train
-from support.command_line import exit_with_one_line, number
+from benchmarks.held_out import SoundComparison, Split, measure_error
+from preprocess import SAVED_DATA
+from support.command_line import make_parser, number, run_script
 from support.files import write_csv, write_figure
 
 LATENT_SPACE_DIMS = (128,)
 BUDGET_S = 240.0  # of training, for each trained method and bottleneck
+PRECISION = "float32"
+N_TRIAL_EPOCHS = 3  # that tell how many epochs of ours fill the budget
 PLAIN_FILTERS = (32, 64, 128, 256)
 PLAIN_LEARNING_RATE = 1e-3
 PLAIN_BATCH_SIZE = 32
 PLAIN_MOMENTUM = 0.99  # of BatchNormalization: Keras's own
 N_CURVE = 24  # held-out errors over a training run
-N_HEARD = 60  # held-out pieces whose sound is compared, at most
+N_COMPARED = 60  # held-out pieces whose sound is compared, at most
 METHODS = ("mean", "pca", "pca_windows", "plain", "ours")
 COLUMNS = (
-    "method", "latent_space_dim", "held_out_mse", "training_mse", "mel_distance_db", "seconds",
-    "steps", "parameters", "operations_per_piece",
-)  # fmt: skip
+    "method",
+    "latent_space_dim",
+    "held_out_mse",
+    "training_mse",
+    "mel_distance_db",
+    "seconds",
+    "steps",
+    "parameters",
+    "operations_per_piece",
+)
 
 
 class Fitted(NamedTuple):
@@ -50,65 +54,17 @@ class Fitted(NamedTuple):
     seconds: float = 0.0
     steps: int = 0
     parameters: int = 0
-    operations: int = 0  # a piece
+    operations: int = 0  # for one piece
     curve: tuple = ()  # (seconds, held-out error) over its training
 
 
-class Curve:
-    """Held-out errors over the seconds of a training run, the measuring itself left out.
-
-    Args:
-        x_held: what they are measured on.
-        keeps_best: whether the model ends with the weights of its lowest point.
-    """
-
-    def __init__(self, x_held, keeps_best=False):
-        self.model = None
-        self.x_held = x_held
-        self.keeps_best = keeps_best
-        self.weights = None  # of the lowest point
-        self.points = []
-        self.n_steps = 0
-        self.paused = 0.0
-        self.started = time.perf_counter()
-
-    def get_seconds(self):
-        return time.perf_counter() - self.started - self.paused
-
-    def measure(self):
-        seconds, reached = self.get_seconds(), time.perf_counter()
-        error = measure_error(self.x_held, predict(self.model, self.x_held))
-        if self.keeps_best and error < min((e for _, e in self.points), default=math.inf):
-            self.weights = self.model.get_weights()
-        self.points.append((seconds, error))
-        self.paused += time.perf_counter() - reached
-
-    def finish(self, latent_space_dim):
-        """The Fitted that trained along this curve."""
-        self.measure()
-        model = self.model
-        if self.weights:
-            model.set_weights(self.weights)
-        return Fitted(
-            lambda images: predict(model, images), latent_space_dim, self.points[-1][0],
-            self.n_steps, model.count_params(), count_operations(model), tuple(self.points),
-        )  # fmt: skip
-
-
-def predict(model, images):
-    """What a model makes of images, clipped to [0, 1], a batch at a time."""
-    from autoencoder import predict_in_batches
-
-    return predict_in_batches(model, images).clip(0, 1)
-
-
-def fit_mean(split):
-    mean = split.x_train.mean(axis=0)
+def fit_mean(images):
+    mean = images.mean(axis=0)
     return Fitted(lambda images: np.broadcast_to(mean, images.shape))
 
 
 def fit_pca(images, latent_space_dim, seed):
-    """scikit-learn's PCA; fewer images than dimensions have fewer components."""
+    """scikit-learn's PCA; n images have at most n - 1 components."""
     from sklearn.decomposition import PCA
 
     started = time.perf_counter()
@@ -125,10 +81,12 @@ def fit_pca(images, latent_space_dim, seed):
     return Fitted(reconstruct, n_components, seconds, 0, size + pca.mean_.size, 4 * size)
 
 
-def fit_pca_windows(split, latent_space_dim, seed):
-    """PCA of windows at any frame of the training tracks, the drawing of them included."""
+def fit_pca_windows(windows, latent_space_dim, seed):
+    """PCA of windows at any frame of the training tracks; drawing them counts."""
+    from training.pca_start import draw_start_images
+
     started = time.perf_counter()
-    images = split.windows.draw_start(np.random.default_rng(seed))
+    images = draw_start_images(windows, seed)
     seconds = time.perf_counter() - started
     fitted = fit_pca(images, latent_space_dim, seed)
     return fitted._replace(seconds=seconds + fitted.seconds)
@@ -136,93 +94,90 @@ def fit_pca_windows(split, latent_space_dim, seed):
 
 def build_plain(input_shape, latent_space_dim, seed):
     """The plain recipe: strides of 2, BatchNormalization at Keras's momentum, a sigmoid."""
-    from autoencoder import Autoencoder, choose_jit, keras
+    from autoencoder import Autoencoder, keras
 
     keras.utils.set_random_seed(seed)
-    n_layers = len(PLAIN_FILTERS)
-    plain = Autoencoder(
-        input_shape, PLAIN_FILTERS, [3] * n_layers, [2] * n_layers, latent_space_dim
-    )
+    kernels, strides = [3] * len(PLAIN_FILTERS), [2] * len(PLAIN_FILTERS)
+    plain = Autoencoder(input_shape, PLAIN_FILTERS, kernels, strides, latent_space_dim)
+    plain.compile()
     for layer in plain.encoder.layers + plain.decoder.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = PLAIN_MOMENTUM
     output = keras.layers.Activation("sigmoid")(plain.model.output)
     model = keras.Model(plain.model.input, output)
     optimizer = keras.optimizers.Adam(PLAIN_LEARNING_RATE)
-    model.compile(optimizer, "mse", jit_compile=choose_jit())
+    model.compile(optimizer, "mse", jit_compile=plain.model.jit_compile)
     return model
 
 
 def fit_plain(split, latent_space_dim, budget_s, seed):
-    """The plain recipe at its best in its budget, which is stopped in the middle of an epoch."""
-    from autoencoder import keras
+    """The plain recipe where its held-out error is lowest: it is unsteady."""
+    from benchmarks.error_curve import ErrorCurve
 
-    curve = Curve(split.x_held, keeps_best=True)  # it is unsteady: no chance is to speak for us
-    model = curve.model = build_plain(split.x_train.shape[1:], latent_space_dim, seed)
-
-    def end_batch(batch, logs=None):
-        curve.n_steps += 1
-        seconds = curve.get_seconds()
-        model.stop_training = seconds >= budget_s
-        if not model.stop_training and seconds >= (len(curve.points) + 1) * budget_s / N_CURVE:
-            curve.measure()
-
+    curve = ErrorCurve(split.x_held_out, budget_s / N_CURVE, budget_s)
+    model = build_plain(split.x_train.shape[1:], latent_space_dim, seed)
     model.fit(
-        split.x_train, split.x_train, batch_size=PLAIN_BATCH_SIZE, epochs=10**6, verbose=0,
-        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=end_batch)],
-    )  # fmt: skip
-    return curve.finish(latent_space_dim)
-
-
-def train_ours(split, latent_space_dim, precision, n_epochs, seed, callback):
-    """train.train's autoencoder, with the defaults but for the number of epochs."""
-    with contextlib.redirect_stdout(sys.stderr):  # its epochs are not of our table
-        return train.train(
-            split.x_train, epochs=n_epochs, windows=split.windows, precision=precision,
-            latent_space_dim=latent_space_dim, seed=seed, callbacks=[callback],
-        )  # fmt: skip
-
-
-def choose_epochs(split, latent_space_dim, budget_s, precision, seed):
-    """How many epochs of ours fill the budget, by a trial of three."""
-    from autoencoder import keras
-
-    ends, started = [], time.perf_counter()
-    callback = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter())
+        split.x_train,
+        split.x_train,
+        batch_size=PLAIN_BATCH_SIZE,
+        epochs=10**6,
+        verbose=0,
+        callbacks=[curve],
     )
-    train_ours(split, latent_space_dim, precision, 3, seed, callback)
-    epoch_s = (ends[2] - ends[0]) / 2
-    return max(2, int((budget_s - (ends[0] - started - epoch_s)) / epoch_s))
+    return make_fitted(model, latent_space_dim, curve)
 
 
-def fit_ours(split, latent_space_dim, precision, n_epochs, seed):
-    """Ours, the start from principal components included in its time."""
-    from autoencoder import keras
+def fit_ours(split, latent_space_dim, budget_s, n_epochs, precision, seed):
+    """train.py's autoencoder at the defaults; its start as a PCA counts.
 
-    curve = Curve(split.x_held)
+    Args:
+        n_epochs: None chooses as many as fill the budget.
+    """
+    from benchmarks.error_curve import ErrorCurve
+    from training.callbacks import History, make_callbacks
 
-    def start(logs=None):
-        curve.model = callback.model
-        curve.measure()
+    shape, size = split.x_train.shape[1:], {"latent_space_dim": latent_space_dim}
+    architecture = train.choose_architecture(shape, **size, precision=precision)
 
-    def end_batch(batch, logs=None):
-        curve.n_steps += 1
+    def run(epochs, callbacks):
+        with contextlib.redirect_stdout(sys.stderr):  # its epochs are not rows of the table
+            return train.train(
+                split.windows,
+                epochs=epochs,
+                architecture=architecture,
+                callbacks=callbacks,
+                seed=seed,
+            )
 
-    def end_epoch(epoch, logs=None):
-        if (epoch + 1) % math.ceil(n_epochs / N_CURVE) == 0:
-            curve.measure()
+    if n_epochs is None:
+        history, started = History(), time.perf_counter()
+        run(N_TRIAL_EPOCHS, [history])
+        trial_s = time.perf_counter() - started
+        epoch_s = float(np.mean([row["seconds"] for row in history.rows[1:]]))
+        start_s = trial_s - N_TRIAL_EPOCHS * epoch_s
+        n_epochs = max(2, int((budget_s - start_s) / epoch_s))
+    curve = ErrorCurve(split.x_held_out, budget_s / N_CURVE)
+    autoencoder = run(n_epochs, [*make_callbacks(), curve])
+    return make_fitted(autoencoder.model, latent_space_dim, curve)
 
-    callback = keras.callbacks.LambdaCallback(
-        on_train_begin=start, on_train_batch_end=end_batch, on_epoch_end=end_epoch
+
+def make_fitted(model, latent_space_dim, curve):
+    """The Fitted of a model that trained along a curve."""
+    from benchmarks.error_curve import predict
+
+    return Fitted(
+        lambda images: predict(model, images),
+        latent_space_dim,
+        curve.points[-1][0],
+        curve.n_steps,
+        model.count_params(),
+        count_operations(model),
+        tuple(curve.points),
     )
-    trained = train_ours(split, latent_space_dim, precision, n_epochs, seed, callback)
-    curve.model = trained.model
-    return curve.finish(latent_space_dim)
 
 
 def count_operations(model):
-    """Multiplications and additions of one piece through the layers with kernels."""
+    """Multiplications and additions for one piece in the layers that have kernels."""
     from autoencoder import keras
 
     total = 0
@@ -238,41 +193,49 @@ def count_operations(model):
     return int(total)
 
 
-def compare(split, latent_space_dims, methods, budget_s, n_epochs, precision, seed):
+def fit_methods(split, latent_space_dims, methods, budget_s, n_epochs, precision, seed):
     """Yield (name, Fitted) for every method and bottleneck."""
     if "mean" in methods:
-        yield "mean spectrogram", fit_mean(split)
-    for dim in latent_space_dims:
+        yield "mean spectrogram", fit_mean(split.x_train)
+    for size in latent_space_dims:
         if "pca" in methods:
-            yield "PCA", fit_pca(split.x_train, dim, seed)
+            yield "PCA", fit_pca(split.x_train, size, seed)
         if "pca_windows" in methods:
-            yield "PCA of windows", fit_pca_windows(split, dim, seed)
+            yield "PCA of windows", fit_pca_windows(split.windows, size, seed)
         if "plain" in methods:
-            yield "plain recipe", fit_plain(split, dim, budget_s, seed)
+            yield "plain recipe", fit_plain(split, size, budget_s, seed)
         if "ours" in methods:
-            count = n_epochs or choose_epochs(split, dim, budget_s, precision, seed)
-            yield "ours", fit_ours(split, dim, precision, count, seed)
+            yield "ours", fit_ours(split, size, budget_s, n_epochs, precision, seed)
 
 
-def make_row(name, fitted, split, ear):
-    """A row of COLUMNS: the errors of held-out and of as many training pieces, and the sound."""
-    held = fitted.reconstruct(split.x_held)
-    count = min(len(split.x_train), len(split.x_held))
-    shown = split.x_train[np.linspace(0, len(split.x_train) - 1, count).astype(int)]
-    return dict(zip(COLUMNS, (
-        name, fitted.latent_space_dim, measure_error(split.x_held, held),
-        measure_error(shown, fitted.reconstruct(shown)), ear.measure(held), fitted.seconds,
-        fitted.steps, fitted.parameters, fitted.operations,
-    ), strict=True))  # fmt: skip
-
-
-def measure_bounds(split, ear):
-    """The rows of the untouched spectrograms, inverted as earlier programs did and as we do."""
-    for method, invert in (("zero-phase istft", ear.invert_zero_phase), ("Griffin-Lim", None)):
+def make_bounds(split, comparison):
+    """Yield the rows of the untouched spectrograms: what no autoencoder can beat."""
+    for inversion, measure in (
+        ("zero-phase istft", comparison.measure_zero_phase),
+        ("Griffin-Lim", comparison.measure),
+    ):
         row = dict.fromkeys(COLUMNS, 0)
-        row["method"] = f"untouched, {method}"
-        row["mel_distance_db"] = ear.measure(split.x_held, invert)
+        row["method"] = f"untouched, {inversion}"
+        row["mel_distance_db"] = measure(split.x_held_out)
         yield row
+
+
+def make_row(name, fitted, split, comparison):
+    """The errors of the held-out and of as many training pieces, the sound, and the effort."""
+    reconstructed = fitted.reconstruct(split.x_held_out)
+    count = min(len(split.x_train), len(split.x_held_out))
+    chosen = split.x_train[np.linspace(0, len(split.x_train) - 1, count).astype(int)]
+    return {
+        "method": name,
+        "latent_space_dim": fitted.latent_space_dim,
+        "held_out_mse": measure_error(split.x_held_out, reconstructed),
+        "training_mse": measure_error(chosen, fitted.reconstruct(chosen)),
+        "mel_distance_db": comparison.measure(reconstructed),
+        "seconds": fitted.seconds,
+        "steps": fitted.steps,
+        "parameters": fitted.parameters,
+        "operations_per_piece": fitted.operations,
+    }
 
 
 def print_row(row):
@@ -287,29 +250,29 @@ def print_row(row):
 
 def print_speedup(curves):
     """Say how much sooner ours reached the lowest error of the plain recipe."""
-    for (method, dim), curve in curves.items():
-        ours = curves.get(("ours", dim))
+    for (method, size), curve in curves.items():
+        ours = curves.get(("ours", size))
         if method != "plain recipe" or not ours:
             continue
         seconds, error = min(curve, key=lambda point: point[1])
         reached = next((s for s, e in ours if e <= error), None)
         if reached:
             print(
-                f"latent {dim}: the plain recipe gets to {error:.5f} in {seconds:.0f} s; "
+                f"latent {size}: the plain recipe gets to {error:.5f} in {seconds:.0f} s; "
                 f"ours is there after {reached:.1f} s, {seconds / reached:.0f} times sooner"
             )
 
 
 def plot(path, rows, curves):
-    """Write a figure: error over time for one bottleneck size, else both measures over the size."""
+    """Write a figure: error over time for one bottleneck size, else error and sound over sizes."""
     from matplotlib.figure import Figure
 
-    dims = sorted({row["latent_space_dim"] for row in rows if row["method"] == "ours"})
+    sizes = sorted({row["latent_space_dim"] for row in rows if row["method"] == "ours"})
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    if len(dims) > 1:
-        plot_over_size(left, rows, dims, "held_out_mse", "mean squared error, held out")
-        plot_over_size(right, rows, dims, "mel_distance_db", "mel distance, dB, held out")
+    if len(sizes) > 1:
+        plot_over_size(left, rows, sizes, "held_out_mse", "mean squared error, held out")
+        plot_over_size(right, rows, sizes, "mel_distance_db", "mel distance, dB, held out")
     else:
         plot_over_time(left, rows, curves)
         right.barh([row["method"] for row in rows], [row["mel_distance_db"] for row in rows])
@@ -323,13 +286,13 @@ def plot(path, rows, curves):
     write_figure(path, figure)
 
 
-def plot_over_size(axes, rows, dims, column, label):
+def plot_over_size(axes, rows, sizes, column, label):
     for method in dict.fromkeys(row["method"] for row in rows if row["latent_space_dim"]):
         chosen = [row for row in rows if row["method"] == method]
-        sizes = [row["latent_space_dim"] for row in chosen]
-        axes.plot(sizes, [row[column] for row in chosen], "o-", label=method)
+        x = [row["latent_space_dim"] for row in chosen]
+        axes.plot(x, [row[column] for row in chosen], "o-", label=method)
     axes.set(xlabel="latent_space_dim", ylabel=label, xscale="log")
-    axes.set_xticks(dims, [str(dim) for dim in dims])
+    axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
 
 
@@ -343,55 +306,60 @@ def plot_over_time(axes, rows, curves):
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--saved_data", default=preprocess.SAVED_DATA, help="folder that preprocess.py wrote")
-    add("--held_out", nargs="+", metavar="PATTERN",
-        help="tracks not to train on, such as '*_[0-4].wav', None: a seeded tenth")  # fmt: skip
-    add("--latent_space_dims", type=number(int, 1), nargs="+", default=LATENT_SPACE_DIMS,
-        help="bottlenecks to compare")  # fmt: skip
-    add("--budget_s", type=number(float, 1), default=BUDGET_S, help="seconds a trained method")
-    add("--epochs", type=number(int, 1), help="of ours, None: as many as fill the budget")
-    add("--methods", choices=METHODS, nargs="+", default=METHODS, help="rows to make")
-    add("--seed", type=number(int, 0, 2**32 - 1), default=train.SEED, help="of all chance")
-    add("--output", type=Path, default=Path("reconstruction"), help="the table and figure to "
-        "write: this name with .csv and .png")  # fmt: skip
+    add("--saved_data", default=SAVED_DATA, help="folder that preprocess.py wrote")
+    help_text = "tracks not to train on, such as '*_[0-4].wav'; None: a seeded tenth"
+    add("--held_out", nargs="+", metavar="PATTERN", help=help_text)
+    size = {"type": number(int, 1)}
+    help_text = "bottlenecks to compare"
+    add("--latent_space_dims", nargs="+", default=LATENT_SPACE_DIMS, help=help_text, **size)
+    help_text = "seconds of training for each trained method"
+    add("--budget_s", type=number(float, 1), default=BUDGET_S, help=help_text)
+    add("--epochs", help="epochs of ours; None: as many as fill the budget", **size)
+    precisions = ["float32", "bfloat16", "float16"]
+    add("--precision", choices=precisions, default=PRECISION, help="arithmetic of ours")
+    add("--methods", choices=METHODS, nargs="+", default=METHODS, help="methods to compare")
+    help_text = "of the weights, the order and the split"
+    add("--seed", type=number(int, 0, 2**32 - 1), default=train.SEED, help=help_text)
+    help_text = "table and figure to write: this name with .csv and .png"
+    add("--output", default="reconstruction", help=help_text)
     return parser
 
 
-def main():
-    options = get_parser().parse_args()
-    from autoencoder import choose_precision
-
+def main(argv=None):
+    options = get_parser().parse_args(argv)
     split = Split(options.saved_data, options.held_out, options.seed)
-    ear = Ear(split, N_HEARD)
-    precision = choose_precision()  # once: a busy machine might choose another the next time
+    comparison = SoundComparison(split, N_COMPARED)
     print(
-        f"{len(split.x_train)} training pieces, {len(split.x_held)} held out; ours in {precision}"
+        f"{len(split.x_train)} training pieces, {len(split.x_held_out)} held out; "
+        f"ours in {options.precision}"
     )
     print(f"columns: {', '.join(COLUMNS)}")
     rows, curves = [], {}
-    for row in measure_bounds(split, ear):
-        rows.append(row)
+    for row in make_bounds(split, comparison):
         print_row(row)
-    compared = compare(
-        split, options.latent_space_dims, options.methods, options.budget_s, options.epochs,
-        precision, options.seed,
-    )  # fmt: skip
-    for method, fitted in compared:
-        rows.append(make_row(method, fitted, split, ear))
-        print_row(rows[-1])
+        rows.append(row)
+    for method, fitted in fit_methods(
+        split,
+        options.latent_space_dims,
+        options.methods,
+        options.budget_s,
+        options.epochs,
+        options.precision,
+        options.seed,
+    ):
+        row = make_row(method, fitted, split, comparison)
+        print_row(row)
+        rows.append(row)
         if fitted.curve:
             curves[method, fitted.latent_space_dim] = fitted.curve
     print_speedup(curves)
-    table_path, figure_path = (Path(f"{options.output}{end}") for end in (".csv", ".png"))
+    table_path, figure_path = (Path(f"{options.output}{ending}") for ending in (".csv", ".png"))
     write_csv(table_path, COLUMNS, [row.values() for row in rows])
     plot(figure_path, rows, curves)
     print(f"table in {table_path}, figure in {figure_path}")
 
 
 if __name__ == "__main__":
-    exit_with_one_line(main)
+    run_script(main)

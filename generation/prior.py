@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from support import dataset
-from support.arrays import load_arrays
+from support.errors import UserError
+from support.files import load_arrays
 
 PRIOR_VARIANCE = 0.99  # share of the latents' variance that the prior models
 PRIOR_COMPONENTS = (1, 2, 4, 8, 16)  # Gaussians to choose from
@@ -25,7 +26,7 @@ KEY_WINDOWS = 4  # windows between two draws of a long walk
 
 
 class TrainingPieces(NamedTuple):
-    """What model/latents.npz tells of the pieces that the model learned from."""
+    """What model/latents.npz says of the pieces that the model learned from."""
 
     latents: np.ndarray  # float32 (n, latent_space_dim)
     ranges: np.ndarray  # float32 (n, 2), min and max in dB
@@ -33,60 +34,67 @@ class TrainingPieces(NamedTuple):
     genres: np.ndarray  # str (n,), top folders
 
     def take(self, indices):
-        """Some of the pieces."""
+        """The pieces at some indices."""
         keys = [self.keys[index] for index in indices]
         return TrainingPieces(
             self.latents[indices], self.ranges[indices], keys, self.genres[indices]
         )
+
+    def take_keys(self, keys):
+        """The pieces whose keys are among these; a UserError if there are none."""
+        indices = [index for index, key in enumerate(self.keys) if key in keys]
+        if not indices:
+            raise UserError("none of the training pieces' features exist")
+        return self.take(indices)
+
+    def take_genre(self, genre):
+        """The pieces of one genre, or all if it is None; a UserError lists similar genres."""
+        if genre is None:
+            return self
+        indices = np.flatnonzero(self.genres == genre)
+        if not len(indices):
+            genres = list_similar(genre, self.genres)
+            raise UserError(f"no genre is called {genre!r}, but: {genres}")
+        return self.take(indices)
 
 
 def load_training_pieces(model_folder):
     """The TrainingPieces of a model folder.
 
     Raises:
-        FileNotFoundError, ValueError: latents.npz is missing or damaged.
+        FileNotFoundError: latents.npz does not exist.
+        UserError: it is damaged.
     """
     path = Path(model_folder) / "latents.npz"
     if not path.is_file():
         raise FileNotFoundError(f"no latents at {path}: run train.py again")
     try:
         arrays = load_arrays(path)
-        ranges = np.stack([arrays["min"], arrays["max"]], axis=1).astype(np.float32)
-        latents = arrays["latent"].astype(np.float32)
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            ranges = np.stack([arrays["min"], arrays["max"]], axis=1).astype(np.float32)
+            latents = arrays["latent"].astype(np.float32)
         pieces = TrainingPieces(latents, ranges, arrays["key"].tolist(), arrays["genre"])
         check_training_pieces(pieces)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: run train.py again ({error})") from error
+        raise UserError(f"{path} is damaged: run train.py again ({error})") from error
     return pieces
 
 
 def check_training_pieces(pieces):
-    """Raise a ValueError unless there is a finite latent and range, and a key, of each piece."""
+    """Raise a UserError unless each piece has a finite latent and range, and a key."""
     n = len(pieces.latents)
     shapes = (pieces.latents.ndim, pieces.ranges.shape, np.shape(pieces.keys), pieces.genres.shape)
     texts = [*pieces.keys, *pieces.genres.tolist()]
     if shapes != (2, (n, 2), (n,), (n,)) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"it has arrays of the shapes {shapes}")
+        raise UserError(f"it has arrays of the shapes {shapes}")
     if not (np.isfinite(pieces.latents).all() and np.isfinite(pieces.ranges).all()):
-        raise ValueError("it holds numbers that are not finite")
+        raise UserError("it holds numbers that are not finite")
     for key in pieces.keys:
         dataset.check_key(key)
 
 
-def choose_genre(pieces, genre):
-    """The TrainingPieces of one genre, or all; ValueError that lists the near ones."""
-    if genre is None:
-        return pieces
-    chosen = np.flatnonzero(pieces.genres == genre)
-    if not len(chosen):
-        raise ValueError(
-            f"no genre is called {genre!r}: there is {list_near(genre, pieces.genres)}"
-        )
-    return pieces.take(chosen)
-
-
-def list_near(name, names):
-    """The names nearest to one, or the first few, for an error message."""
+def list_similar(name, names):
+    """The names most similar to one, or the first few, for an error message."""
     names = sorted({*map(str, names)})
     return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5])
 
@@ -102,30 +110,27 @@ class Prior:
         latents: float32 (n, latent_space_dim).
         ranges: float32 (n, 2), min and max in dB.
     Raises:
-        ValueError: there are fewer than two pieces.
+        UserError: there are fewer than two pieces.
     """
 
     def __init__(self, latents, ranges, seed=0):
         from sklearn.decomposition import PCA
-        from sklearn.mixture import GaussianMixture
+        from threadpoolctl import threadpool_limits
 
         if len(latents) < 2:
-            raise ValueError(
+            raise UserError(
                 f"a prior needs at least 2 training pieces, got {len(latents)}: name another "
                 "--genre, or preprocess more audio and train again"
             )
-        self._pca = PCA(PRIOR_VARIANCE, svd_solver="full", whiten=True).fit(latents)
         self._mean_range, self._deviation = ranges.mean(axis=0), ranges.std(axis=0) + 1e-3
         self._limits = ranges.min(axis=0), ranges.max(axis=0)
+        unit_ranges = (ranges - self._mean_range) / self._deviation
+        with threadpool_limits(1):  # on small matrices threads mostly wait
+            self._pca = PCA(PRIOR_VARIANCE, svd_solver="full", whiten=True).fit(latents)
+            points = np.hstack([self._pca.transform(latents), unit_ranges])
+            self.n_components, self.covariance_type = choose_mixture(points, seed)
+            self._mixture = make_mixture(self.n_components, self.covariance_type, seed).fit(points)
         self.mean = self._pca.mean_  # of the latents
-        points = np.hstack([
-            self._pca.transform(latents), (ranges - self._mean_range) / self._deviation
-        ])  # fmt: skip
-        self.n_components, self.covariance_type = choose_mixture(points, seed)
-        self._mixture = GaussianMixture(
-            self.n_components, covariance_type=self.covariance_type, reg_covar=PRIOR_MARGIN,
-            random_state=seed,
-        ).fit(points)  # fmt: skip
 
     def sample(self, count, temperature, rng):
         """Draw (latents float32 (count, latent_space_dim), ranges float32 (count, 2), dB).
@@ -156,22 +161,17 @@ class Prior:
         latents, ranges = self.sample(-(-n_windows // KEY_WINDOWS) + 1, temperature, rng)
         keys, steps = np.divmod(np.arange(n_windows), KEY_WINDOWS)
         share = (steps / KEY_WINDOWS)[:, np.newaxis]
-        around = latents - self.mean
-        walked = (
-            np.cos(share * np.pi / 2) * around[keys] + np.sin(share * np.pi / 2) * around[keys + 1]
-        )
-        return (
-            (walked + self.mean).astype(np.float32),
-            ((1 - share) * ranges[keys] + share * ranges[keys + 1]).astype(np.float32),
-        )
+        centred, angle = latents - self.mean, share * np.pi / 2
+        path = np.cos(angle) * centred[keys] + np.sin(angle) * centred[keys + 1] + self.mean
+        ranges = (1 - share) * ranges[keys] + share * ranges[keys + 1]
+        return path.astype(np.float32), ranges.astype(np.float32)
 
 
 def choose_mixture(points, seed):
     """(number of Gaussians, covariance type) with the highest likelihood of points left out.
 
-    A form of covariance is tried where there are as many points as a Gaussian of it needs.
+    A type of covariance is tried if there are as many points as a Gaussian of it needs.
     """
-    from sklearn.mixture import GaussianMixture
     from sklearn.model_selection import KFold, cross_val_score
 
     if len(points) > PRIOR_POINTS:
@@ -186,8 +186,14 @@ def choose_mixture(points, seed):
         for covariance_type, n_needed in needed.items():
             if n_fitted < max(n_needed, 4 * count):
                 continue
-            mixture = GaussianMixture(
-                count, covariance_type=covariance_type, reg_covar=PRIOR_MARGIN, random_state=seed
-            )
+            mixture = make_mixture(count, covariance_type, seed)
             scores[count, covariance_type] = cross_val_score(mixture, points, cv=folds).mean()
     return max(scores, key=scores.get, default=(1, "spherical"))
+
+
+def make_mixture(n_components, covariance_type, seed):
+    from sklearn.mixture import GaussianMixture
+
+    return GaussianMixture(
+        n_components, covariance_type=covariance_type, reg_covar=PRIOR_MARGIN, random_state=seed
+    )

@@ -1,1 +1,1 @@
-"""What the scripts stand on: files that survive faults and strangers, workers, the command line."""
+"""What the scripts stand on: settings, the data set on disk, audio, phase recovery, workers."""

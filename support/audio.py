@@ -1,4 +1,4 @@
-"""Finding and reading audio that may be damaged, or made to do harm.
+"""Finding and reading audio files, damaged ones among them.
 
 In:  a folder of files of any kind.
 Out: which of them to read; their samples, float32, at one rate.
@@ -15,13 +15,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from support.dataset import FEATURE_NAME, UNSAFE_KEY, get_settings_path
+from support.errors import UserError
 from support.files import native_silence, open_regular, walk
 
 READ_BLOCK = 1 << 18  # samples decoded at a time, all channels together
-FILE_RATES = (1000, 1_000_000)  # Hz; a header with another one is no audio's
+FILE_RATES = (1000, 1_000_000)  # Hz; a header with another rate is not that of audio
 MAX_SAMPLE = 1e10  # beyond it float32 spectrograms overflow
-STREAMED_BYTES = 0x7FFF0000  # from here on a WAV's length means that its writer did not know it
-CUT_LOG = re.compile(  # lines of libsndfile's log on a header that promises another length
+STREAMED_BYTES = 0x7FFF0000  # a WAV header with this length or more: its writer did not know it
+CUT_LOG = re.compile(  # lines in libsndfile's log about a header that promises another length
     r"^ *(?:data|SSND|Data Size|riff)\b.*?(?P<promised>\d+) \(should be (?P<has>\d+)|"
     r"Calculated frame count (?P<has_frames>\d+) .*'ds64' chunk of (?P<frames>\d+)",
     re.MULTILINE,
@@ -33,8 +34,8 @@ def list_audio_files(audio_files_dir):
 
     Returns:
         ({path relative to the folder, with /: [bytes, time of change]}, {path: reason} of what
-        cannot be used, {path} of the files and folders among that which cannot be reached now);
-        the dicts are sorted by path.
+        cannot be used, {path} of those among them that cannot be reached now); the dicts are
+        sorted by path.
     """
     root = check_folder(audio_files_dir)
     stamps, refused, unreachable = {}, {}, set()
@@ -52,7 +53,7 @@ def list_audio_files(audio_files_dir):
         for name in [*subfolders, *names]:
             try:
                 status = os.lstat(os.path.join(folder, name))
-            except OSError as error:  # it is gone, or on a disk in trouble
+            except OSError as error:  # it is gone, or the disk has failed
                 refuse_unreachable(error)
                 continue
             name = prefix + name
@@ -61,9 +62,9 @@ def list_audio_files(audio_files_dir):
             elif not stat.S_ISDIR(status.st_mode):
                 stamps[name] = [status.st_size, status.st_mtime_ns]
     for name in [name for name in stamps if ".npy/" in name]:
-        # The feature of one file would lie where the folder of another must.
-        parents = (FEATURE_NAME.fullmatch(str(path)) for path in PurePosixPath(name).parents)
-        if any(parent and parent["track"] in stamps for parent in parents):
+        # One file's feature would need the name of another file's folder.
+        matches = (FEATURE_NAME.fullmatch(str(path)) for path in PurePosixPath(name).parents)
+        if any(match and match["track"] in stamps for match in matches):
             del stamps[name]
             refused[name] = "is in a folder named as the features of a file: rename it"
     return dict(sorted(stamps.items())), dict(sorted(refused.items())), unreachable
@@ -76,20 +77,20 @@ def find_fault(name, mode):
     if stat.S_ISDIR(mode):
         return None
     if not stat.S_ISREG(mode):
-        return "is no regular file"
+        return "is not a regular file"
     if UNSAFE_KEY.search(name):
         return "has a name that leads elsewhere on some systems: rename it"
     return None
 
 
 def check_folder(audio_files_dir):
-    """The Path of a folder that is there, and not empty."""
+    """The Path of a folder that exists and is not empty."""
     root = Path(audio_files_dir)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder: give one with --audio_files_dir")
+        raise FileNotFoundError(f"{root} is not a folder: give one with --audio_files_dir")
     with os.scandir(root) as entries:
         if not any(entries):
-            raise ValueError(f"{root} is empty: give a folder of audio with --audio_files_dir")
+            raise UserError(f"{root} is empty: give a folder of audio with --audio_files_dir")
     return root
 
 
@@ -110,13 +111,13 @@ def decode(file_path, sample_rate, mono, duration=None):
     """Yield the samples of a file in blocks, mixed down and resampled.
 
     Args:
-        sample_rate: Hz, of what is yielded.
-        mono: whether all channels become one; else the even ones are left, the odd ones right.
+        sample_rate: Hz, of the result.
+        mono: mix all channels down to one; else the even ones become left, the odd ones right.
         duration: seconds, from the start; None for all.
     Yields:
         float32 (n,) or, in stereo, (2, n).
     Raises:
-        ValueError: the file is no audio, is damaged, or holds samples that are no numbers.
+        UserError: the file is not audio, is damaged, or holds samples that are not finite.
     """
     import soundfile
     import soxr
@@ -124,17 +125,17 @@ def decode(file_path, sample_rate, mono, duration=None):
     descriptor = open_regular(file_path)
     try:
         if os.fstat(descriptor).st_size == 0:
-            raise ValueError("is empty")
+            raise UserError("is empty")
         with native_silence:
             sound_file = soundfile.SoundFile(descriptor, closefd=False)
         with sound_file:
             check_header(sound_file)
             resampler = None
             if sound_file.samplerate != sample_rate:
+                n_channels = 1 if mono else 2
                 resampler = soxr.ResampleStream(
-                    sound_file.samplerate, sample_rate, 1 if mono else 2, "float32",
-                    quality="HQ",
-                )  # fmt: skip
+                    sound_file.samplerate, sample_rate, n_channels, "float32", quality="HQ"
+                )
             for block, is_last in read_blocks(sound_file, duration):
                 signal = mix(block, mono)
                 if resampler:
@@ -142,27 +143,27 @@ def decode(file_path, sample_rate, mono, duration=None):
                 yield check_samples(signal).T
     except (soundfile.LibsndfileError, TypeError) as error:
         reason = str(getattr(error, "error_string", "") or "headerless audio").rstrip(".")
-        raise ValueError(f"not readable as audio ({reason})") from error
+        raise UserError(f"not readable as audio ({reason})") from error
     finally:
         os.close(descriptor)
 
 
 def check_header(sound_file):
-    """Raise ValueError where an open file's header cannot be that of audio."""
+    """Raise a UserError if an open file's header cannot be that of audio."""
     least, most = FILE_RATES
     if not least <= sound_file.samplerate <= most:
-        raise ValueError(f"has a sample rate of {sound_file.samplerate} Hz in its header")
+        raise UserError(f"has a sample rate of {sound_file.samplerate} Hz in its header")
     if sound_file.frames == 0:
-        raise ValueError("holds no samples")
+        raise UserError("holds no samples")
 
 
 def read_blocks(sound_file, duration):
     """Yield (float32 (n, n_channels), whether it is the last) of an open file.
 
-    A header may promise more than the file holds: memory follows what is decoded.
+    A header may promise more than the file holds, so memory grows with what is decoded.
 
     Raises:
-        ValueError: there are fewer samples than the header promises.
+        UserError: there are fewer samples than the header promises.
     """
     n_wanted = sound_file.frames
     if duration is not None:
@@ -175,13 +176,13 @@ def read_blocks(sound_file, duration):
             break
         n_read += len(block)
         yield block, n_read == n_wanted
-    # libsndfile shortens a cut WAV without an error, and tells only its log.
+    # libsndfile shortens a cut WAV without an error, and says so only in its log.
     lengths = [
-        (int(found["promised"] or found["frames"]), int(found["has"] or found["has_frames"]))
-        for found in CUT_LOG.finditer(sound_file.extra_info)
+        (int(line["promised"] or line["frames"]), int(line["has"] or line["has_frames"]))
+        for line in CUT_LOG.finditer(sound_file.extra_info)
     ]
     if n_read < n_wanted or any(has < promised < STREAMED_BYTES for promised, has in lengths):
-        raise ValueError("is cut short: it ends before the length its header gives")
+        raise UserError("is cut short: it ends before the length its header gives")
 
 
 def mix(block, mono):
@@ -202,7 +203,7 @@ def average_channels(block):
 
 
 def check_samples(signal):
-    """The signal, or a ValueError where it holds what is no sample."""
-    if signal.size and not np.abs(signal).max() <= MAX_SAMPLE:  # NaN is not below anything
-        raise ValueError(f"holds samples that are not finite, or beyond {MAX_SAMPLE:g}")
+    """The signal, or a UserError if it holds NaN, infinity or absurd values."""
+    if signal.size and not np.abs(signal).max() <= MAX_SAMPLE:  # false for NaN, too
+        raise UserError(f"holds samples that are not finite, or beyond {MAX_SAMPLE:g}")
     return signal

@@ -1,9 +1,9 @@
 """What the scripts' command lines have in common.
 
 In:  the text of a flag; a script's main.
-Out: a number in its range; one line on stderr and an exit status where something is wrong.
+Out: a parser; a number in its range; one line on stderr and an exit status if something is wrong.
 
-    add("--jobs", type=number(int, -1))
+    parser.add_argument("--jobs", type=number(int, -1))
 """
 
 import argparse
@@ -11,17 +11,26 @@ import errno
 import signal as signals
 import sys
 
+from support.errors import UserError
 from support.files import make_printable
 
 NO_ROOM = ": make room there and start again, what is done stays"
 NO_WRITING = ": allow this, or name another folder"
-REMEDIES = {  # of what the operating system refuses
+REMEDIES = {  # for what the operating system refuses
     errno.ENOSPC: NO_ROOM,
     errno.EDQUOT: NO_ROOM,
     errno.EROFS: NO_WRITING,
     errno.EACCES: NO_WRITING,
     errno.EPERM: NO_WRITING,
 }
+
+
+def make_parser(docstring):
+    """A parser whose --help shows a script's first line, and every flag with its default."""
+    return argparse.ArgumentParser(
+        description=docstring.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
 
 
 def number(kind, least, most=None):
@@ -38,18 +47,20 @@ def number(kind, least, most=None):
     return parse
 
 
-def exit_with_one_line(main_function, after_ctrl_c="what is written stays"):
-    """Run a script's main; expected errors become one line on stderr and exit status 1.
+def run_script(main, after_ctrl_c="what is written stays"):
+    """Run a script's main; what the user can mend becomes one line on stderr and exit status 1.
+
+    Everything else keeps its traceback: it is a mistake in the code.
 
     Args:
         after_ctrl_c: what the line says after an interruption.
     """
     try:
-        main_function()
-    except (OSError, ValueError) as error:
+        main()
+    except (OSError, UserError) as error:
         remedy = REMEDIES.get(getattr(error, "errno", None), "")
         sys.exit(f"error: {make_printable(' '.join(str(error).split()))}{remedy}")
     except KeyboardInterrupt:
         sys.exit(f"interrupted: {after_ctrl_c}")
-    finally:  # what is left is Python's own end, which is short, and tidies up
+    finally:  # what remains is Python's own exit, which is short, and tidies up
         signals.signal(signals.SIGINT, signals.SIG_IGN)

@@ -1,128 +1,41 @@
-"""The folder that preprocess.py writes: settings, keys, spectrograms and min-max values.
+"""The folder that preprocess.py writes: keys, spectrograms and min-max values.
 
-In:  the folder, or what is to lie there.
-Out: checked settings and keys, normalised spectrograms, ranges in dB.
+In:  the folder.
+Out: keys, normalised spectrograms, and the decibel range of each.
 
     spectrogram = load_spectrogram("saved_data/spectrograms", "blues/blues.00000.wav.000.npy")
 """
 
-import collections
 import hashlib
+import io
 import math
 import os
+import pickle
 import re
 from pathlib import Path
 
 import numpy as np
 
-from support.arrays import load_array, load_pickled_floats
-from support.files import read_file, read_json, walk
+from support.errors import UserError
+from support.files import open_regular, read_file, walk
+from support.settings import MAX_PIECE_BYTES
 
 SPECTROGRAMS_SAVE_DIR = "spectrograms"  # below SAVED_DATA
 MIN_MAX_VALUES_SAVE_DIR = "min_max_values"  # below SAVED_DATA
 MIN_MAX_VALUES_NAME = "min_max_values.pkl"
-FORMAT_VERSION = 1  # of what lies in SAVED_DATA
-RANGES = {  # of the settings
-    "frame_size": (int, 4, 1 << 16),
-    "hop_length": (int, 1, 1 << 15),
-    "duration": (float, 0.01, 3600),
-    "sample_rate": (int, 100, 768_000),
-    "top_db": (float, 1, 1000),
-}
 MAX_TABLE_BYTES = 1 << 30  # of the min-max values: those of ten million pieces
-MAX_PIECE_BYTES = 1 << 31  # of one spectrogram
-MAX_NAME_BYTES = 255  # of a file; file systems end there
+MAX_NAME_BYTES = 255  # of a file name, on most file systems
 UNSAFE_KEY = re.compile(r"^$|\0|^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
 FEATURE_NAME = re.compile(r"(?P<track>.+)\.\d{3,}\.npy", re.DOTALL)
-Settings = collections.namedtuple(
-    "Settings", "format_version sample_rate frame_size hop_length duration mono segments top_db"
-)
-
-
-def load_settings(path):
-    """The Settings in a settings.json.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, or it is none of this version.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no settings at {path}: run preprocess.py first")
-    try:
-        settings = Settings(**read_json(path))
-        if settings.format_version != FORMAT_VERSION:
-            raise ValueError(f"format_version must be {FORMAT_VERSION}")
-        return check_settings(settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no settings file of this version: run preprocess.py --force ({error})"
-        ) from error
-
-
-def check_settings(settings):
-    """The Settings, or a ValueError that names the one out of its range."""
-    for name, (kind, least, most) in RANGES.items():
-        value = getattr(settings, name)
-        kinds = (int, float) if kind is float else int
-        if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
-            raise ValueError(f"{name} must be in {least}..{most}, got {value!r}")
-    if not isinstance(settings.mono, bool):
-        raise ValueError(f"mono must be true or false, got {settings.mono!r}")
-    if settings.segments not in ("all", "first"):
-        raise ValueError(f"segments must be all or first, got {settings.segments!r}")
-    check_hop_length(settings.hop_length, check_frame_size(settings.frame_size))
-    n_bytes = 4 * math.prod(get_piece_shape(settings))
-    if n_bytes > MAX_PIECE_BYTES:
-        raise ValueError(
-            f"duration must be shorter, or hop_length longer: a spectrogram of {n_bytes / 1e9:.1f} "
-            f"GB is above the limit of {MAX_PIECE_BYTES / 1e9:.1f} GB"
-        )
-    return settings
-
-
-def get_piece_shape(settings):
-    """(n_bins, n_frames, n_channels) of every spectrogram."""
-    n_samples = count_samples(settings.sample_rate, settings.duration)
-    n_frames = 1 + n_samples // settings.hop_length
-    return settings.frame_size // 2, n_frames, 1 if settings.mono else 2
-
-
-def check_at_least(name, value, least):
-    """The value, or a ValueError where it is below `least`."""
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
-
-
-def count_samples(sample_rate, duration):
-    """Samples of a piece; a ValueError where there is none."""
-    check_at_least("sample_rate", sample_rate, 1)
-    return check_at_least("duration * sample_rate", int(round(duration * sample_rate, 6)), 1)
-
-
-def check_frame_size(frame_size):
-    """The frame size, or a ValueError where it is odd, or too small to have a hop."""
-    check_at_least("frame_size", frame_size, 4)
-    if frame_size % 2:
-        raise ValueError(f"frame_size must be even, got {frame_size}")
-    return frame_size
-
-
-def check_hop_length(hop_length, frame_size):
-    """The hop length, or a ValueError where it leaves phase recovery too little overlap."""
-    most = frame_size // 2
-    if not 1 <= hop_length <= most:
-        raise ValueError(f"hop_length must be in 1..{most} (half of frame_size), got {hop_length}")
-    return hop_length
 
 
 def get_settings_path(saved_data):
-    """Where the settings of a folder that preprocess.py wrote lie."""
+    """The settings.json of a folder that preprocess.py wrote."""
     return Path(saved_data) / SPECTROGRAMS_SAVE_DIR / "settings.json"
 
 
 def get_min_max_path(saved_data):
-    """Where the min-max values of a folder that preprocess.py wrote lie."""
+    """The min-max values of a folder that preprocess.py wrote."""
     return Path(saved_data) / MIN_MAX_VALUES_SAVE_DIR / MIN_MAX_VALUES_NAME
 
 
@@ -130,7 +43,7 @@ def make_key(track, segment):
     """The path of a piece's feature; a name too long for a file system is cut and made unique."""
     folder, slash, name = track.rpartition("/")
     suffix = f".{segment:03d}.npy"
-    if 4 * len(name) + len(suffix) <= MAX_NAME_BYTES:  # by far, in any encoding
+    if 4 * len(name) + len(suffix) <= MAX_NAME_BYTES:  # short enough in any encoding
         return track + suffix
     encoded = os.fsencode(name)
     if len(encoded) + len(suffix) > MAX_NAME_BYTES:
@@ -141,9 +54,9 @@ def make_key(track, segment):
 
 
 def check_key(key):
-    """The key, or a ValueError where it is no path that stays below its folder on every system."""
-    if UNSAFE_KEY.search(key):
-        raise ValueError(f"{key!r} leads out of its folder")
+    """The key, or a UserError unless it is a path that stays below its folder on every system."""
+    if not isinstance(key, str) or UNSAFE_KEY.search(key):
+        raise UserError(f"{key!r} leads out of its folder")
     return key
 
 
@@ -153,8 +66,13 @@ def get_track(key):
 
 
 def get_segment(key):
-    """The number of a key's piece in its audio file, an int."""
+    """The index of a key's piece in its audio file."""
     return int(key.rsplit(".", 2)[1])
+
+
+def get_genre(key):
+    """The top folder of a key, "" if it has none."""
+    return key.split("/")[0] if "/" in key else ""
 
 
 def is_feature_name(name):
@@ -165,7 +83,7 @@ def is_feature_name(name):
 def list_keys(spectrograms_path):
     """Keys (paths relative to the folder, with /) of all .npy files below a folder.
 
-    They are sorted by track, and in a track by segment, the thousandth behind the others.
+    They are sorted by track, and within a track by segment: the thousandth comes last.
     """
     root = Path(spectrograms_path)
     keys = []
@@ -182,48 +100,75 @@ def load_spectrogram(spectrograms_path, key):
     """One normalised spectrogram, float32 (n_bins, n_frames, n_channels), in [0, 1].
 
     Raises:
-        ValueError: there is none, it is damaged, or it is no spectrogram.
+        UserError: it is missing or damaged, or not a spectrogram.
     """
     path = Path(spectrograms_path) / check_key(key)
     try:
-        spectrogram = load_array(path, check_header=check_spectrogram_header)
+        spectrogram = load_array(path)
+        is_real = spectrogram.ndim in (2, 3) and spectrogram.dtype.kind == "f"
+        if not is_real or not 0 < spectrogram.nbytes <= MAX_PIECE_BYTES:
+            raise UserError("is not a spectrogram")
         if not (spectrogram.min() >= 0 and spectrogram.max() <= 1):  # false for NaN, too
-            raise ValueError("is no finite spectrogram in [0, 1]")
-    except ValueError as error:
-        raise ValueError(f"{path} {error}: delete it and run preprocess.py again") from error
-    if spectrogram.ndim == 2:
-        spectrogram = np.expand_dims(spectrogram, -1)
-    return spectrogram.astype(np.float32, copy=False)
+            raise UserError("is not a finite spectrogram in [0, 1]")
+    except UserError as error:
+        raise UserError(f"{path} {error}: delete it and run preprocess.py again") from error
+    return add_channel_axis(spectrogram.astype(np.float32))
 
 
-def check_spectrogram_header(shape, dtype):
-    is_spectrogram = len(shape) in (2, 3) and dtype.kind == "f" and dtype.itemsize <= 8
-    if not is_spectrogram or not 0 < math.prod(shape) * dtype.itemsize <= MAX_PIECE_BYTES:
-        raise ValueError("is no finite spectrogram in [0, 1]")
+def load_array(path):
+    """The array in an .npy file, mapped, so that a header that lies takes no memory."""
+    os.close(open_regular(path))
+    try:
+        with np.errstate(over="raise"):  # of the sides that a header gives
+            return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a damaged header can raise many kinds
+        raise UserError("is damaged") from error
+
+
+def add_channel_axis(spectrogram):
+    """(n_bins, n_frames) becomes (n_bins, n_frames, 1); three axes stay."""
+    return np.expand_dims(spectrogram, -1) if spectrogram.ndim == 2 else spectrogram
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads pickles of plain Python values, and calls nothing that a pickle names."""
+
+    def find_class(self, module, name):
+        raise UserError(f"it asks for {module}.{name}")
 
 
 def load_min_max_values(path):
-    """{key: {"min": dB, "max": dB}} as the Saver wrote it, or an older program with numpy scalars.
+    """{key: {"min": dB, "max": dB}} as the Saver wrote it.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or holds anything else.
+        FileNotFoundError: it does not exist.
+        UserError: it is damaged, or holds anything else.
     """
-    path = Path(path)
-    if not path.exists():
+    if not Path(path).exists():
         raise FileNotFoundError(f"no min-max values at {path}: run preprocess.py first")
     data = read_file(path, MAX_TABLE_BYTES)
     try:
-        values = load_pickled_floats(data)
-        return {check_key(key): check_range(entry) for key, entry in values.items()}
-    except ValueError as error:
-        raise ValueError(
-            f"{path} holds no min-max values ({error}): delete it and run preprocess.py again"
+        values = PlainUnpickler(io.BytesIO(data)).load()
+        return {check_key(key): check_min_max(entry) for key, entry in values.items()}
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(
+            f"{path} does not hold min-max values ({error}): delete it and run preprocess.py again"
         ) from error
 
 
-def check_range(entry):
-    """{"min": float, "max": float}, or a ValueError where they are not finite and in order."""
-    if entry.keys() != {"min", "max"} or not -math.inf < entry["min"] <= entry["max"] < math.inf:
-        raise ValueError(f"a range must be a finite min <= max, got {entry}")
-    return entry
+def check_min_max(entry):
+    """{"min": float, "max": float}, or a UserError unless they are finite and in order."""
+    low, high = entry["min"], entry["max"]
+    if not isinstance(low, float) or not isinstance(high, float) or not low <= high:
+        raise UserError(f"min and max must be numbers, min <= max, got {entry}")
+    if math.isinf(low) or math.isinf(high):
+        raise UserError(f"min and max must be finite, got {entry}")
+    return {"min": low, "max": high}
+
+
+def select_min_max_values(min_max_values, keys):
+    """The min-max values of the keys, in their order; a UserError names the first without."""
+    for key in keys:
+        if key not in min_max_values:
+            raise UserError(f"{key} has no min-max values: run preprocess.py again")
+    return [min_max_values[key] for key in keys]

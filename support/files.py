@@ -1,9 +1,9 @@
-"""Files that are written whole or not at all, and read without trusting them.
+"""Files that are written whole or not at all, and read with care.
 
-In:  paths and what is to lie there.
-Out: files; bytes and JSON values of a bounded size.
+In:  paths, and what is to be written there.
+Out: files; bytes, arrays and JSON values of a bounded size.
 
-    write_atomically("notes.txt", b"old content or new, never half of it")
+    write_atomically("notes.txt", b"the old content or the new, never half of it")
 """
 
 import contextlib
@@ -17,26 +17,25 @@ import stat
 import threading
 from pathlib import Path
 
+import numpy as np
+
+from support.errors import TemporaryError, UserError
+
 MAX_JSON_BYTES = 1 << 20
 READ_BYTES = 1 << 16  # compared at a time
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")  # of a file that is being written
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a cell, in spreadsheet programs
-LOCK = ".lock"  # a file in a folder, which the run that writes there holds
-
-
-class TemporaryError(ValueError):
-    """Trouble with a file that may be gone at the next run, which tries it again."""
+LOCK = ".lock"  # the file that the run which writes a folder holds
 
 
 class FileSet:
     """Files that are written under temporary names and then, all together, get their own.
 
-    What a name holds is at every moment the old content or all of the new. Used in a with
-    statement, which removes the temporary files after an error.
+    At every moment a name holds the old content or all of the new. Used in a with statement,
+    which removes the temporary files after an error.
 
     Args:
-        is_durable: whether this is to hold after a power failure, too, for which the new content
-            has to reach the disk first.
+        is_durable: whether this must survive a power failure; the new content then reaches the
+            disk before its name does.
     """
 
     def __init__(self, is_durable=True):
@@ -44,7 +43,7 @@ class FileSet:
         self._paths = {}  # {temporary: final}
 
     def add(self, path, *chunks):
-        """Write bytes that are, one behind the other, to become a path's content."""
+        """Write the chunks of bytes that will be a path's content."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
@@ -52,7 +51,7 @@ class FileSet:
         try:
             with open(temporary, "xb") as file:
                 file.writelines(chunks)
-        except OSError as error:  # which names no file where the disk is full
+        except OSError as error:  # which does not name the file if the disk is full
             raise OSError(error.errno, error.strerror, str(path)) from error
 
     def __enter__(self):
@@ -77,13 +76,13 @@ class FileSet:
 
 def write_atomically(path, data):
     """Write bytes to a path so that a reader sees the old content or all of the new."""
-    if not has_content(path, data):  # to read is quicker than to wait for the disk
+    if not has_content(path, data):  # reading is faster than waiting for the disk
         with FileSet() as files:
             files.add(path, data)
 
 
 def has_content(path, data):
-    """Whether a file holds these bytes; it is read as far as it does."""
+    """Whether a file holds exactly these bytes."""
     try:
         if os.path.getsize(path) != len(data):
             return False
@@ -94,31 +93,31 @@ def has_content(path, data):
         return False
 
 
-def walk(root, **options):
-    """os.walk, with the path of each folder below the root, "" or ending in /, in front."""
-    for folder, subfolders, names in os.walk(root, **options):
-        below = Path(folder).relative_to(root).as_posix()
-        yield "" if below == "." else f"{below}/", folder, subfolders, names
-
-
 def write_json(path, values):
     """Write a dict as indented JSON, atomically."""
     write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def write_csv(path, columns, rows):
-    """Write a table atomically: the names of its columns, and its rows of as many values.
-
-    A text that a spreadsheet would take for a formula gets an apostrophe in front.
-    """
+    """Write a table atomically: the names of its columns, and rows of as many values."""
     text = io.StringIO()
-    csv.writer(text).writerows([columns, *(map(make_cell, row) for row in rows)])
+    csv.writer(text).writerows([columns, *rows])
     write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def make_cell(value):
-    is_formula = isinstance(value, str) and value.startswith(FORMULA_STARTS)
-    return f"'{value}" if is_formula else value
+def format_array(array):
+    """What np.save writes of an array: the header's bytes, and the array with its data in order."""
+    array = np.ascontiguousarray(array)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return header.getvalue(), array
+
+
+def write_arrays(path, *arrays, **named_arrays):
+    """Write an .npz file atomically; the arguments are those of np.savez."""
+    buffer = io.BytesIO()
+    np.savez(buffer, *arrays, **named_arrays)
+    write_atomically(path, buffer.getbuffer())
 
 
 def write_figure(path, figure, dpi=120):
@@ -129,11 +128,11 @@ def write_figure(path, figure, dpi=120):
 
 
 def open_regular(path):
-    """A file descriptor to read a regular file; it waits for no pipe and no device.
+    """A file descriptor to read a regular file; it does not wait for a pipe or a device.
 
     Raises:
         TemporaryError: it cannot be opened.
-        ValueError: it is something else.
+        UserError: it is not a regular file.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -143,7 +142,7 @@ def open_regular(path):
         raise TemporaryError(f"cannot be opened ({reason})") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ValueError("is no regular file")
+        raise UserError("is not a regular file")
     return descriptor
 
 
@@ -151,43 +150,69 @@ def read_file(path, max_bytes):
     """The bytes of a regular file.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is larger than max_bytes, no regular file, or cannot be read.
+        FileNotFoundError: it does not exist.
+        UserError: it is larger than max_bytes, is not a regular file, or cannot be read.
     """
     if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no {path}")
+        raise FileNotFoundError(f"{path} does not exist")
     try:
         with open(open_regular(path), "rb") as file:
             n_bytes = os.fstat(file.fileno()).st_size
             if n_bytes > max_bytes:
-                raise ValueError(f"must have at most {max_bytes} bytes, got {n_bytes}")
+                raise UserError(f"must have at most {max_bytes} bytes, got {n_bytes}")
             return file.read(max_bytes)
-    except ValueError as error:
-        raise ValueError(f"{path} {error}") from error
+    except UserError as error:
+        raise UserError(f"{path} {error}") from error
 
 
 def read_json(path, max_bytes=MAX_JSON_BYTES):
-    """What a JSON file holds.
+    """The value in a JSON file.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, too large, or nested too deeply.
+        FileNotFoundError: it does not exist.
+        UserError: it is damaged, too large, or nested too deeply.
     """
     data = read_file(path, max_bytes)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
+        raise UserError(f"{path} is not a JSON file: {error}") from error
+
+
+def load_arrays(path):
+    """{name: array} of an .npz file, without pickled objects.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with open(open_regular(path), "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # of numpy, zipfile, zlib and tokenize
+        raise UserError(f"{path} is damaged ({error})") from error
+
+
+def walk(root, **options):
+    """os.walk, preceded by each folder's path below the root: "" or one that ends in /."""
+    for folder, subfolders, names in os.walk(root, **options):
+        below = Path(folder).relative_to(root).as_posix()
+        yield "" if below == "." else f"{below}/", folder, subfolders, names
+
+
+def remove_temporaries(*folders):
+    """Delete the files that an interrupted run was writing in the folders."""
+    for folder in folders:
+        for path in Path(folder).glob(".*.tmp"):
+            if TEMPORARY_NAME.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def get_boot_id():
-    """A text that is another once the machine was started anew, and lost what was not on disk."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    if path.exists():
-        return path.read_text().strip()
+    """An id that changes at every boot; used to detect a power failure."""
     import psutil
 
-    return str(round(psutil.boot_time()))
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else str(round(psutil.boot_time()))
 
 
 @contextlib.contextmanager
@@ -195,7 +220,7 @@ def lock(folder):
     """Keep a folder for this run alone, until it ends in whatever way.
 
     Raises:
-        ValueError: another run has it.
+        UserError: another run holds it.
     """
     import filelock
 
@@ -204,13 +229,13 @@ def lock(folder):
         with filelock.FileLock(Path(folder) / LOCK, timeout=0):
             yield
     except filelock.Timeout as error:
-        raise ValueError(
+        raise UserError(
             f"another run is writing {folder}: wait for its end, or name another folder"
         ) from error
 
 
 class NativeSilence:
-    """A context in which what C code writes to file descriptor 2 goes nowhere, in all threads."""
+    """A context in which what C code writes to file descriptor 2 is dropped, in all threads."""
 
     def __init__(self):
         self._lock = threading.Lock()

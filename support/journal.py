@@ -1,66 +1,36 @@
-"""What is done, so that a run which was interrupted goes on where it was.
+"""The record of what is done, so that an interrupted run can go on, and a later one skip it.
 
-In:  what came of each audio file.
-Out: tracks.jsonl, a line for the features' origin and one for each file that is done.
+In:  the outcome of each audio file.
+Out: tracks.jsonl: a line for the features' origin, and one for each file that is done.
 
-    tracks, is_restarted = Journal("saved_data/min_max_values/tracks.jsonl").load(origin)
+    outcomes = Journal("saved_data/min_max_values/tracks.jsonl", folder).begin(origin, stamps)
 """
 
 import contextlib
 import json
+import os
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from support.dataset import MAX_TABLE_BYTES, check_range, make_key
-from support.files import get_boot_id, read_file, write_atomically
+from support.audio import is_at_or_below
+from support.dataset import MAX_TABLE_BYTES, check_min_max, is_feature_name, make_key
+from support.errors import UserError
+from support.files import TEMPORARY_NAME, get_boot_id, read_file, walk, write_atomically
 
 
-class Journal:
-    """The file of what is done."""
+class Outcome(NamedTuple):
+    """What became of an audio file."""
 
-    def __init__(self, path):
-        self.path = Path(path)
-
-    def load(self, origin):
-        """What is done, as far as the file is whole.
-
-        Returns:
-            ({name: Track}, empty where it has another origin; whether the machine was started
-            anew since, so that features may not have reached its disk).
-        """
-        tracks, boot_id = {}, None
-        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-            # Suppressed is the line that an interruption cut; what it told of is done again.
-            first, *lines = read_file(self.path, MAX_TABLE_BYTES).splitlines()
-            found, boot_id = json.loads(first)
-            for line in lines if found == json.loads(json.dumps(origin)) else ():
-                name, tracks[name] = Track.parse(line)
-        return tracks, boot_id != get_boot_id()
-
-    def save(self, origin, tracks):
-        """Write the file anew, sorted by name."""
-        lines = [json.dumps([origin, get_boot_id()])]
-        lines += [track.format(name) for name, track in sorted(tracks.items())]
-        write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode())
-
-    def add(self, name, track):
-        """Add a line."""
-        with open(self.path, "a") as file:
-            file.write(track.format(name) + "\n")
-
-
-class Track(NamedTuple):
-    """What came of an audio file."""
-
-    stamp: list | None  # its size and time of change; None where it is to be tried again
+    stamp: list | None  # its size and time of change; None if the next run is to try it again
     n_bytes: int  # of each of its features
     checksums: list  # of its features, CRC-32
-    ranges: list  # of [min, max] of each of its features, dB
+    ranges: list  # [min, max] of each of its features, dB
     reason: str  # why it was skipped, or ""
 
     @classmethod
     def skip(cls, reason, stamp=None):
-        """The Track of a file that gives no features."""
+        """The Outcome of a file that gives no features."""
         return cls(stamp, 0, [], [], reason)
 
     def list_keys(self, name):
@@ -72,13 +42,108 @@ class Track(NamedTuple):
 
     @classmethod
     def parse(cls, line):
-        """(name, Track) of a line; a ValueError where it is no such line."""
+        """(name, Outcome) of a line; a UserError if it is not one."""
         name, *fields = json.loads(line)
-        track = cls(*fields)
+        outcome = cls(*fields)
         kinds = (list | None, int, list, list, str)
-        is_track = isinstance(name, str) and all(map(isinstance, track, kinds))
-        if not is_track or len(track.checksums) != len(track.ranges):
-            raise ValueError("this is no line of a journal")
-        for low, high in track.ranges:
-            check_range({"min": low, "max": high})
-        return name, track
+        is_valid = isinstance(name, str) and all(map(isinstance, outcome, kinds))
+        if not is_valid or len(outcome.checksums) != len(outcome.ranges):
+            raise UserError("not a line of a journal")
+        for low, high in outcome.ranges:
+            check_min_max({"min": low, "max": high})
+        return name, outcome
+
+
+class Journal:
+    """The file of outcomes, and the folder of features that it speaks of."""
+
+    def __init__(self, path, feature_save_dir):
+        self.path = Path(path)
+        self.feature_save_dir = Path(feature_save_dir)
+
+    def begin(self, origin, stamps, unreachable=()):
+        """Start a run: keep the outcomes that still hold, and forget the others.
+
+        Args:
+            origin: all that features depend on besides the audio files, for JSON.
+            stamps: {name: [bytes, time of change]} of the audio files.
+            unreachable: files and folders that cannot be read now; what came of them is kept.
+        Returns:
+            {name: Outcome} of what need not be done again.
+        """
+        outcomes, is_rebooted = self._load(origin)
+        kept = {}
+        for name, outcome in outcomes.items():
+            is_current = stamps.get(name) == outcome.stamp or is_at_or_below(name, unreachable)
+            if outcome.stamp and is_current and self._has_features(name, outcome, is_rebooted):
+                kept[name] = outcome
+        n_waiting = len(stamps.keys() - kept.keys())
+        if kept and n_waiting:
+            print(f"{len(kept)} files are done already, {n_waiting} are new or changed")
+        if n_waiting or is_rebooted or kept.keys() != outcomes.keys():
+            self.save(origin, kept)
+        return kept
+
+    def _load(self, origin):
+        """({name: Outcome} as far as the file is whole, {} if its origin differs; whether the
+        machine was started anew since, so that features may not have reached its disk)."""
+        outcomes, boot_id = {}, None
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            # What is suppressed is an incomplete last line; the work it recorded is done again.
+            first, *lines = read_file(self.path, MAX_TABLE_BYTES).splitlines()
+            recorded_origin, boot_id = json.loads(first)
+            if recorded_origin == json.loads(json.dumps(origin)):
+                for line in lines:
+                    name, outcome = Outcome.parse(line)
+                    outcomes[name] = outcome
+        return outcomes, boot_id != get_boot_id()
+
+    def _has_features(self, name, outcome, checks_content):
+        """Whether all features of an Outcome exist, by their length or by their content."""
+        try:
+            for key, checksum in zip(outcome.list_keys(name), outcome.checksums, strict=True):
+                path = os.path.join(self.feature_save_dir, key)
+                if os.stat(path).st_size != outcome.n_bytes:
+                    return False
+                if checks_content and zlib.crc32(Path(path).read_bytes()) != checksum:
+                    return False
+        except OSError:
+            return False
+        return True
+
+    def save(self, origin, outcomes):
+        """Write the file anew, sorted by name."""
+        lines = [json.dumps([origin, get_boot_id()])]
+        lines += [outcome.format(name) for name, outcome in sorted(outcomes.items())]
+        write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode())
+
+    def add(self, name, outcome):
+        """Append a line."""
+        with open(self.path, "a") as file:
+            file.write(outcome.format(name) + "\n")
+
+    def remove_other_features(self, keys):
+        """Delete all features but those of the keys, and what interrupted runs left behind."""
+        for prefix, folder, subfolders, names in walk(self.feature_save_dir, topdown=False):
+            for path in (Path(folder, name) for name in subfolders):
+                if path.is_symlink():
+                    raise UserError(f"{path} is a link to elsewhere: remove it, or name another")
+                with contextlib.suppress(OSError):  # it is not empty
+                    path.rmdir()
+            for name in names:
+                is_kept = not is_feature_name(name) or prefix + name in keys
+                if not is_kept or TEMPORARY_NAME.fullmatch(name):
+                    Path(folder, name).unlink(missing_ok=True)
+
+
+def collect_min_max_values(outcomes):
+    """{key: {"min": dB, "max": dB}} of {name: Outcome}.
+
+    The dicts are rebuilt here: pickle memoises identical, not equal, strings, and the file must
+    not depend on which process made them.
+    """
+    return {
+        key: {"min": low, "max": high}
+        for name, outcome in outcomes.items()
+        for key, (low, high) in zip(outcome.list_keys(name), outcome.ranges, strict=True)
+    }

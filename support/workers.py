@@ -1,10 +1,9 @@
-"""Spreading work over processes and machines, so that faults of theirs are only theirs.
+"""Work spread over processes and machines; what kills one of them costs that piece of work alone.
 
-In:  joblib's tasks.
-Out: their results, as they are done.
+In:  a function, and the names and values to call it with.
+Out: its results, as they are done.
 
-    with connect(dask_scheduler=None):
-        for result in spread(tasks, jobs=2): ...
+    for name, outcome in process_all(process_file, stamps, jobs=2): ...
 """
 
 import concurrent.futures
@@ -21,25 +20,27 @@ import time
 import warnings
 from pathlib import Path
 
+from support.errors import UserError
+
 DASK_ADDRESS = re.compile(r"(?:(?:tcp|tls|ws|wss)://)?[^/\s]+:\d+")
-# glibc gives freed arrays back to the system, which clears the next ones page by page: a third of
-# a worker's time. Other systems do not read these.
+# glibc returns freed arrays to the system, which clears the next ones page by page: a third of a
+# worker's time. Other systems ignore these variables.
 WORKER_ENVIRONMENT = {  # bytes
     "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
     "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
 }
-PARENT_CHECK_S = 0.2  # seconds between a worker's looks at whether its run goes on
-WATCH_S = 5  # seconds between looks at whether a cluster has workers
+PARENT_CHECK_S = 0.2  # seconds between a worker's checks whether its run goes on
+WATCH_S = 5  # seconds between checks whether a cluster has workers
 CONNECT_S = 10  # seconds that a Dask scheduler, and then its workers, may take to answer
 
 
 @contextlib.contextmanager
 def connect(dask_scheduler):
-    """Let joblib spread its tasks over a Dask cluster; over this machine where it is None.
+    """Let joblib spread its tasks over a Dask cluster, or over this machine if it is None.
 
     Raises:
-        ValueError: dask is not installed, or the scheduler does not answer, has no workers, or
-            ends while it is needed.
+        UserError: dask is not installed, or the scheduler does not answer, has no workers, or ends
+            too early.
     """
     import joblib
 
@@ -58,26 +59,26 @@ def connect_to_dask(address):
     import joblib
 
     if not DASK_ADDRESS.fullmatch(address):
-        raise ValueError(f"--dask_scheduler must be as in tcp://10.0.0.1:8786, got {address}")
+        raise UserError(f"--dask_scheduler must be as in tcp://10.0.0.1:8786, got {address}")
     try:
         import distributed
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "--dask_scheduler needs dask: pip install -r requirements-extra.txt"
         ) from error
-    # What matters of its log is raised, too.
+    # Whatever matters in its log is raised, too.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"--dask_scheduler {address} does not answer: start `dask scheduler` there"
         ) from error
     with client, joblib.parallel_config(make_dask_backend(client)):
         try:
             client.wait_for_workers(1, timeout=CONNECT_S)
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"--dask_scheduler {address} has no workers: start `dask worker {address}` on "
                 "each machine"
             ) from error
@@ -87,7 +88,7 @@ def connect_to_dask(address):
         try:
             yield
         except concurrent.futures.CancelledError as error:
-            raise ValueError(
+            raise UserError(
                 f"--dask_scheduler {address} is gone: start it again, and the same command goes on"
             ) from error
         finally:
@@ -95,7 +96,7 @@ def connect_to_dask(address):
 
 
 def watch_workers(client, is_done):
-    """Say when a cluster has lost its last worker: Dask waits for the next one in silence."""
+    """Say when a cluster has lost its last worker: Dask waits for the next one silently."""
     had_workers = True
     with contextlib.suppress(OSError, RuntimeError, concurrent.futures.CancelledError):
         while not is_done.wait(WATCH_S):  # until then, or until the scheduler is gone
@@ -108,8 +109,8 @@ def watch_workers(client, is_done):
 def make_dask_backend(client):
     """joblib's backend for Dask without two faults of joblib 1.6.
 
-    It waits for ever for a task whose workers died one after the other; and while the cluster
-    has a single thread, it does the work in this process instead.
+    It waits forever for a task whose workers died one after the other; and if the cluster has a
+    single thread, it does the work in this process instead.
     """
     from joblib._dask import DaskDistributedBackend
 
@@ -128,7 +129,7 @@ def make_dask_backend(client):
 
 
 def upload_modules(client):
-    """Give the workers of a Dask cluster, those to come included, this program's modules."""
+    """Give all workers of a Dask cluster, later ones included, this program's modules."""
     root = Path(__file__).parent.parent
     with tempfile.TemporaryDirectory() as folder:
         archive = shutil.make_archive(f"{folder}/support", "zip", root, "support")
@@ -136,27 +137,83 @@ def upload_modules(client):
     client.upload_file(str(root / "preprocess.py"))
 
 
-def spread(tasks, jobs):
-    """Yield the results of joblib tasks as they are done, whatever interrupts them, in silence."""
+def process_all(function, values, jobs, dask_scheduler=None):
+    """Call a function for each name and value, in other processes, with a progress bar.
+
+    Args:
+        function: (name, value) to anything; it and the values are pickled.
+        values: {name: value}.
+        jobs: processes; -1 takes every core, 1 works in this process.
+        dask_scheduler: address of a Dask cluster to work on instead, or None.
+    Yields:
+        (name, result), in no certain order; the result is None for a name whose process died.
+    """
+    import joblib
+    from tqdm import tqdm
+
+    if not values:
+        return
+    # At least two, so that a file that kills its process costs that file alone.
+    jobs = max(2, joblib.cpu_count()) if jobs == -1 else jobs
+    waiting = dict(values)
+    with tqdm(total=len(waiting), unit="file", disable=None) as progress, connect(dask_scheduler):
+        while waiting:
+            started = []
+            try:
+                for name, result in run_tasks(make_tasks(function, waiting, started), jobs):
+                    del waiting[name]
+                    progress.update()
+                    yield name, result
+            except list_deaths():
+                pass  # one of the names that were started is to blame
+            for name in [name for name in started if name in waiting]:
+                yield name, process_alone(function, name, waiting.pop(name))
+                progress.update()
+
+
+def make_tasks(function, values, started):
+    """Yield joblib's tasks as it has room for them, and append the name of each to `started`."""
+    import joblib
+
+    for name, value in [*values.items()]:
+        started.append(name)
+        yield joblib.delayed(call_named)(function, name, value)
+
+
+def call_named(function, name, value):
+    return name, function(name, value)
+
+
+def process_alone(function, name, value):
+    """The result for a name that was being worked on when a process died; None if it dies again."""
+    try:
+        [(_, result)] = run_tasks(make_tasks(function, {name: value}, []), 2)
+        return result
+    except list_deaths():
+        return None
+
+
+def run_tasks(tasks, jobs):
+    """Yield the results of joblib's tasks as they are done; an interruption adds no messages."""
     import joblib
 
     parallel = joblib.Parallel(jobs, return_as="generator_unordered")
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
-        warnings.simplefilter("ignore")  # joblib warns where Ctrl-C or a full disk leaves results
-        with delay_interrupts():  # which workers that start would answer with a traceback
+        warnings.simplefilter("ignore")  # joblib warns if Ctrl-C or a full disk leaves results
+        with delay_interrupts():  # a worker that is starting would answer with a traceback
             results = stack.enter_context(contextlib.closing(parallel(tasks)))
         yield from results
 
 
 @contextlib.contextmanager
 def delay_interrupts():
-    """Let Ctrl-C wait; it never reaches processes and threads that start meanwhile."""
+    """Hold Ctrl-C back; processes and threads that start meanwhile never receive it."""
     if not hasattr(signals, "pthread_sigmask"):  # on Windows
         yield
         return
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # it would start within, and end the waiting (Python 3.11)
+    resource_tracker.ensure_running()  # starting within would unblock SIGINT (Python 3.11)
     before = signals.pthread_sigmask(signals.SIG_BLOCK, {signals.SIGINT})
     try:
         yield
@@ -165,8 +222,8 @@ def delay_interrupts():
 
 
 def follow_parent(parent):
-    """End this process soon after its parent, which may have been killed, and not before."""
-    signals.signal(signals.SIGINT, signals.SIG_IGN)  # Ctrl-C reaches the parent, too
+    """End this process soon after its parent, which may have been killed, and ignore Ctrl-C."""
+    signals.signal(signals.SIGINT, signals.SIG_IGN)  # the parent receives it, too
 
     def watch():
         while os.getppid() == parent:
@@ -177,7 +234,7 @@ def follow_parent(parent):
 
 
 def list_deaths():
-    """The exceptions that tell that a worker process died."""
+    """The exceptions that mean that a worker process died."""
     distributed = sys.modules.get("distributed")
     killed = [distributed.KilledWorker] if distributed else []
     return (concurrent.futures.BrokenExecutor, *killed)

@@ -2,34 +2,9 @@ import numpy as np
 import pytest
 import soundfile
 
+import helpers
 import preprocess
-from support import dataset
-
-SAMPLE_RATE = 22050  # Hz
-
-
-def make_tone(frequency=440.0, duration=1.0, sample_rate=SAMPLE_RATE, level=0.5):
-    """A sine, float32 (n_samples,)."""
-    time = np.arange(int(duration * sample_rate)) / sample_rate
-    return (level * np.sin(2 * np.pi * frequency * time)).astype(np.float32)
-
-
-def make_music(duration=3.0, seed=0):
-    """Decaying partials over soft noise, float32 (n_samples,)."""
-    rng = np.random.default_rng(seed)
-    time = np.arange(int(duration * SAMPLE_RATE)) / SAMPLE_RATE
-    signal = 0.002 * rng.standard_normal(len(time))
-    for frequency in rng.uniform(100, 3000, 12):
-        signal += 0.05 * np.sin(2 * np.pi * frequency * time) * np.exp(-(time % 0.5) * 4)
-    return signal.astype(np.float32)
-
-
-def make_images(n=24, shape=(16, 12, 1), seed=0):
-    """Smooth random images in [0.1, 0.9], float32 (n, *shape)."""
-    rng = np.random.default_rng(seed)
-    waves = rng.uniform(0.1, 0.7, (n, 2, 1, 1, shape[2]))
-    rows, columns = np.mgrid[0 : shape[0], 0 : shape[1]][..., None]
-    return (0.5 + 0.4 * np.sin(waves[:, 0] * rows + waves[:, 1] * columns)).astype(np.float32)
+from helpers import SAMPLE_RATE
 
 
 @pytest.fixture
@@ -47,17 +22,8 @@ def write_audio(tmp_path):
 
 @pytest.fixture
 def make_settings():
-    """Settings of short, small pieces; fields can be given by name."""
-
-    def make(**fields):
-        values = {
-            "format_version": dataset.FORMAT_VERSION, "sample_rate": SAMPLE_RATE,
-            "frame_size": 256, "hop_length": 64, "duration": 0.3, "mono": True,
-            "segments": "all", "top_db": preprocess.TOP_DB,
-        }  # fmt: skip
-        return dataset.Settings(**{**values, **fields})
-
-    return make
+    """Makes Settings of short, small pieces; fields can be given by name."""
+    return helpers.make_settings
 
 
 @pytest.fixture

@@ -1,26 +1,29 @@
 """Preprocessing on a Dask cluster: a scheduler and two workers on loopback."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import SAMPLE_RATE, make_music
-from test_faults import DeadlyLoader, read_all, run, start
 
 import preprocess
+from helpers import (
+    ROOT,
+    SAMPLE_RATE,
+    DeadlyLoader,
+    find_free_port,
+    make_flags,
+    make_music,
+    make_pipeline,
+    read_all,
+    start_script,
+)
 from support import workers
+from support.errors import UserError
 
-pytest.importorskip("distributed")
-
-
-def find_free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+distributed = pytest.importorskip("distributed")
 
 
 @pytest.fixture
@@ -36,10 +39,15 @@ def cluster(tmp_path):
 
     def spawn(*command):
         with open(folder / f"{len(processes)}.log", "w") as log:
-            processes.append(subprocess.Popen(
-                [sys.executable, "-m", "dask", *command], cwd=folder, stdout=log, stderr=log,
-                env={**os.environ, "PYTHONPATH": ""}, start_new_session=True,
-            ))  # fmt: skip
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dask", *command],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": ""},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        processes.append(process)
 
     spawn("scheduler", "--host", address, "--no-dashboard")
 
@@ -56,7 +64,7 @@ def cluster(tmp_path):
 
 @pytest.fixture
 def audio(tmp_path, write_audio):
-    """A folder of 120 tracks, and a file that is no audio."""
+    """A folder of 120 tracks, and a file that is not audio."""
     for track in range(120):
         write_audio(f"g{track % 3}/{track}.flac", make_music(1.2, seed=track))
     (tmp_path / "audio" / "notes.txt").write_text("no audio")
@@ -64,16 +72,21 @@ def audio(tmp_path, write_audio):
 
 
 def start_on_cluster(tmp_path, address):
-    """A run that works on the audio, and the number of files that are done."""
+    """A run that has begun to work on the audio, and the number of files that are done."""
     journal = tmp_path / "saved" / "min_max_values" / "tracks.jsonl"
-    process = start(Path("audio"), Path("saved"), "--dask_scheduler", address, cwd=tmp_path)
+    folders = ("--audio_files_dir", "audio", "--saved_data", "saved")
+    flags = (*folders, *make_flags(), "--dask_scheduler", address)
+    process = start_script("preprocess.py", *flags, cwd=tmp_path)
     while not journal.exists() or journal.read_bytes().count(b"\n") < 10:
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
     return process, journal.read_bytes().count(b"\n") - 1
 
 
-def test_a_cluster_that_loses_a_worker_ends_as_one_process_does(tmp_path, audio, cluster):
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_worker_ends_as_one_process_does(
+    tmp_path, audio, cluster, make_settings
+):
     address, (worker, _), _ = cluster
 
     process, n_before = start_on_cluster(tmp_path, address)
@@ -85,11 +98,11 @@ def test_a_cluster_that_loses_a_worker_ends_as_one_process_does(tmp_path, audio,
         "skipped 'notes.txt': not readable as audio (Format not recognised)"
     ]
     assert n_before < 120  # the kill fell into the work
-    _, errors, status = run(audio, tmp_path / "alone", "--jobs", "1")
-    assert status == 0, errors
+    preprocess.preprocess_folder(audio, tmp_path / "alone", make_settings(), jobs=1)
     assert read_all(tmp_path / "saved") == read_all(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_cluster_that_loses_all_workers_says_so_and_waits_for_one(tmp_path, audio, cluster):
     address, processes, start_worker = cluster
 
@@ -105,25 +118,31 @@ def test_a_cluster_that_loses_all_workers_says_so_and_waits_for_one(tmp_path, au
     assert printed.startswith("121 files, 480 pieces")
 
 
-def test_a_file_that_kills_workers_costs_that_file_alone(tmp_path, write_audio, monkeypatch):
-    distributed = pytest.importorskip("distributed")
+@pytest.fixture
+def make_local_cluster(monkeypatch):
+    """Makes a cluster whose workers import the tests' modules, and get none from the program."""
+    monkeypatch.setattr(workers, "upload_modules", lambda client: None)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
+
+    def make(n_workers):
+        return distributed.LocalCluster(n_workers, threads_per_worker=1, dashboard_address=None)
+
+    return make
+
+
+@pytest.mark.slow
+def test_a_file_that_kills_workers_costs_that_file_alone(tmp_path, write_audio, make_local_cluster):
     for track in range(6):
         write_audio(f"{track}.wav", make_music(0.4, seed=track))
     write_audio("3-deadly.wav", make_music(0.4))
-    monkeypatch.setattr(workers, "upload_modules", lambda client: None)
-    pipeline = preprocess.PreprocessingPipeline(
-        DeadlyLoader(SAMPLE_RATE, 0.3, True), preprocess.Padder(),
-        preprocess.LogSpectrogramExtractor(256, 64), preprocess.MinMaxNormaliser(0, 1),
-        preprocess.Saver(tmp_path / "spectrograms", tmp_path / "values"),
-    )  # fmt: skip
+    pipeline = make_pipeline(DeadlyLoader(SAMPLE_RATE, 0.3, True), tmp_path)
 
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [*Path(__file__).parents][:2])))
-    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as here:
-        pipeline.dask_scheduler = here.scheduler_address
-        tracks = pipeline.preprocess(tmp_path / "audio")
+    with make_local_cluster(2) as cluster:
+        pipeline.dask_scheduler = cluster.scheduler_address
+        outcomes = pipeline.preprocess(tmp_path / "audio")
 
-    assert [name for name, track in tracks.items() if track.reason] == ["3-deadly.wav"]
-    assert "ended the process" in tracks["3-deadly.wav"].reason
+    assert [name for name, outcome in outcomes.items() if outcome.reason] == ["3-deadly.wav"]
+    assert "ended the process" in outcomes["3-deadly.wav"].reason
     assert len([*(tmp_path / "spectrograms").glob("*.npy")]) == 6
 
 
@@ -135,19 +154,13 @@ class NotingLoader(preprocess.Loader):
         return super().load_pieces(file_path)
 
 
-def test_a_cluster_of_one_thread_does_the_work_itself(tmp_path, write_audio, monkeypatch):
-    distributed = pytest.importorskip("distributed")
+@pytest.mark.slow
+def test_a_cluster_of_one_thread_does_the_work_itself(tmp_path, write_audio, make_local_cluster):
     write_audio("a.wav", make_music(0.4))
-    monkeypatch.setattr(workers, "upload_modules", lambda client: None)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [*Path(__file__).parents][:2])))
-    pipeline = preprocess.PreprocessingPipeline(
-        NotingLoader(SAMPLE_RATE, 0.3, True), preprocess.Padder(),
-        preprocess.LogSpectrogramExtractor(256, 64), preprocess.MinMaxNormaliser(0, 1),
-        preprocess.Saver(tmp_path / "spectrograms", tmp_path / "values"),
-    )  # fmt: skip
+    pipeline = make_pipeline(NotingLoader(SAMPLE_RATE, 0.3, True), tmp_path)
 
-    with distributed.LocalCluster(1, threads_per_worker=1, dashboard_address=None) as here:
-        pipeline.dask_scheduler = here.scheduler_address
+    with make_local_cluster(1) as cluster:
+        pipeline.dask_scheduler = cluster.scheduler_address
         pipeline.preprocess(tmp_path / "audio")
 
     assert int((tmp_path / "audio" / "a.pid").read_text()) != os.getpid()
@@ -160,13 +173,13 @@ def test_a_cluster_of_one_thread_does_the_work_itself(tmp_path, write_audio, mon
         ("127.0.0.1:{port}", "does not answer: start `dask scheduler` there"),
     ],
 )
-def test_a_scheduler_that_is_not_there_is_named(tmp_path, write_audio, make_settings, monkeypatch,
-                                                address, message):  # fmt: skip
+def test_a_scheduler_that_is_not_there_is_named(
+    tmp_path, write_audio, make_settings, monkeypatch, address, message
+):
     write_audio("a.wav", make_music(0.4))
     monkeypatch.setattr(workers, "CONNECT_S", 0.5)
+    audio, saved, settings = tmp_path / "audio", tmp_path / "saved", make_settings()
+    address = address.format(port=find_free_port())
 
-    with pytest.raises(ValueError, match=message):
-        preprocess.run(
-            tmp_path / "audio", tmp_path / "saved", make_settings(),
-            dask_scheduler=address.format(port=find_free_port()),
-        )  # fmt: skip
+    with pytest.raises(UserError, match=message):
+        preprocess.preprocess_folder(audio, saved, settings, dask_scheduler=address)

@@ -14,26 +14,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import SAMPLE_RATE, make_music, make_tone
 
 import preprocess
+from helpers import (
+    SAMPLE_RATE,
+    TIMEOUT_S,
+    DeadlyLoader,
+    make_flags,
+    make_music,
+    make_pipeline,
+    make_tone,
+    read_all,
+    start_script,
+)
 from support import audio as audio_files
 from support import dataset, files, journal
+from support.errors import TemporaryError, UserError
 
-ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--frame_size", "256", "--hop_length", "64", "--duration", "0.3"]
-N_KILLS = 20
-N_FOLDERS = 4  # that the kills are spread over; each ends with a run that is left alone
+N_TRACKS = 40
+N_FILES = N_TRACKS + 2
+N_PIECES = 4 * N_TRACKS
 
 
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory):
-    """A folder with eighty tracks of four pieces, a file that is no audio, and one that is cut."""
+    """A folder with tracks of four pieces, a file that is not audio, and one that is cut."""
     folder = tmp_path_factory.mktemp("tracks") / "audio"
-    for track in range(80):
-        (folder / f"g{track % 3}").mkdir(parents=True, exist_ok=True)
-        signal_ = make_music(1.2, seed=track)
-        soundfile.write(folder / f"g{track % 3}" / f"{track}.flac", signal_, SAMPLE_RATE)
+    for track in range(N_TRACKS):
+        path = folder / f"g{track % 3}" / f"{track}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, make_music(1.2, seed=track), SAMPLE_RATE)
     (folder / "notes.txt").write_text("no audio")
     whole = (folder / "g0" / "0.flac").read_bytes()
     (folder / "g1" / "cut.flac").write_bytes(whole[: len(whole) // 2])
@@ -47,32 +57,19 @@ def unbroken(audio):
     started = time.monotonic()
     printed, errors, status = run(audio, saved)
     assert status == 0, errors
-    assert printed.startswith("82 files, 320 pieces"), printed
+    assert printed.startswith(f"{N_FILES} files, {N_PIECES} pieces"), printed
     return read_all(saved), time.monotonic() - started
 
 
-def start(audio, saved, *flags, cwd=None):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "preprocess.py"), "--audio_files_dir", str(audio),
-         "--saved_data", str(saved), *SMALL, *flags],
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, cwd=cwd,
-    )  # fmt: skip
+def start(audio, saved, *flags):
+    folders = ("--audio_files_dir", audio, "--saved_data", saved)
+    return start_script("preprocess.py", *folders, *make_flags(), *flags, cwd=saved.parent)
 
 
 def run(audio, saved, *flags):
     """(stdout, stderr, exit status) of a run."""
     process = start(audio, saved, *flags)
-    return *process.communicate(timeout=120), process.returncode
-
-
-def read_all(folder):
-    """{path below a folder: bytes} of its files, but for the lock."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in paths
-        if path.name != files.LOCK
-    }
+    return *process.communicate(timeout=TIMEOUT_S), process.returncode
 
 
 def count_lines(saved):
@@ -81,17 +78,17 @@ def count_lines(saved):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def kill(process, number):
+def kill(process, with_workers):
     """Send SIGKILL to a run, alone or with its workers."""
     with contextlib.suppress(ProcessLookupError):
-        if number % 2:
+        if with_workers:
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
     process.communicate(timeout=30)  # until the workers have noticed it, too
 
 
-def assert_of_use(saved, whole):
+def assert_usable(saved, whole):
     """What an interrupted run left are whole files, and a pickle with the right ranges."""
     for name, content in read_all(saved).items():
         if name.endswith(".npy"):
@@ -103,87 +100,79 @@ def assert_of_use(saved, whole):
         assert dataset.load_min_max_values(path).items() <= expected.items()
 
 
-def test_a_run_killed_at_any_moment_ends_as_if_unbroken(tmp_path, audio, unbroken):
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_killed_at_any_moment_ends_as_if_unbroken(
+    tmp_path, audio, unbroken, make_settings, jobs
+):
     whole, seconds = unbroken
     shutil.copytree(audio.parent / "unbroken", tmp_path / "whole")
-    rng = random.Random(0)
+    saved = tmp_path / "saved"
+    rng = random.Random(jobs)
 
+    # As soon as the journal has so many lines; then anywhere, starting and ending included.
+    lines = [1, *[rng.randrange(2, 35) for _ in range(4)], *[0] * 5]
     n_partial = 0
-    for number in range(N_FOLDERS):
-        saved = tmp_path / f"saved{number}"
-        jobs = ("--jobs", str(1 + number % 2))
-        for kill_number in range(N_KILLS // N_FOLDERS):
-            process = start(audio, saved, *jobs)
-            if kill_number % 2:  # somewhere in the work
-                n_done = rng.randrange(82)
-                while process.poll() is None and count_lines(saved) < n_done:
-                    time.sleep(0.002)
-            else:  # anywhere, starting and ending included
-                time.sleep(rng.uniform(0, seconds))
-            kill(process, rng.randrange(2))
-            assert_of_use(saved, whole)
-            n_partial += 0 < len([*saved.rglob("*.npy")]) < 320
-        _, errors, status = run(audio, saved, *jobs)
-        assert status == 0, errors
-        assert read_all(saved) == whole
+    for kill_number, n_lines in enumerate(lines):
+        process = start(audio, saved, "--jobs", jobs)
+        while process.poll() is None and count_lines(saved) < n_lines:
+            time.sleep(0.002)
+        if n_lines == 0:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0, seconds))
+        kill(process, with_workers=kill_number % 2)
+        assert_usable(saved, whole)
+        n_partial += 0 < len([*saved.rglob("*.npy")]) < N_PIECES
+    preprocess.preprocess_folder(audio, saved, make_settings(), jobs=1)
 
-    assert n_partial >= 3  # else the kills did not fall into the work
+    assert read_all(saved) == whole
+    assert n_partial > 0  # else no kill fell into the work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_lines", [1, 2, 20])  # the workers start, the first result, midway
-def test_an_interrupted_run_ends_at_once_and_goes_on(tmp_path, audio, unbroken, n_lines):
-    ranges_path = dataset.get_min_max_path(tmp_path / "saved")
-    process = start(audio, tmp_path / "saved", "--jobs", "2")
-    while count_lines(tmp_path / "saved") < n_lines or not ranges_path.exists():
+def test_an_interrupted_run_ends_with_one_line_and_goes_on(
+    tmp_path, audio, unbroken, make_settings, capsys, n_lines
+):
+    saved = tmp_path / "saved"
+    ranges_path = dataset.get_min_max_path(saved)
+    process = start(audio, saved, "--jobs", "2")
+    while count_lines(saved) < n_lines or not ranges_path.exists():
         assert process.poll() is None
         time.sleep(0.002)
-    interrupted = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers, too
-    _, errors = process.communicate(timeout=20)
-    seconds = time.monotonic() - interrupted
+    _, errors = process.communicate(timeout=60)
 
     assert process.returncode == 1
     assert errors.splitlines() == [
         "interrupted: what is done stays, and the same command goes on from there"
     ]
-    assert seconds < 5
     n_before = len(dataset.load_min_max_values(ranges_path))
-    printed, _, _ = run(audio, tmp_path / "saved", "--jobs", "2")
-    assert 3 * (n_lines - 2) <= n_before < 320
-    assert ("files are done already" in printed) == (n_before > 0)
-    assert read_all(tmp_path / "saved") == unbroken[0]
+    preprocess.preprocess_folder(audio, saved, make_settings(), jobs=1)
+    assert 3 * (n_lines - 2) <= n_before < N_PIECES
+    assert ("files are done already" in capsys.readouterr().out) == (n_before > 0)
+    assert read_all(saved) == unbroken[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_what_ends_a_run_between_two_results_is_all_that_is_said(
-    tmp_path, audio, make_settings, monkeypatch, error
+    tmp_path, audio, monkeypatch, error
 ):
     add = journal.Journal.add
 
-    def end(self, name, track):
+    def end(self, name, outcome):
         if count_lines(tmp_path) > 10:
             raise error
-        add(self, name, track)
+        add(self, name, outcome)
 
     monkeypatch.setattr(journal.Journal, "add", end)
+    pipeline = make_pipeline(preprocess.Loader(SAMPLE_RATE, 0.3, True), tmp_path, jobs=2)
     with warnings.catch_warnings(record=True) as said, pytest.raises(error):
-        preprocess.run(audio, tmp_path, make_settings(), jobs=2)
+        pipeline.preprocess(audio)
 
     assert [*map(str, said)] == []
-    assert 0 < len(dataset.load_min_max_values(dataset.get_min_max_path(tmp_path))) < 320
-
-
-def test_a_run_with_nothing_to_do_reads_no_audio(tmp_path, audio, unbroken, monkeypatch):
-    saved = shutil.copytree(audio.parent / "unbroken", tmp_path / "saved")
-
-    def refuse(loader, path):
-        raise AssertionError(f"{path} was read again")
-
-    monkeypatch.setattr(preprocess.Loader, "load_pieces", refuse)
-    settings = dataset.load_settings(saved / "spectrograms" / "settings.json")
-    preprocess.run(audio, saved, settings, jobs=1)
-
-    assert read_all(saved) == unbroken[0]
+    assert 0 < len(dataset.load_min_max_values(dataset.get_min_max_path(tmp_path))) < N_PIECES
 
 
 @pytest.fixture
@@ -194,10 +183,23 @@ def small(tmp_path, write_audio, make_settings):
 
     def process(name="saved", **keywords):
         keywords = {"jobs": 1, **keywords}
-        preprocess.run(tmp_path / "audio", tmp_path / name, make_settings(), **keywords)
+        preprocess.preprocess_folder(
+            tmp_path / "audio", tmp_path / name, make_settings(), **keywords
+        )
         return read_all(tmp_path / name)
 
     return tmp_path / "audio", process
+
+
+def test_a_run_with_nothing_to_do_reads_no_audio(small, monkeypatch):
+    _, process = small
+    before = process()
+
+    def refuse(loader, path):
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr(preprocess.Loader, "load_pieces", refuse)
+    assert process() == before
 
 
 def test_changed_new_and_removed_audio_is_noticed(small, write_audio):
@@ -211,9 +213,11 @@ def test_changed_new_and_removed_audio_is_noticed(small, write_audio):
 
     assert again == process("fresh")
     assert sorted(name for name in again if name.endswith(".npy")) == [
-        "spectrograms/0.wav.000.npy", "spectrograms/2.wav.000.npy", "spectrograms/2.wav.001.npy",
+        "spectrograms/0.wav.000.npy",
+        "spectrograms/2.wav.000.npy",
+        "spectrograms/2.wav.001.npy",
         "spectrograms/deep/3.wav.000.npy",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_removed_file_leaves_no_feature_and_no_empty_folder(small, write_audio, tmp_path):
@@ -243,7 +247,7 @@ def test_a_feature_that_is_gone_or_cut_is_made_again(small, tmp_path, damage):
     assert process() == before
 
 
-def test_what_the_program_wrote_below_the_audio_is_no_audio(small, tmp_path):
+def test_what_the_program_wrote_below_the_audio_is_not_taken_for_audio(small, tmp_path):
     audio, process = small
     process("audio/saved")
     before = process("audio/saved")
@@ -263,8 +267,8 @@ def test_a_journal_that_ends_anywhere_is_gone_on_from(small, tmp_path):
         path.write_bytes(whole[:length])
         (tmp_path / "saved" / "spectrograms" / "2.wav.000.npy").unlink()
         assert process() == before
-    no_track = whole + b'["x", [1, 2], 3, [4], [5], 6]\n'
-    for garbage in (b"\0" * 300, b"[1]\n" * 9, b"[" * 100_000, no_track):
+    not_an_outcome = whole + b'["x", [1, 2], 3, [4], [5], 6]\n'
+    for garbage in (b"\0" * 300, b"[1]\n" * 9, b"[" * 100_000, not_an_outcome):
         path.write_bytes(garbage)
         assert process() == before
 
@@ -298,7 +302,7 @@ def test_a_piece_never_lies_beside_the_range_of_another(small, write_audio, monk
     def die(*arguments, **keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preprocess.PreprocessingPipeline, "_process_all", die)
+    monkeypatch.setattr(preprocess, "process_all", die)
     with pytest.raises(KeyboardInterrupt):
         process()
 
@@ -317,7 +321,9 @@ def test_features_never_lie_beside_settings_of_others(small, tmp_path, make_sett
 
     monkeypatch.setattr(preprocess.PreprocessingPipeline, "preprocess", die)
     with pytest.raises(KeyboardInterrupt):
-        preprocess.run(audio, tmp_path / "saved", make_settings(frame_size=512), force=True)
+        preprocess.preprocess_folder(
+            audio, tmp_path / "saved", make_settings(frame_size=512), force=True
+        )
 
     assert not dataset.get_min_max_path(tmp_path / "saved").exists()
 
@@ -370,16 +376,16 @@ def test_a_restart_of_the_machine_alone_costs_no_work(small, monkeypatch):
     monkeypatch.setattr(preprocess.Loader, "load_pieces", refuse)
     after = process()
 
-    monkeypatch.setattr(preprocess.zlib, "crc32", refuse)  # the next run need not read them
+    monkeypatch.setattr(journal.zlib, "crc32", refuse)  # the next run need not read them
     assert process() == after
 
 
 def test_features_of_a_track_that_turns_out_bad_do_not_appear(tmp_path):
     def make_features():
         yield "a.npy", np.zeros((2, 2))
-        raise ValueError("is cut short")
+        raise UserError("is cut short")
 
-    with pytest.raises(ValueError, match="is cut short"):
+    with pytest.raises(UserError, match="is cut short"):
         preprocess.Saver(tmp_path, tmp_path).save_features(make_features())
 
     assert [*tmp_path.iterdir()] == []
@@ -400,10 +406,13 @@ def mount(folder, options):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, audio, unbroken, jobs):
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(
+    tmp_path, audio, unbroken, make_settings, jobs
+):
     whole, _ = unbroken
-    with mount(tmp_path / "disk", "size=6m") as remount:
+    with mount(tmp_path / "disk", "size=3m") as remount:
         saved = tmp_path / "disk" / "saved"
 
         _, errors, status = run(audio, saved, "--jobs", jobs)
@@ -415,11 +424,11 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, audio, unbro
             assert not name.endswith(".npy") or content == whole[name]
 
         remount("size=200m")
-        _, errors, status = run(audio, saved, "--jobs", jobs)
-        assert status == 0, errors
+        preprocess.preprocess_folder(audio, saved, make_settings(), jobs=1)
         assert read_all(saved) == whole
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_is_one_clear_error(tmp_path, audio, unbroken):
     with mount(tmp_path / "disk", "size=100m") as remount:
         saved = shutil.copytree(audio.parent / "unbroken", tmp_path / "disk" / "saved")
@@ -432,33 +441,21 @@ def test_a_read_only_folder_is_one_clear_error(tmp_path, audio, unbroken):
         assert read_all(saved) == unbroken[0]
 
 
-class DeadlyLoader(preprocess.Loader):
-    """A Loader that ends its process over some files, as a fault in a C library would."""
-
-    def load_pieces(self, file_path):
-        if "deadly" in Path(file_path).name:
-            os._exit(11)
-        return super().load_pieces(file_path)
-
-
+@pytest.mark.slow
 def test_a_file_that_kills_its_process_costs_that_file_alone(tmp_path, write_audio):
     for track in range(12):
         write_audio(f"{track:02d}.wav", make_music(0.4, seed=track))
     for track in (3, 4, 9):
         write_audio(f"{track:02d}-deadly.wav", make_music(0.4, seed=track))
-    pipeline = preprocess.PreprocessingPipeline(
-        DeadlyLoader(SAMPLE_RATE, 0.3, True), preprocess.Padder(),
-        preprocess.LogSpectrogramExtractor(256, 64), preprocess.MinMaxNormaliser(0, 1),
-        preprocess.Saver(tmp_path / "spectrograms", tmp_path / "values"), jobs=2,
-    )  # fmt: skip
+    pipeline = make_pipeline(DeadlyLoader(SAMPLE_RATE, 0.3, True), tmp_path, jobs=2)
 
-    tracks = pipeline.preprocess(tmp_path / "audio")
+    outcomes = pipeline.preprocess(tmp_path / "audio")
 
-    skipped = {name: track.reason for name, track in tracks.items() if track.reason}
+    skipped = {name: outcome.reason for name, outcome in outcomes.items() if outcome.reason}
     assert sorted(skipped) == ["03-deadly.wav", "04-deadly.wav", "09-deadly.wav"]
     assert all("ended the process" in reason for reason in skipped.values())
-    assert len(tracks) == 15 and len([*(tmp_path / "spectrograms").glob("*.npy")]) == 12
-    assert all(tracks[name].stamp is None for name in skipped)  # to be tried again
+    assert len(outcomes) == 15 and len([*(tmp_path / "spectrograms").glob("*.npy")]) == 12
+    assert all(outcomes[name].stamp is None for name in skipped)  # to be tried again
 
 
 def test_a_folder_that_cannot_be_read_keeps_its_features(small, write_audio, monkeypatch):
@@ -489,7 +486,7 @@ def test_trouble_that_may_pass_is_tried_again(small, monkeypatch):
 
     def fail(path):
         if Path(path).name == "1.wav":
-            raise files.TemporaryError("cannot be opened (Input/output error)")
+            raise TemporaryError("cannot be opened (Input/output error)")
         return open_regular(path)
 
     with monkeypatch.context() as patch:

@@ -1,36 +1,44 @@
-"""Whatever bytes a file holds, its reader gives what it should or one of its named errors.
+"""Whatever bytes a file holds, its reader gives what it should, or an error for the user.
 
 `make fuzz` runs these tests with many more inputs, and prints how many.
 """
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import io
 import json
+import math
 import os
 import pickle
+import zlib
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import SAMPLE_RATE, make_music
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import preprocess
 from generation.prior import load_training_pieces
+from helpers import SAMPLE_RATE, make_music, make_settings
 from support import dataset
-from support.journal import Journal
-from training.recorder import Checkpoint
+from support.errors import UserError
+from support.journal import Journal, collect_min_max_values
+from support.settings import Settings
+from training.checkpoint import Checkpoint
 from training.splits import PARTS, load_split
 
 N_INPUTS = int(os.environ.get("FUZZ_INPUTS", 60))  # of each reader
 COUNTS = collections.Counter()
 fuzz = settings(
-    max_examples=N_INPUTS, derandomize="FUZZ_INPUTS" not in os.environ, deadline=None,
-    database=None, suppress_health_check=[*HealthCheck],
-)  # fmt: skip
+    max_examples=N_INPUTS,
+    derandomize="FUZZ_INPUTS" not in os.environ,
+    deadline=None,
+    database=None,
+    suppress_health_check=[*HealthCheck],
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,7 +83,7 @@ def read(tmp_path, name, data, reader):
     path.write_bytes(data)
     try:
         return reader(path)
-    except (ValueError, FileNotFoundError) as error:
+    except (UserError, FileNotFoundError) as error:
         assert str(error)
         return None
 
@@ -120,9 +128,11 @@ IMAGES = tuple(
 @given(data=mutate(*IMAGES))
 def test_features(tmp_path_factory, data):
     image = read(
-        tmp_path_factory.getbasetemp(), "feature.npy", data,
+        tmp_path_factory.getbasetemp(),
+        "feature.npy",
+        data,
         lambda path: dataset.load_spectrogram(path.parent, path.name),
-    )  # fmt: skip
+    )
 
     if image is not None:
         assert image.dtype == np.float32 and image.ndim == 3
@@ -131,8 +141,6 @@ def test_features(tmp_path_factory, data):
 
 VALUES = {f"g/{index}.wav.000.npy": {"min": -80.0, "max": float(index)} for index in range(3)}
 NUMPY_VALUES = {key: {"min": np.float32(-8), "max": np.float64(8)} for key in VALUES}
-
-
 PICKLES = [pickle.dumps(values, n) for values in (VALUES, NUMPY_VALUES) for n in (3, 4)]
 
 
@@ -146,14 +154,14 @@ def test_min_max_values(tmp_path_factory, data):
         assert -np.inf < entry["min"] <= entry["max"] < np.inf
 
 
-SETTINGS = dataset.Settings(1, 22050, 1024, 256, 2.97, True, "all", 80.0)._asdict()
+SETTINGS = dataclasses.asdict(make_settings())
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
     lambda inner: (
         st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4)
     ),
     max_leaves=9,
-)  # fmt: skip
+)
 
 
 @st.composite
@@ -169,11 +177,10 @@ def change_fields(draw, values):
 @fuzz
 @given(data=change_fields(SETTINGS))
 def test_settings(tmp_path_factory, data):
-    found = read(tmp_path_factory.getbasetemp(), "settings.json", data, dataset.load_settings)
+    found = read(tmp_path_factory.getbasetemp(), "settings.json", data, Settings.load)
 
     if found:
-        loader = preprocess.Loader(found.sample_rate, found.duration, found.mono)
-        assert loader.n_samples > 0 and found.hop_length * 2 <= found.frame_size
+        assert found.make_loader().n_samples > 0 and found.hop_length * 2 <= found.frame_size
 
 
 @fuzz
@@ -186,10 +193,15 @@ def test_split(tmp_path_factory, data):
         assert all(isinstance(track, str) for part in parts.values() for track in part)
 
 
-JOURNAL = (
-    b'[[1], "boot"]\n["a.wav", [1, 2], 3, [4], [[-1.0, 2.0]], ""]\n'
-    b'["b.wav", null, 0, [], [], "bad"]\n'
+FEATURE = b"the features of a.wav and b.wav"
+LINES = (
+    ["a.wav", [1, 2], len(FEATURE), [zlib.crc32(FEATURE)], [[-1.0, 2.0]], ""],
+    ["b.wav", [3, 4], len(FEATURE), [zlib.crc32(FEATURE)] * 2, [[-1.0, 2.0], [3.0, 3.0]], ""],
+    ["c.wav", [5, 6], 0, [], [], "bad"],
+    ["d.wav", None, 0, [], [], "cannot be opened"],
 )
+STAMPS = {name: stamp or [7, 8] for name, stamp, *_ in LINES}
+JOURNAL = b"".join(json.dumps(line).encode() + b"\n" for line in ([[1], "boot"], *LINES))
 
 
 @fuzz
@@ -197,17 +209,26 @@ JOURNAL = (
 def test_journal(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp() / "journal"
     folder.mkdir(exist_ok=True)
+    for key in ("a.wav.000.npy", "b.wav.000.npy", "b.wav.001.npy"):
+        (folder / key).write_bytes(FEATURE)
 
-    tracks = read(folder, "tracks.jsonl", data, lambda path: Journal(path).load([1])[0])
+    outcomes = read(
+        folder, "tracks.jsonl", data, lambda path: Journal(path, folder).begin([1], STAMPS)
+    )
 
-    for entry in preprocess.collect_min_max_values(tracks).values():
+    assert {*outcomes} <= {*STAMPS}
+    for entry in collect_min_max_values(outcomes).values():
         assert -np.inf < entry["min"] <= entry["max"] < np.inf
 
 
 LATENTS = save(
-    np.savez, latent=np.zeros((2, 3), np.float32), min=np.zeros(2), max=np.ones(2),
-    key=np.array(["a.npy", "b.npy"]), genre=np.array(["", "jazz"]),
-)  # fmt: skip
+    np.savez,
+    latent=np.zeros((2, 3), np.float32),
+    min=np.zeros(2),
+    max=np.ones(2),
+    key=np.array(["a.npy", "b.npy"]),
+    genre=np.array(["", "jazz"]),
+)
 ROWS = [{"epoch": 1, "loss": 0.1, "val_loss": 0.2, "learning_rate": 1e-3, "seconds": 1.0}]
 CHECKPOINT = save(
     np.savez, np.zeros((2, 3)), np.ones(2), description=json.dumps({"run": {"a": 1}, "rows": ROWS})
@@ -218,9 +239,11 @@ CHECKPOINT = save(
 @given(data=mutate(LATENTS))
 def test_latents(tmp_path_factory, data):
     pieces = read(
-        tmp_path_factory.getbasetemp(), "latents.npz", data,
+        tmp_path_factory.getbasetemp(),
+        "latents.npz",
+        data,
         lambda path: load_training_pieces(path.parent),
-    )  # fmt: skip
+    )
 
     if pieces:
         assert len(pieces.latents) == len(pieces.ranges) == len(pieces.keys) == len(pieces.genres)
@@ -230,13 +253,15 @@ def test_latents(tmp_path_factory, data):
 @given(data=mutate(CHECKPOINT))
 def test_checkpoint(tmp_path_factory, data):
     checkpoint = read(
-        tmp_path_factory.getbasetemp(), "checkpoint.npz", data,
+        tmp_path_factory.getbasetemp(),
+        "checkpoint.npz",
+        data,
         lambda path: Checkpoint.load(path.parent),
-    )  # fmt: skip
+    )
 
     if checkpoint:
         assert all(row["loss"] is not None for row in checkpoint.rows)
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(UserError):
             checkpoint.check_run({"a": 1})
 
 
@@ -250,35 +275,56 @@ def model(tmp_path_factory):
 
 
 PARAMETERS = {
-    "input_shape": [8, 6, 1], "conv_filters": [2], "conv_kernels": [3], "conv_strides": [2],
+    "input_shape": [8, 6, 1],
+    "conv_filters": [2],
+    "conv_kernels": [[3, 3]],
+    "conv_strides": [[2, 2]],
     "latent_space_dim": 2,
-}  # fmt: skip
+    "bins_as_channels": False,
+    "precision": "float32",
+}
 
 
+def refuse_large_models(autoencoder):
+    """Raise a UserError for a model that the parameters allow, and that has no room here."""
+    sizes = [autoencoder.input_shape, autoencoder.conv_filters, (autoencoder.latent_space_dim,)]
+    sizes += [*autoencoder.conv_kernels, *autoencoder.conv_strides]
+    if math.prod(math.prod(numbers) for numbers in sizes) > 1e6:
+        raise UserError("too large for a test")
+
+
+@pytest.mark.slow
 @fuzz
 @given(data=change_fields(PARAMETERS))
 def test_parameters(model, data):
     from autoencoder import Autoencoder
 
-    found = read(model, "parameters.json", data, lambda path: Autoencoder.load(path.parent))
+    class SmallAutoencoder(Autoencoder):
+        def _build(self):
+            refuse_large_models(self)
+            super()._build()
+
+    found = read(model, "parameters.json", data, lambda path: SmallAutoencoder.load(path.parent))
 
     if found:
         assert found.decode(np.zeros((1, found.latent_space_dim))).shape == (1, *found.input_shape)
 
 
+@pytest.mark.slow
 @fuzz
 @given(data=st.data())
 def test_weights(model, data):
     from autoencoder import Autoencoder
 
-    (model / "parameters.json").write_text(json.dumps(PARAMETERS))
     whole = (model / "model.weights.h5").read_bytes()
-    autoencoder = Autoencoder((8, 6, 1), [2], [3], [2], 2)
+    autoencoder = Autoencoder(**PARAMETERS)
 
     is_loaded = read(
-        model, "fuzzed.weights.h5", data.draw(mutate(whole)),
+        model,
+        "fuzzed.weights.h5",
+        data.draw(mutate(whole)),
         lambda path: autoencoder.load_weights(path) or True,
-    )  # fmt: skip
+    )
 
     if is_loaded:
         assert autoencoder.decode(np.zeros((1, 2))).shape == (1, 8, 6, 1)

@@ -1,32 +1,30 @@
 """data/gtzan/prepare.py and the split beside it, on a miniature of GTZAN with its faults."""
 
-import collections
 import json
 import runpy
 import shutil
-import subprocess
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import SAMPLE_RATE, make_tone
 
 import preprocess
+import train
+from helpers import ROOT, SAMPLE_RATE, make_tone, run_script
 from support import dataset
+from support.errors import UserError
 from training.splits import load_split, split_by_list
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "data" / "gtzan" / "prepare.py"
+SCRIPT = "data/gtzan/prepare.py"
 SPLIT = ROOT / "data" / "gtzan" / "split.json"
 DAMAGED = "jazz/jazz.00054"
 
 
 @pytest.fixture(scope="module")
 def script():
-    return runpy.run_path(str(SCRIPT))
+    return runpy.run_path(str(ROOT / SCRIPT))
 
 
 @pytest.fixture(scope="module")
@@ -46,68 +44,71 @@ def archive(tmp_path_factory, script):
     return folder
 
 
-def prepare(folder, *flags):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--folder", str(folder), *map(str, flags)],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def prepare(script, capfd):
+    """Runs the script's main on a folder and a source; what it prints, and nothing on stderr."""
+
+    def prepare(folder, source):
+        script["main"](["--folder", str(folder), "--source", str(source)])
+        printed, errors = capfd.readouterr()
+        assert errors == ""
+        return printed
+
+    return prepare
 
 
-def test_a_source_is_taken_and_the_damaged_track_named(tmp_path, archive):
-    status, printed, errors = prepare(tmp_path / "genres", "--source", archive)
+def test_a_source_is_taken_and_the_damaged_track_named(tmp_path, archive, prepare):
+    printed = prepare(tmp_path / "genres", archive)
 
-    assert (status, errors) == (0, "")
     assert "1000 tracks taken" in printed and "999 of 1000 tracks are whole" in printed
     assert f"damaged: {DAMAGED} not readable as audio" in printed
     assert len([*(tmp_path / "genres").rglob("*.wav")]) == 1000
     assert len([*(tmp_path / "genres").iterdir()]) == 10
 
 
-def test_missing_tracks_are_named(tmp_path, archive):
+def test_missing_tracks_are_named(tmp_path, archive, prepare, capfd):
     source = shutil.copytree(archive / "Data" / "genres_original", tmp_path / "source")
     (source / "pop" / "pop.00007.wav").unlink()
     shutil.rmtree(source / "rock")
 
-    status, printed, errors = prepare(tmp_path / "genres", "--source", source)
+    missing = r"101 tracks are missing: pop/pop\.00007, rock/rock\.00000, .* and 91 more"
+    with pytest.raises(UserError, match=missing):
+        prepare(tmp_path / "genres", source)
+    printed, errors = capfd.readouterr()
+    assert "898 of 1000 tracks are whole" in printed and errors == ""
 
-    assert status == 1 and len(errors.splitlines()) == 1
-    assert "101 tracks are missing: pop/pop.00007, rock/rock.00000" in errors
-    assert "and 91 more" in errors and "898 of 1000 tracks are whole" in printed
 
-
-def test_another_damaged_track_is_an_error(tmp_path, archive):
+def test_another_damaged_track_is_an_error(tmp_path, archive, prepare, capfd):
     source = shutil.copytree(archive / "Data" / "genres_original", tmp_path / "source")
     path = source / "pop" / "pop.00007.wav"
     path.write_bytes(path.read_bytes()[:900])
 
-    status, printed, errors = prepare(tmp_path / "genres", "--source", source)
+    with pytest.raises(UserError, match="2 tracks are damaged"):
+        prepare(tmp_path / "genres", source)
+    assert "damaged: pop/pop.00007 is cut short" in capfd.readouterr().out
 
-    assert status == 1 and "2 tracks are damaged" in errors
-    assert "damaged: pop/pop.00007 is cut short" in printed
 
-
-def test_nothing_in_the_folder_is_replaced_or_cleared(tmp_path, archive):
+def test_nothing_in_the_folder_is_replaced_or_cleared(tmp_path, archive, prepare):
     mine = tmp_path / "genres" / "blues" / "blues.00003.wav"
     mine.parent.mkdir(parents=True)
     soundfile.write(mine, make_tone(880, 0.1), SAMPLE_RATE)
     (tmp_path / "genres" / "notes.txt").write_text("mine")
     before = mine.read_bytes()
 
-    status, printed, _ = prepare(tmp_path / "genres", "--source", archive)
+    printed = prepare(tmp_path / "genres", archive)
 
-    assert status == 0 and "999 tracks taken" in printed
+    assert "999 tracks taken" in printed
     assert mine.read_bytes() == before
     assert (tmp_path / "genres" / "notes.txt").read_text() == "mine"
 
 
-def test_a_source_without_the_genres_is_named(tmp_path):
+def test_a_source_without_the_genres_is_one_clear_error(tmp_path):
     (tmp_path / "music").mkdir()
 
-    status, _, errors = prepare(tmp_path / "genres", "--source", tmp_path / "music")
+    done = run_script(SCRIPT, "--folder", "genres", "--source", "music", cwd=tmp_path)
 
-    assert status == 1 and len(errors.splitlines()) == 1
-    assert "music holds no folder of genres" in errors
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "music holds no folder of genres" in done.stderr
     assert not (tmp_path / "genres").exists()
 
 
@@ -118,8 +119,8 @@ def test_the_download_is_kaggles(tmp_path, archive, script, monkeypatch):
         asked.append(handle)
         return str(archive)
 
-    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(
-        dataset_download=dataset_download))  # fmt: skip
+    kagglehub = types.SimpleNamespace(dataset_download=dataset_download)
+    monkeypatch.setitem(sys.modules, "kagglehub", kagglehub)
 
     script["prepare"](None, tmp_path)
     script["prepare"](None, tmp_path)  # all is there: nothing to download
@@ -133,20 +134,19 @@ def test_a_download_that_fails_is_one_clear_error(tmp_path, script, monkeypatch)
         raise ConnectionError("no route to host")
 
     monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=fail))
-    with pytest.raises(ValueError, match=r"the download failed \(no route to host\)"):
+    with pytest.raises(UserError, match=r"the download failed \(no route to host\)"):
         script["prepare"](None, tmp_path)
 
     monkeypatch.setitem(sys.modules, "kagglehub", None)  # as if it were not installed
-    with pytest.raises(ValueError, match=r"pip install -r requirements-extra\.txt"):
+    with pytest.raises(UserError, match=r"pip install -r requirements-extra\.txt"):
         script["prepare"](None, tmp_path)
 
 
 def test_the_split_shipped_is_the_fault_filtered_one(script):
     parts = load_split(SPLIT)
 
-    assert {part: len(tracks) for part, tracks in parts.items()} == {
-        "train": 443, "valid": 197, "test": 290,
-    }  # fmt: skip
+    counts = {part: len(tracks) for part, tracks in parts.items()}
+    assert counts == {"train": 443, "valid": 197, "test": 290}
     tracks = {f"{track}.wav" for track in script["list_tracks"]()}
     assert set().union(*parts.values()) <= tracks
     assert f"{DAMAGED}.wav" in parts["train"]
@@ -164,9 +164,10 @@ def test_a_split_chooses_the_pieces_of_its_tracks(capsys):
     chosen = split_by_list(keys, parts)
 
     assert chosen == {
-        "train": make_keys("a/1.wav", "a/2.au"), "valid": make_keys("b/3.wav"),
+        "train": make_keys("a/1.wav", "a/2.au"),
+        "valid": make_keys("b/3.wav"),
         "test": make_keys("b/4.wav"),
-    }  # fmt: skip
+    }
     assert capsys.readouterr().out == (
         "split: 2 tracks to train on, 1 to validate on, 1 kept for tests, 1 in no part; "
         "1 listed ones have no features: gone.wav\n"
@@ -176,44 +177,49 @@ def test_a_split_chooses_the_pieces_of_its_tracks(capsys):
 def test_a_split_takes_no_other_track_for_a_missing_one(capsys):
     keys = make_keys("v1.0/one", "v1.0/two", "a/3.au", "b/4.wav")
     parts = {
-        "train": {"v1.0/one", "b/4.wav"}, "valid": {"a/3.au"}, "test": {"v1.0/gone", "a/3.wav"},
-    }  # fmt: skip
+        "train": {"v1.0/one", "b/4.wav"},
+        "valid": {"a/3.au"},
+        "test": {"v1.0/gone", "a/3.wav"},
+    }
 
     chosen = split_by_list(keys, parts)
 
     assert chosen == {
-        "train": make_keys("v1.0/one", "b/4.wav"), "valid": make_keys("a/3.au"), "test": [],
-    }  # fmt: skip
+        "train": make_keys("v1.0/one", "b/4.wav"),
+        "valid": make_keys("a/3.au"),
+        "test": [],
+    }
     assert "1 in no part; 2 listed ones have no features" in capsys.readouterr().out
 
 
 def test_a_split_without_a_track_to_train_on_is_refused():
     parts = {"train": {"b.wav"}, "valid": {"a.wav"}, "test": set()}
 
-    with pytest.raises(ValueError, match="no track to train on"):
+    with pytest.raises(UserError, match="no track to train on"):
         split_by_list(make_keys("a.wav"), parts)
 
 
-def test_train_learns_from_one_part_and_keeps_another(tmp_path, archive):
-    settings = dataset.Settings(1, SAMPLE_RATE, 256, 64, 0.05, True, "all", 80.0)
+@pytest.mark.slow
+def test_train_learns_from_one_part_and_keeps_another(
+    tmp_path, archive, make_settings, monkeypatch, capfd
+):
     audio = archive / "Data" / "genres_original"
-    preprocess.run(audio, tmp_path / "saved", settings, jobs=2)
+    settings = make_settings(duration=0.05)
+    preprocess.preprocess_folder(audio, tmp_path / "saved", settings, jobs=1)
+    monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
 
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--saved_data", "saved", "--epochs", "1",
-         "--conv_filters", "4", "8", "--latent_space_dim", "4", "--split", str(SPLIT), "--no-logs"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+    flags = ["--saved_data", "saved", "--epochs", "1", "--split", str(SPLIT), "--no-logs"]
+    train.main([*flags, "--conv_filters", "4", "8", "--latent_space_dim", "4"])
 
-    assert done.returncode == 0, done.stderr
-    assert "split: 442 tracks to train on, 197 to validate on, 290 kept for tests, 70 in no" in (
-        done.stdout
-    )
-    assert "have no features: jazz/jazz.00054.wav" in done.stdout
+    printed = capfd.readouterr().out
+    counted = "split: 442 tracks to train on, 197 to validate on, 290 kept for tests, 70 in no part"
+    assert counted in printed
+    assert "have no features: jazz/jazz.00054.wav" in printed
     with np.load(tmp_path / "model" / "latents.npz") as latents:
         trained = {dataset.get_track(key) for key in latents["key"].tolist()}
     parts = json.loads(SPLIT.read_text())
     assert trained == {*parts["train"]} - {f"{DAMAGED}.wav"}
     kept = json.loads((tmp_path / "model" / "split.json").read_text())
-    counts = collections.Counter({part: len(tracks) for part, tracks in kept.items()})
+    counts = {part: len(tracks) for part, tracks in kept.items()}
     assert counts == {"train": 442, "valid": 197, "test": 290}

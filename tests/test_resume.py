@@ -1,32 +1,32 @@
-"""Runs that are interrupted, streamed, logged, or spread over devices, as a user starts them."""
+"""Runs of train.py that are interrupted, streamed, logged, or spread over processes."""
 
-import csv
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 import soundfile
-from conftest import SAMPLE_RATE, make_music
 
 import preprocess
 import train
-from support import dataset
-from training.logger import N_LOGGED_PIECES
-from training.pieces import Pieces
-from training.recorder import Checkpoint
+from helpers import (
+    SAMPLE_RATE,
+    assert_close,
+    find_free_port,
+    make_music,
+    make_settings,
+    read_all,
+    read_csv,
+    start_script,
+)
+from support.errors import UserError
+from training.checkpoint import Checkpoint
+from training.tensorboard import N_LOGGED_PIECES
 
-ROOT = Path(__file__).resolve().parent.parent
-FLAGS = [
-    "--conv_filters", "8", "16", "--latent_space_dim", "6", "--batch_size", "2", "--precision",
-    "float32", "--validation_split", "0.25",
-]  # fmt: skip
+SMALL = ["--conv_filters", "8", "16", "--latent_space_dim", "6", "--batch_size", "2"]
+SMALL += ["--validation_split", "0.25"]
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,7 @@ def finished(tmp_path_factory):
     (folder / "audio").mkdir()
     for track in range(8):
         soundfile.write(folder / "audio" / f"{track}.wav", make_music(1.2, seed=track), SAMPLE_RATE)
-    settings = dataset.Settings(
-        dataset.FORMAT_VERSION, SAMPLE_RATE, 256, 64, 0.3, True, "all", preprocess.TOP_DB
-    )
-    preprocess.run(folder / "audio", folder / "saved_data", settings, jobs=1)
+    preprocess.preprocess_folder(folder / "audio", folder / "saved_data", make_settings(), jobs=1)
     run_training(folder, "model", "--epochs", "12", "--logs")
     return folder
 
@@ -50,21 +47,23 @@ def folder(tmp_path, finished):
     return shutil.copytree(finished, tmp_path / "copy")
 
 
+def make_arguments(folder, model, *flags):
+    folders = ["--saved_data", str(folder / "saved_data"), "--model", str(folder / model)]
+    return [*folders, *SMALL, "--no-logs", *flags]
+
+
+def run_training(folder, model, *flags):
+    train.main(make_arguments(folder, model, *flags))
+
+
 def start_training(folder, model, *flags, **environment):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "--model", model, "--no-logs", *FLAGS, *flags],
-        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={
-            **os.environ, "MPLCONFIGDIR": str(folder), "CUDA_VISIBLE_DEVICES": "-1", **environment
-        },
-    )  # fmt: skip
-
-
-def run_training(folder, model, *flags, **environment):
-    process = start_training(folder, model, *flags, **environment)
-    printed, errors = process.communicate()
-    assert process.returncode == 0, errors
-    return printed
+    return start_script(
+        "train.py",
+        *make_arguments(folder, model, *flags),
+        cwd=folder,
+        CUDA_VISIBLE_DEVICES="-1",
+        **environment,
+    )
 
 
 def load_weights(folder):
@@ -85,26 +84,23 @@ def assert_same_weights(folder, other, atol):
         np.testing.assert_allclose(values, others[name], atol=atol, err_msg=name)
 
 
-def read_history(folder):
-    with open(folder / "history.csv", newline="") as file:
-        return [*csv.DictReader(file)]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_resumes_and_ends_as_if_unbroken(folder, sent):
+def test_a_killed_run_resumes_and_ends_as_if_unbroken(folder, capsys, sent):
     process = start_training(folder, "killed", "--epochs", "12")
     for line in process.stdout:
         if line.startswith("epoch 4/"):
             break
-    while len(read_history(folder / "killed")) < 4:  # so that the kill falls into the fifth
+    while len(read_csv(folder / "killed" / "history.csv")) < 4:  # so that it falls into the fifth
         time.sleep(0.005)
     process.send_signal(sent)
     _, errors = process.communicate()
-    n_before = len(read_history(folder / "killed"))
+    n_before = len(read_csv(folder / "killed" / "history.csv"))
 
-    printed = run_training(folder, "killed", "--epochs", "12", "--resume")
+    run_training(folder, "killed", "--epochs", "12", "--resume")
 
-    first = next(line for line in printed.splitlines() if line.startswith("epoch "))
+    printed = capsys.readouterr().out.splitlines()
+    first = next(line for line in printed if line.startswith("epoch "))
     assert 4 <= n_before < 12 and not first.startswith("epoch 1/")
     if sent == signal.SIGINT:
         assert errors == (
@@ -113,24 +109,30 @@ def test_a_killed_run_resumes_and_ends_as_if_unbroken(folder, sent):
     assert_same_weights(folder / "killed", folder / "model", atol=1e-6)
     columns = ("epoch", "loss", "val_loss", "learning_rate")
     rows, unbroken = (
-        np.array([[float(row[name]) for name in columns] for row in read_history(folder / model)])
-        for model in ("killed", "model")
+        np.array(
+            [[float(row[name]) for name in columns] for row in read_csv(folder / m / "history.csv")]
+        )
+        for m in ("killed", "model")
     )
     np.testing.assert_allclose(rows, unbroken, atol=1e-6)
 
 
-def test_resume_of_a_finished_run_changes_nothing(folder):
-    weights = load_weights(folder / "model")
+def test_resume_of_a_finished_run_changes_nothing(folder, capsys):
+    before = read_all(folder / "model")
 
-    printed = run_training(folder, "model", "--epochs", "12", "--resume")
+    run_training(folder, "model", "--epochs", "12", "--resume")
 
-    assert not [line for line in printed.splitlines() if line.startswith("epoch ")]
-    again = load_weights(folder / "model")
-    assert all((again[name] == values).all() for name, values in weights.items())
+    assert "epoch " not in capsys.readouterr().out
+    assert_same_weights(folder / "model", folder / "model", atol=0)
+    after = read_all(folder / "model")
+    for name in ("history.csv", "checkpoint.npz", "latents.npz", "parameters.json"):
+        assert after[name] == before[name], name
 
 
-def test_resume_without_a_checkpoint_starts_at_the_beginning(folder):
-    assert "epoch 1/1:" in run_training(folder, "new", "--epochs", "1", "--resume")
+def test_resume_without_a_checkpoint_starts_at_the_beginning(folder, capsys):
+    run_training(folder, "new", "--epochs", "1", "--resume")
+
+    assert "epoch 1/1:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -138,66 +140,62 @@ def test_resume_without_a_checkpoint_starts_at_the_beginning(folder):
     [
         (("--epochs", "12", "--resume", "--seed", "1"), "seed 0, got 1"),
         (("--epochs", "12", "--resume", "--patience", "1"), "patience None, got 1"),
+        (("--epochs", "12", "--resume", "--start", "random"), "start pca, got random"),
         (("--num_processes", "2"), "--num_processes and --process_id need --coordinator"),
         (("--epochs", "12", "--resume", "--latent_space_dim", "7"), "latent_space_dim 6, got 7"),
         (("--device", "gpu"), "no GPU is seen"),
         (("--coordinator", "127.0.0.1:1"), "--coordinator needs KERAS_BACKEND=jax"),
     ],
 )
-def test_bad_flags_get_one_line_and_change_nothing(folder, flags, message):
-    def read_all():
-        return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+def test_bad_flags_are_refused_and_change_nothing(folder, monkeypatch, flags, message):
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    before = read_all(folder)
 
-    before = read_all()
+    with pytest.raises(UserError, match=message):
+        run_training(folder, "model", "--logs", *flags)
 
-    process = start_training(folder, "model", "--logs", *flags, KERAS_BACKEND="tensorflow")
-    _, errors = process.communicate()
-
-    assert process.returncode == 1 and len(errors.splitlines()) == 1 and message in errors
-    assert read_all() == before
+    assert read_all(folder) == before
 
 
-def test_resume_refuses_another_model_without_a_checkpoint(folder):
-    (folder / "model" / "checkpoint.npz").unlink()
-
-    process = start_training(folder, "model", "--resume", "--latent_space_dim", "7")
-    _, errors = process.communicate()
-
-    assert process.returncode == 1 and len(errors.splitlines()) == 1
-    assert "model holds another model and no checkpoint" in errors
-
-
-def test_two_processes_write_one_model_and_resume_together(folder):
+@pytest.mark.slow
+def test_two_processes_write_the_model_of_one_and_resume_together(folder):
     pytest.importorskip("jax")
+    common = ["--epochs", "2", "--no-shift_windows"]  # each process would draw its own windows
+    alone = start_training(folder, "alone", *common, KERAS_BACKEND="jax")
     for flags in ((), ("--resume",)):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        joined = ["--coordinator", f"127.0.0.1:{find_free_port()}", "--num_processes", "2", *flags]
         processes = [
             start_training(
-                folder, "together", "--epochs", "2", "--logs", "--coordinator", address,
-                "--num_processes", "2", "--process_id", str(index), *flags, KERAS_BACKEND="jax",
+                folder,
+                "together",
+                *(*common, "--logs", "--process_id", str(index), *joined),
+                KERAS_BACKEND="jax",
             )
             for index in range(2)
-        ]  # fmt: skip
+        ]
         for process in processes:
             _, errors = process.communicate(timeout=200)
             assert process.returncode == 0, errors
+    _, errors = alone.communicate(timeout=200)
+    assert alone.returncode == 0, errors
 
-    assert [row["epoch"] for row in read_history(folder / "together")] == ["1", "2"]
+    rows = read_csv(folder / "together" / "history.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
     assert len(np.load(folder / "together" / "latents.npz")["key"]) == 24
     assert list((folder / "together" / "logs").glob("events*"))
+    weights, others = (load_weights(folder / model) for model in ("together", "alone"))
+    assert weights.keys() == others.keys()
+    assert_close(weights.values(), others.values())
 
 
-def test_a_log_folder_that_cannot_be_written_stops_before_training(folder):
+def test_a_log_folder_that_cannot_be_written_stops_before_training(folder, capsys):
     (folder / "new").mkdir()
     (folder / "new" / "logs").write_text("in the way")
 
-    process = start_training(folder, "new", "--logs")
-    printed, errors = process.communicate()
+    with pytest.raises(OSError, match="logs"):
+        run_training(folder, "new", "--logs")
 
-    assert process.returncode == 1 and len(errors.splitlines()) == 1 and "logs" in errors
-    assert "epoch" not in printed
+    assert "epoch" not in capsys.readouterr().out
     assert [path.name for path in (folder / "new").iterdir()] == ["logs"]
 
 
@@ -205,83 +203,71 @@ def test_a_damaged_checkpoint_is_named(folder):
     path = folder / "model" / "checkpoint.npz"
     path.write_bytes(path.read_bytes()[:-40])
 
-    with pytest.raises(ValueError, match=r"checkpoint\.npz is damaged"):
+    with pytest.raises(UserError, match=r"checkpoint\.npz is damaged"):
         Checkpoint.load(folder / "model")
 
 
-def test_patience_stops_a_run_that_gets_no_better(spectrograms):
-    x_train = train.load_fsdd(spectrograms, None)
-    rows = []
+def test_a_checkpoint_reads_back(tmp_path):
+    best, state = [np.eye(2), np.arange(3)], [np.ones(index) for index in range(12)]
+    row = {"epoch": 1, "loss": 0.5, "val_loss": 0.25}
 
-    train.train(
-        x_train, 1e-12, 2, 50, conv_filters=(4,), latent_space_dim=2, precision="float32",
-        patience=3, callbacks=[make_callback(on_epoch_end=lambda epoch, logs: rows.append(epoch))],
-    )  # fmt: skip
+    Checkpoint({"seed": 0}, [row], best, state).save(tmp_path)
+    checkpoint = Checkpoint.load(tmp_path)
 
-    assert len(rows) < 50
-
-
-def make_callback(**events):
-    from autoencoder import keras
-
-    return keras.callbacks.LambdaCallback(**events)
+    assert (checkpoint.run, checkpoint.rows) == ({"seed": 0}, [row])
+    for written, read in ((best, checkpoint.best), (state, checkpoint.state)):
+        assert len(written) == len(read) and all(map(np.array_equal, written, read))
 
 
-def test_streamed_training_ends_with_the_weights_of_the_one_in_memory(folder):
-    printed = run_training(folder, "streamed", "--epochs", "12", "--stream")
+def test_streamed_training_ends_with_the_weights_of_the_one_in_memory(folder, capsys):
+    run_training(folder, "streamed", "--epochs", "12", "--stream")
 
-    assert "streamed" in printed
+    assert "streamed" in capsys.readouterr().out
     assert_same_weights(folder / "streamed", folder / "model", atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "array, message",
     [
-        (np.full((128, 10), np.nan, np.float32), "is no finite spectrogram"),
-        (np.zeros((128, 9), np.float32), "must have the first one's shape"),
-        (np.zeros((128, 10), "U3"), "is no finite spectrogram"),
+        (np.full((128, 104), np.nan, np.float32), "is not a finite spectrogram"),
+        (np.zeros((128, 103), np.float32), "must have the first one's shape"),
+        (np.zeros((128, 104), "U3"), "is not a spectrogram"),
         (None, "is damaged"),
     ],
 )
-def test_streaming_names_a_bad_file_before_it_trains(folder, array, message):
+def test_streaming_names_a_bad_file_before_it_trains(folder, capsys, array, message):
     path = sorted((folder / "saved_data" / "spectrograms").rglob("*.npy"))[13]
-    n_bins, n_frames = np.load(path).shape
     if array is None:
         path.write_bytes(path.read_bytes()[:-1])
     else:
-        shape = (n_bins, n_frames - (array.shape[1] == 9))
-        np.save(path, np.full(shape, array.flat[0], array.dtype))
+        np.save(path, array)
 
-    process = start_training(folder, "new", "--stream")
-    printed, errors = process.communicate()
+    with pytest.raises(UserError, match=f"{path.name}.*{message}"):
+        run_training(folder, "new", "--stream")
 
-    assert process.returncode == 1 and "epoch" not in printed
-    assert len(errors.splitlines()) == 1 and path.name in errors and message in errors
+    assert "epoch" not in capsys.readouterr().out
     assert not (folder / "new").exists()
 
 
-def test_pieces_are_used_like_the_array_of_them(spectrograms):
-    keys = dataset.list_keys(spectrograms)
-    pieces = Pieces(spectrograms, (8, 20), keys)
-    images = train.load_fsdd(spectrograms, (8, 20))
+def test_the_history_is_drawn(finished):
+    picture = matplotlib.image.imread(finished / "model" / "history.png")
 
-    assert (pieces.shape, len(pieces), pieces.nbytes) == (images.shape, len(images), images.nbytes)
-    for index in (2, slice(1, 5, 2), slice(4, 99), np.array([3, 0, 3])):
-        np.testing.assert_array_equal(pieces[index], images[index])
+    assert picture.shape == (540, 960, 4) and len(np.unique(picture)) > 20
 
 
-def test_logs_hold_errors_pictures_and_sound(finished):
+def test_logs_hold_losses_pictures_and_sound(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logs = EventAccumulator(
         str(finished / "model" / "logs"), size_guidance={"images": 0, "audio": 0, "scalars": 0}
     ).Reload()
 
-    history = read_history(finished / "model")
+    history = read_csv(finished / "model" / "history.csv")
     for tag, column in (
-        ("error/training", "loss"), ("error/validation", "val_loss"),
+        ("loss/training", "loss"),
+        ("loss/validation", "val_loss"),
         ("learning_rate", "learning_rate"),
-    ):  # fmt: skip
+    ):
         logged = [(event.step, event.value) for event in logs.Scalars(tag)]
         expected = [(int(row["epoch"]), float(row[column])) for row in history]
         np.testing.assert_allclose(logged, expected, rtol=1e-6)  # float32

@@ -1,13 +1,13 @@
-import csv
-
 import numpy as np
 import pytest
-from conftest import make_images
 
 import preprocess
 import train
+from helpers import make_images, read_csv
 from support import dataset
-from training.pieces import Windows
+from support.errors import UserError
+from training.callbacks import make_callbacks
+from training.data import Pieces, Windows
 from training.splits import split_by_track
 
 
@@ -26,14 +26,14 @@ def test_load_fsdd_resizes_to_the_target(spectrograms):
 def test_load_fsdd_refuses_mixed_shapes(spectrograms):
     np.save(spectrograms / "z.wav.000.npy", np.zeros((16, 13), np.float32))
 
-    with pytest.raises(ValueError, match=r"z\.wav\.000\.npy must have the first one's shape"):
+    with pytest.raises(UserError, match=r"z\.wav\.000\.npy must have the first one's shape"):
         train.load_fsdd(spectrograms, None)
 
 
 def test_load_fsdd_names_a_damaged_file(spectrograms):
     (spectrograms / "c.wav.001.npy").write_bytes(b"\x93NUMPY rubbish")
 
-    with pytest.raises(ValueError, match=r"c\.wav\.001\.npy is damaged"):
+    with pytest.raises(UserError, match=r"c\.wav\.001\.npy is damaged"):
         train.load_fsdd(spectrograms)
 
 
@@ -42,17 +42,24 @@ def test_load_fsdd_without_features_names_the_command(tmp_path):
         train.load_fsdd(tmp_path)
 
 
+def test_pieces_are_used_like_the_array_of_them(spectrograms):
+    keys = dataset.list_keys(spectrograms)
+    pieces = Pieces(spectrograms, (8, 20), keys)
+    images = train.load_fsdd(spectrograms, (8, 20))
+
+    assert (pieces.shape, len(pieces), pieces.nbytes) == (images.shape, len(images), images.nbytes)
+    for index in (2, slice(1, 5, 2), slice(4, 99), np.array([3, 0, 3])):
+        np.testing.assert_array_equal(pieces[index], images[index])
+
+
 def test_split_never_cuts_a_track():
     keys = [f"g/t{track}.wav.{segment:03d}.npy" for track in range(20) for segment in range(7)]
 
-    held = split_by_track(keys, 0.1, seed=3)
+    parts = split_by_track(keys, 0.1, seed=3)
 
-    assert held.sum() == 14
-    held_tracks = {
-        dataset.get_track(key) for key, is_held in zip(keys, held, strict=True) if is_held
-    }
-    kept = {dataset.get_track(key) for key, is_held in zip(keys, held, strict=True) if not is_held}
-    assert not held_tracks & kept
+    assert len(parts["valid"]) == 14 and parts["test"] == []
+    assert sorted(parts["train"] + parts["valid"]) == sorted(keys)
+    assert not {*map(dataset.get_track, parts["train"])} & {*map(dataset.get_track, parts["valid"])}
 
 
 def test_split_follows_the_seed():
@@ -60,12 +67,11 @@ def test_split_follows_the_seed():
 
     first, again, other = (split_by_track(keys, 0.2, seed) for seed in (0, 0, 1))
 
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
+    assert first == again != other
 
 
 def test_split_leaves_one_track_to_train_on():
-    assert not split_by_track(["a.wav.000.npy", "a.wav.001.npy"], 0.5, seed=0).any()
+    assert split_by_track(["a.wav.000.npy", "a.wav.001.npy"], 0.5, seed=0)["valid"] == []
 
 
 @pytest.fixture
@@ -79,7 +85,7 @@ def ramps():
     }
     normaliser = preprocess.MinMaxNormaliser(0, 1)
     images = np.stack([normaliser.normalise(level) for level in levels])
-    return Windows(images, keys, min_max_values)
+    return Windows(images, keys, min_max_values, top_db=80)
 
 
 def test_windows_run_on_into_the_next_piece_of_the_track(ramps):
@@ -100,22 +106,30 @@ def test_windows_of_a_last_piece_move_against_the_floor(ramps):
 
 @pytest.mark.parametrize(
     "shape, conv_filters, n_frames",
-    [((512, 256, 1), None, 16), ((256, 64, 2), None, 16), ((128, 7, 1), None, 4),
-     ((16, 12, 1), (4,), 12), ((16, 12, 1), (4, 8, 8), 3)],
-)  # fmt: skip
-def test_choose_layers_spans_all_bins_and_leaves_few_frames(shape, conv_filters, n_frames):
-    filters, kernels, strides = train.choose_layers(shape, conv_filters)
+    [
+        ((512, 256, 1), None, 16),
+        ((256, 64, 2), None, 16),
+        ((128, 7, 1), None, 4),
+        ((16, 12, 1), (4,), 12),
+        ((16, 12, 1), (4, 8, 8), 3),
+    ],
+)
+def test_the_architecture_leaves_few_frames(shape, conv_filters, n_frames):
+    architecture = train.choose_architecture(shape, conv_filters=conv_filters)
 
-    assert kernels[0] == strides[0] == (shape[0], 1)
-    assert len(filters) == len(kernels) == len(strides) == len(conv_filters or filters)
+    assert architecture["bins_as_channels"] and architecture["conv_kernels"][0] == 1
+    lengths = {len(architecture[f"conv_{name}"]) for name in ("filters", "kernels", "strides")}
+    assert lengths == {len(conv_filters or architecture["conv_filters"])}
     width = shape[1]
-    for _, stride in strides:
+    for stride in architecture["conv_strides"]:
         width = -(-width // stride)
     assert width == n_frames
 
 
-def test_choose_layers_for_the_default_shape():
-    assert train.choose_layers((512, 256, 1))[0] == (160, 320, 320, 320, 320)
+def test_the_architecture_of_the_default_shape():
+    filters = train.choose_architecture((512, 256, 1))["conv_filters"]
+
+    assert filters == (160, 320, 320, 320, 320)
 
 
 def test_windows_are_stretched_in_time_and_in_frequency():
@@ -131,62 +145,96 @@ def test_windows_are_stretched_in_time_and_in_frequency():
     assert 0.8 < slopes.min() < 0.95 and 1.05 < slopes.max() < 1.25
 
 
+def choose_small(images, *conv_filters, latent_space_dim):
+    return train.choose_architecture(
+        images.shape[1:], conv_filters=conv_filters, latent_space_dim=latent_space_dim
+    )
+
+
+@pytest.mark.slow
 def test_train_learns_from_windows():
     images = make_images(64)
     keys = [f"{index:02d}.wav.000.npy" for index in range(64)]
-    windows = Windows(images, keys, dict.fromkeys(keys, {"min": -60.0, "max": 0.0}))
+    windows = Windows(images, keys, dict.fromkeys(keys, {"min": -60.0, "max": 0.0}), top_db=80)
     drawn = windows.draw(np.arange(64), np.random.default_rng(1))
-    errors = []
+    architecture = choose_small(images, 16, 32, latent_space_dim=8)
+    losses = []
 
-    for learning_rate in (1e-9, 5e-3):  # the PCA start, and trained
-        autoencoder = train.train(
-            images, learning_rate, 16, 40, windows=windows, conv_filters=(16, 32),
-            latent_space_dim=8, precision="float32",
-        )  # fmt: skip
-        errors.append(np.square(autoencoder.reconstruct(drawn)[0] - drawn).mean())
+    for learning_rate, epochs in ((1e-9, 1), (5e-3, 40)):  # the PCA start, and trained
+        autoencoder = train.train(windows, learning_rate, 16, epochs, architecture=architecture)
+        losses.append(np.square(autoencoder.reconstruct(drawn)[0] - drawn).mean())
 
-    assert errors[1] < 0.75 * errors[0]
+    assert losses[1] < 0.75 * losses[0]
 
 
-def test_train_keeps_the_best_weights_and_the_history(tmp_path, spectrograms):
+def test_train_keeps_the_best_weights_and_the_history(tmp_path, spectrograms, make_settings):
     from autoencoder import Autoencoder
 
     x_train = train.load_fsdd(spectrograms, None)
+    callbacks = make_callbacks(
+        model_folder=tmp_path / "model", run={"start": "pca"}, settings=make_settings()
+    )
 
     autoencoder = train.train(
-        x_train, 1e-3, 2, 3, x_validation=x_train[:2], conv_filters=(4, 8), latent_space_dim=3,
-        precision="float32", model_folder=tmp_path / "model",
-    )  # fmt: skip
+        x_train,
+        1e-2,
+        2,
+        6,
+        x_validation=x_train[:2],
+        architecture=choose_small(x_train, 4, 8, latent_space_dim=3),
+        callbacks=callbacks,
+    )
 
-    with open(tmp_path / "model" / "history.csv", newline="") as file:
-        rows = [*csv.DictReader(file)]
+    rows = read_csv(tmp_path / "model" / "history.csv")
     best = min(float(row["val_loss"]) for row in rows)
-    reached = np.square(
-        autoencoder.decoder(autoencoder.encoder(x_train[:2])).numpy() - x_train[:2]
-    ).mean()
-    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    assert reached == pytest.approx(best, rel=1e-4)  # float32 means in another order
+    images = autoencoder.decoder(autoencoder.encoder(x_train[:2])).numpy()  # not clipped
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert float(rows[-1]["val_loss"]) > best  # so that the best are not the last
+    # Float32 means in another order.
+    assert np.square(images - x_train[:2]).mean() == pytest.approx(best, rel=1e-4)
     np.testing.assert_array_equal(
         Autoencoder.load(tmp_path / "model").reconstruct(x_train)[0],
         autoencoder.reconstruct(x_train)[0],
     )
 
 
-def test_train_is_the_same_for_the_same_seed(spectrograms):
+@pytest.mark.parametrize("start", ["pca", "random"])
+def test_train_is_the_same_for_the_same_seed(spectrograms, start):
     x_train = train.load_fsdd(spectrograms, None)
+    architecture = choose_small(x_train, 4, 4, latent_space_dim=2)
 
-    first, again = (
-        train.train(
-            x_train, 1e-3, 2, 2, conv_filters=(4,), latent_space_dim=2, precision="float32"
-        ).encode(x_train)
-        for _ in range(2)
+    first, again, other = (
+        train.train(x_train, 1e-3, 2, 1, architecture=architecture, start=start, seed=seed)
+        for seed in (0, 0, 1)
     )
 
-    np.testing.assert_allclose(first, again, atol=1e-6)  # threads may sum in another order
+    # Threads may sum in another order.
+    np.testing.assert_allclose(first.encode(x_train), again.encode(x_train), atol=1e-6)
+    assert np.abs(first.encode(x_train) - other.encode(x_train)).max() > 1e-4
+    # Only a start from PCA freezes the normalisations.
+    assert first.encoder.get_layer("norm_1").trainable == (start == "random")
 
 
 def test_train_stops_at_nan(spectrograms):
     x_train = train.load_fsdd(spectrograms, None)
+    architecture = choose_small(x_train, 4, latent_space_dim=2)
 
-    with pytest.raises(ValueError, match="training error became .*lower --learning_rate"):
-        train.train(x_train, 1e30, 2, 9, conv_filters=(4,), latent_space_dim=2)
+    with pytest.raises(UserError, match="training loss became .*lower --learning_rate"):
+        train.train(x_train, 1e30, 2, 9, architecture=architecture)
+
+
+def test_patience_stops_a_run_that_gets_no_better(spectrograms):
+    x_train = train.load_fsdd(spectrograms, None)
+    callbacks = make_callbacks(patience=3)
+    history = callbacks[1]
+
+    train.train(
+        x_train,
+        1e-12,
+        2,
+        50,
+        architecture=choose_small(x_train, 4, latent_space_dim=2),
+        callbacks=callbacks,
+    )
+
+    assert len(history.rows) < 50 and history.count_epochs_since_best() == 3

@@ -1,1 +1,1 @@
-"""What train.py stands on: its data, its devices, its records."""
+"""What train.py stands on: the data, the start, callbacks, devices."""

@@ -12,36 +12,38 @@ import socket
 import time
 from typing import NamedTuple
 
+from support.errors import UserError
+
 CONNECT_S = 60  # seconds that the processes of a run wait for each other
 
 
 def prepare_devices(device, coordinator, num_processes, process_id):
-    """Leave TensorFlow or JAX the devices asked for, and join the other processes of the run.
+    """Show TensorFlow or JAX the devices asked for, and join the other processes of the run.
 
     Raises:
-        ValueError: a GPU was asked for and none is seen, or the processes do not meet.
+        UserError: a GPU was asked for and none is seen, or the processes do not meet.
     """
     if device == "cpu":  # before TensorFlow or JAX is imported
         os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu")
     if coordinator:
         join_processes(coordinator, num_processes, process_id)
     elif (num_processes, process_id) != (1, 0):
-        raise ValueError("--num_processes and --process_id need --coordinator HOST:PORT")
+        raise UserError("--num_processes and --process_id need --coordinator HOST:PORT")
     if device == "gpu" and not list_gpus():
-        raise ValueError("--device gpu: no GPU is seen; check its driver, or leave the flag out")
+        raise UserError("--device gpu: no GPU is seen; check its driver, or leave the flag out")
 
 
 def join_processes(coordinator, num_processes, process_id):
     """Let this process train together with the others of its run.
 
     Raises:
-        ValueError: the backend is not JAX, or the others did not come within CONNECT_S.
+        UserError: the backend is not JAX, or the others did not come within CONNECT_S.
     """
     if os.environ.get("KERAS_BACKEND") != "jax":
-        raise ValueError("--coordinator needs KERAS_BACKEND=jax: set it in the environment")
+        raise UserError("--coordinator needs KERAS_BACKEND=jax: set it in the environment")
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or process_id >= num_processes:
-        raise ValueError(
+        raise UserError(
             "--coordinator must be HOST:PORT and --process_id below --num_processes, "
             f"got {coordinator}, {process_id} and {num_processes}"
         )
@@ -54,11 +56,11 @@ def join_processes(coordinator, num_processes, process_id):
             coordinator, num_processes, process_id, initialization_timeout=CONNECT_S
         )
     except RuntimeError as error:
-        raise ValueError(f"{coordinator}: the processes did not meet: {error}") from error
+        raise UserError(f"{coordinator}: the processes did not meet: {error}") from error
 
 
 def wait_for(host, port):
-    """Return once something answers at an address; ValueError after CONNECT_S."""
+    """Return once something answers at an address; UserError after CONNECT_S."""
     deadline = time.monotonic() + CONNECT_S
     while True:
         try:
@@ -66,7 +68,7 @@ def wait_for(host, port):
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise ValueError(
+                raise UserError(
                     f"--coordinator {host}:{port} does not answer ({error}): start process 0 there"
                 ) from error
             time.sleep(0.5)
@@ -88,15 +90,26 @@ class Distribution(NamedTuple):
     n_devices: int = 1  # that share a batch
     share: tuple = (0, 1)  # (index, count) of this process
 
-    def share_weights(self, autoencoder):
-        """The weights that all processes start from: the first one's."""
-        weights = autoencoder.model.get_weights()
-        if self.share[1] == 1:
-            return weights
-        from jax.experimental import multihost_utils
+    def replicate(self, autoencoder):
+        """In the scope: the same autoencoder on all devices, with the first process's weights.
 
-        # Two machines round differently, and a component of no variance may be any direction.
-        return multihost_utils.broadcast_one_to_all(weights)
+        Two machines round differently, and a component without variance has no direction.
+        """
+        weights = autoencoder.model.get_weights()
+        if self.share[1] > 1:
+            from jax.experimental import multihost_utils
+
+            weights = multihost_utils.broadcast_one_to_all(weights)
+        replica = type(autoencoder)(**autoencoder.parameters)
+        replica.model.set_weights(weights)
+        return replica
+
+    def wait_for_all(self):
+        """Return when all processes of the run have come here."""
+        if self.share[1] > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("done")
 
 
 def choose_distribution():
@@ -115,3 +128,18 @@ def choose_distribution():
             share = (jax.process_index(), jax.process_count())
             return Distribution(parallel.scope(), jax.device_count(), share)
     return Distribution()
+
+
+def choose_precision():
+    """bfloat16 on GPUs that have it, float32 on all other devices."""
+    from autoencoder import keras
+
+    if not list_gpus():
+        return "float32"
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability")
+        return "bfloat16" if capability and capability >= (8, 0) else "float32"  # from Ampere on
+    return "bfloat16"

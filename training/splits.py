@@ -1,4 +1,4 @@
-"""Which tracks are learned from, validated on, and kept for tests.
+"""Which tracks are trained on, validated on, and kept for tests.
 
 In:  the keys of all pieces; a share, or a file of lists.
 Out: the keys of each part.
@@ -13,6 +13,7 @@ import os
 import numpy as np
 
 from support import dataset
+from support.errors import UserError
 from support.files import make_printable, read_json
 
 PARTS = ("train", "valid", "test")  # of a split
@@ -20,73 +21,80 @@ MAX_SPLIT_BYTES = 1 << 26  # of its file
 
 
 def split_by_track(keys, validation_split, seed):
-    """A mask of the validation pieces; no track has pieces on both sides.
+    """The keys of each part of a random split, {part: [key]}; no track is in two parts.
 
-    Returns:
-        bool (len(keys),); all False where the share is 0 or there is one track alone.
+    A share of the tracks is for validation, none if there is only one; the rest is for training.
     """
     tracks = sorted({dataset.get_track(key) for key in keys})
-    n_held = math.ceil(validation_split * len(tracks)) if len(tracks) > 1 else 0
+    n_valid = math.ceil(validation_split * len(tracks)) if len(tracks) > 1 else 0
     shuffled = np.random.default_rng(seed).permutation(tracks)
-    held = set(shuffled[: min(n_held, len(tracks) - 1)].tolist())
-    return np.array([dataset.get_track(key) in held for key in keys])
+    valid_tracks = {*shuffled[: min(n_valid, len(tracks) - 1)].tolist()}
+    parts = {part: [] for part in PARTS}
+    for key in keys:
+        parts["valid" if dataset.get_track(key) in valid_tracks else "train"].append(key)
+    return parts
 
 
 def load_split(path):
     """The tracks of each part of a split, {part: {audio path}}.
 
     Args:
-        path: JSON file of {"train": [...], "valid": [...], "test": [...]}, audio paths below
-            their folder, each in one part at most.
+        path: JSON file of {"train": [...], "valid": [...], "test": [...]}, audio paths relative
+            to their folder, each in one part at most.
     Raises:
-        FileNotFoundError, ValueError: there is none, or it is none.
+        FileNotFoundError: it does not exist.
+        UserError: it is not such a file.
     """
     parts = read_json(path, MAX_SPLIT_BYTES)
     try:
         if not {"train"} <= parts.keys() <= {*PARTS}:
-            raise ValueError(f"the parts must be {', '.join(PARTS)}, got {', '.join(parts)}")
+            raise UserError(f"the parts must be {', '.join(PARTS)}, got {', '.join(parts)}")
         tracks = [track for part in parts.values() for track in part]
         if not all(isinstance(value, list) for value in parts.values()):
-            raise ValueError("parts must be lists")
+            raise UserError("parts must be lists")
         if not all(isinstance(track, str) for track in tracks):
-            raise ValueError("tracks must be paths")
+            raise UserError("tracks must be paths")
         repeated = [track for track, count in collections.Counter(tracks).items() if count > 1]
         if repeated:
-            raise ValueError(f"{repeated[0]} is listed {tracks.count(repeated[0])} times")
+            raise UserError(f"{repeated[0]} is listed {tracks.count(repeated[0])} times")
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f'{path} must be a split, {{"train": [...], "valid": [...], "test": [...]}}: {error}'
         ) from error
     return {part: {*parts.get(part, ())} for part in PARTS}
 
 
 def split_by_list(keys, parts):
-    """The keys of each part of a split, {part: [key]}; what is in no part is left out.
+    """The keys of each part of a split, {part: [key]}; tracks in no part are ignored.
 
-    A listed track that is not there stands for one of its name with another ending (.au for
-    .wav) that is in no part itself.
+    If a listed track does not exist, one of its name with another ending (.au for .wav) that is
+    in no part itself takes its place.
 
     Raises:
-        ValueError: there is nothing to train on.
+        UserError: there is nothing to train on.
     """
     tracks = {dataset.get_track(key) for key in keys}
     listed_tracks = set().union(*parts.values())
-    stems = {
-        os.path.splitext(track)[0]: track for track in sorted(tracks - listed_tracks)
-        if os.path.splitext(track)[1]
-    }  # fmt: skip
+    unlisted = {}  # {path without its ending: track}
+    for track in sorted(tracks - listed_tracks):
+        stem, ending = os.path.splitext(track)
+        if ending:
+            unlisted[stem] = track
     part_of, missing = {}, []
     for part, listed in parts.items():
         for track in sorted(listed):
             stem, ending = os.path.splitext(track)
-            found = track if track in tracks else stems.get(stem) if ending else None
-            if found is None:
-                missing.append(track)
+            substitute = unlisted.get(stem) if ending else None
+            if track in tracks:
+                part_of[track] = part
+            elif substitute:
+                part_of[substitute] = part
             else:
-                part_of[found] = part
+                missing.append(track)
     chosen = {part: [] for part in PARTS}
     for key in keys:
-        if (part := part_of.get(dataset.get_track(key))) is not None:
+        part = part_of.get(dataset.get_track(key))
+        if part is not None:
             chosen[part].append(key)
     counts = collections.Counter(part_of.values())
     print(
@@ -98,5 +106,5 @@ def split_by_list(keys, parts):
         flush=True,
     )
     if not chosen["train"]:
-        raise ValueError("the split has no track to train on in these features: see --split")
+        raise UserError("the split has no track to train on in these features: see --split")
     return chosen

@@ -5,76 +5,170 @@ Out: data/demo/audio/<style>/<style>.<clip>.wav, 16-bit mono at 22050 Hz.
     python data/demo/prepare.py
 """
 
-import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from support.command_line import make_parser, number, run_script
+
+FOLDER = Path(__file__).parent / "audio"
 SAMPLE_RATE = 22050  # Hz
 CLIP_S = 12.0  # seconds a clip
 CLIPS = 3  # a style
 SEED = 0
 
-# Harmony is a list of chords, one a bar, as (semitones above the key, chord quality); drums are
-# sixteen steps a bar; timbre is the strength of the harmonics of (chords, lead).
-QUALITIES = {
-    "maj": (0, 4, 7), "min": (0, 3, 7), "dom7": (0, 4, 7, 10), "maj7": (0, 4, 7, 11),
-    "min7": (0, 3, 7, 10), "power": (0, 7, 12),
-}  # fmt: skip
-ORGAN, STRING, FLUTE, BRASS = (1, 0.8, 0.5, 0, 0.3), (1, 0.5, 0.33, 0.25, 0.2), (1, 0.1), (
-    1, 0.9, 0.8, 0.6, 0.4, 0.3)  # fmt: skip
-BELL, FUZZ = (1, 0, 0.6, 0, 0.4, 0, 0.25), (1, 1, 0.9, 0.9, 0.8, 0.8, 0.6, 0.6, 0.5, 0.5)
+# Harmony is a list of chords, one a bar: (semitones above the key, chord quality). Drums, bass and
+# chords ("comp") are played at the x of the sixteen steps of a bar. Timbre is the strength of the
+# harmonics of (chords, lead).
+QUALITIES = {  # semitones above the root
+    "maj": (0, 4, 7),
+    "min": (0, 3, 7),
+    "dom7": (0, 4, 7, 10),
+    "maj7": (0, 4, 7, 11),
+    "min7": (0, 3, 7, 10),
+    "power": (0, 7, 12),
+}
+ORGAN = (1, 0.8, 0.5, 0, 0.3)
+STRING = (1, 0.5, 0.33, 0.25, 0.2)
+FLUTE = (1, 0.1)
+BRASS = (1, 0.9, 0.8, 0.6, 0.4, 0.3)
+BELL = (1, 0, 0.6, 0, 0.4, 0, 0.25)
+FUZZ = (1, 1, 0.9, 0.9, 0.8, 0.8, 0.6, 0.6, 0.5, 0.5)
 STYLES = {
     "blues": dict(
-        bpm=96, chords=[(0, "dom7"), (5, "dom7"), (0, "dom7"), (7, "dom7")], swing=0.33,
-        kick="x.......x.......", snare="....x.......x...", hat="x.x.x.x.x.x.x.x.",
-        bass="x...x...x...x...", comp="..x.....x.....x.", scale=(0, 3, 5, 6, 7, 10),
-        timbre=(ORGAN, BRASS), decay_s=0.5),
+        bpm=96,
+        swing=0.33,
+        chords=[(0, "dom7"), (5, "dom7"), (0, "dom7"), (7, "dom7")],
+        kick="x.......x.......",
+        snare="....x.......x...",
+        hat="x.x.x.x.x.x.x.x.",
+        bass="x...x...x...x...",
+        comp="..x.....x.....x.",
+        scale=(0, 3, 5, 6, 7, 10),
+        timbre=(ORGAN, BRASS),
+        decay_s=0.5,
+    ),
     "classical": dict(
-        bpm=84, chords=[(0, "maj"), (9, "min"), (5, "maj"), (7, "maj")], swing=0.0,
-        kick="", snare="", hat="", bass="x.......x.......", comp="x.x.x.x.x.x.x.x.",
-        scale=(0, 2, 4, 5, 7, 9, 11), timbre=(STRING, FLUTE), decay_s=1.2),
+        bpm=84,
+        swing=0.0,
+        chords=[(0, "maj"), (9, "min"), (5, "maj"), (7, "maj")],
+        kick="",
+        snare="",
+        hat="",
+        bass="x.......x.......",
+        comp="x.x.x.x.x.x.x.x.",
+        scale=(0, 2, 4, 5, 7, 9, 11),
+        timbre=(STRING, FLUTE),
+        decay_s=1.2,
+    ),
     "country": dict(
-        bpm=112, chords=[(0, "maj"), (5, "maj"), (7, "maj"), (0, "maj")], swing=0.0,
-        kick="x.......x.......", snare="....x.......x...", hat="..x...x...x...x.",
-        bass="x.......x.......", comp="....x.x.....x.x.", scale=(0, 2, 4, 7, 9),
-        timbre=(STRING, STRING), decay_s=0.35),
+        bpm=112,
+        swing=0.0,
+        chords=[(0, "maj"), (5, "maj"), (7, "maj"), (0, "maj")],
+        kick="x.......x.......",
+        snare="....x.......x...",
+        hat="..x...x...x...x.",
+        bass="x.......x.......",
+        comp="....x.x.....x.x.",
+        scale=(0, 2, 4, 7, 9),
+        timbre=(STRING, STRING),
+        decay_s=0.35,
+    ),
     "disco": dict(
-        bpm=120, chords=[(0, "min7"), (5, "min7"), (10, "dom7"), (3, "maj7")], swing=0.0,
-        kick="x...x...x...x...", snare="....x.......x...", hat="..x...x...x...x.",
-        bass="x.x.x.x.x.x.x.x.", comp="..x..x....x..x..", scale=(0, 2, 3, 5, 7, 10),
-        timbre=(STRING, BELL), decay_s=0.3),
+        bpm=120,
+        swing=0.0,
+        chords=[(0, "min7"), (5, "min7"), (10, "dom7"), (3, "maj7")],
+        kick="x...x...x...x...",
+        snare="....x.......x...",
+        hat="..x...x...x...x.",
+        bass="x.x.x.x.x.x.x.x.",
+        comp="..x..x....x..x..",
+        scale=(0, 2, 3, 5, 7, 10),
+        timbre=(STRING, BELL),
+        decay_s=0.3,
+    ),
     "hiphop": dict(
-        bpm=88, chords=[(0, "min7"), (0, "min7"), (8, "maj7"), (7, "min7")], swing=0.2,
-        kick="x..x..x...x.....", snare="....x.......x..x", hat="xxx.x.xxx.x.x.xx",
-        bass="x..x..x.........", comp="x...............", scale=(0, 3, 5, 7, 10),
-        timbre=(ORGAN, BELL), decay_s=0.9),
+        bpm=88,
+        swing=0.2,
+        chords=[(0, "min7"), (0, "min7"), (8, "maj7"), (7, "min7")],
+        kick="x..x..x...x.....",
+        snare="....x.......x..x",
+        hat="xxx.x.xxx.x.x.xx",
+        bass="x..x..x.........",
+        comp="x...............",
+        scale=(0, 3, 5, 7, 10),
+        timbre=(ORGAN, BELL),
+        decay_s=0.9,
+    ),
     "jazz": dict(
-        bpm=132, chords=[(2, "min7"), (7, "dom7"), (0, "maj7"), (9, "dom7")], swing=0.33,
-        kick="", snare="..............x.", hat="x...x.x.x...x.x.",
-        bass="x...x...x...x...", comp="..x...x....x....", scale=(0, 2, 4, 5, 7, 9, 10, 11),
-        timbre=(BELL, BRASS), decay_s=0.4),
+        bpm=132,
+        swing=0.33,
+        chords=[(2, "min7"), (7, "dom7"), (0, "maj7"), (9, "dom7")],
+        kick="",
+        snare="..............x.",
+        hat="x...x.x.x...x.x.",
+        bass="x...x...x...x...",
+        comp="..x...x....x....",
+        scale=(0, 2, 4, 5, 7, 9, 10, 11),
+        timbre=(BELL, BRASS),
+        decay_s=0.4,
+    ),
     "metal": dict(
-        bpm=150, chords=[(0, "power"), (0, "power"), (1, "power"), (3, "power")], swing=0.0,
-        kick="x.xxx.xxx.xxx.xx", snare="....x.......x...", hat="x...x...x...x...",
-        bass="x.xxx.xxx.xxx.xx", comp="x.xxx.xxx.xxx.xx", scale=(0, 1, 3, 5, 6, 7, 10),
-        timbre=(FUZZ, FUZZ), decay_s=0.2),
+        bpm=150,
+        swing=0.0,
+        chords=[(0, "power"), (0, "power"), (1, "power"), (3, "power")],
+        kick="x.xxx.xxx.xxx.xx",
+        snare="....x.......x...",
+        hat="x...x...x...x...",
+        bass="x.xxx.xxx.xxx.xx",
+        comp="x.xxx.xxx.xxx.xx",
+        scale=(0, 1, 3, 5, 6, 7, 10),
+        timbre=(FUZZ, FUZZ),
+        decay_s=0.2,
+    ),
     "pop": dict(
-        bpm=104, chords=[(0, "maj"), (7, "maj"), (9, "min"), (5, "maj")], swing=0.0,
-        kick="x.....x.x.......", snare="....x.......x...", hat="x.x.x.x.x.x.x.x.",
-        bass="x..x..x.x..x..x.", comp="x...x...x...x...", scale=(0, 2, 4, 7, 9),
-        timbre=(ORGAN, FLUTE), decay_s=0.6),
+        bpm=104,
+        swing=0.0,
+        chords=[(0, "maj"), (7, "maj"), (9, "min"), (5, "maj")],
+        kick="x.....x.x.......",
+        snare="....x.......x...",
+        hat="x.x.x.x.x.x.x.x.",
+        bass="x..x..x.x..x..x.",
+        comp="x...x...x...x...",
+        scale=(0, 2, 4, 7, 9),
+        timbre=(ORGAN, FLUTE),
+        decay_s=0.6,
+    ),
     "reggae": dict(
-        bpm=76, chords=[(0, "min"), (5, "min"), (0, "min"), (7, "min")], swing=0.1,
-        kick="........x.......", snare="........x.......", hat="..x...x...x...x.",
-        bass="x..x..x.....x.x.", comp="....x.......x...", scale=(0, 2, 3, 5, 7, 10),
-        timbre=(ORGAN, FLUTE), decay_s=0.18),
+        bpm=76,
+        swing=0.1,
+        chords=[(0, "min"), (5, "min"), (0, "min"), (7, "min")],
+        kick="........x.......",
+        snare="........x.......",
+        hat="..x...x...x...x.",
+        bass="x..x..x.....x.x.",
+        comp="....x.......x...",
+        scale=(0, 2, 3, 5, 7, 10),
+        timbre=(ORGAN, FLUTE),
+        decay_s=0.18,
+    ),
     "rock": dict(
-        bpm=126, chords=[(0, "power"), (5, "power"), (10, "power"), (5, "power")], swing=0.0,
-        kick="x.....x.x.x.....", snare="....x.......x...", hat="x.x.x.x.x.x.x.x.",
-        bass="x.x.x.x.x.x.x.x.", comp="x.x.x.x.x.x.x.x.", scale=(0, 3, 5, 7, 10),
-        timbre=(FUZZ, STRING), decay_s=0.35),
-}  # fmt: skip
+        bpm=126,
+        swing=0.0,
+        chords=[(0, "power"), (5, "power"), (10, "power"), (5, "power")],
+        kick="x.....x.x.x.....",
+        snare="....x.......x...",
+        hat="x.x.x.x.x.x.x.x.",
+        bass="x.x.x.x.x.x.x.x.",
+        comp="x.x.x.x.x.x.x.x.",
+        scale=(0, 3, 5, 7, 10),
+        timbre=(FUZZ, STRING),
+        decay_s=0.35,
+    ),
+}
 
 
 def midi_to_hz(note):
@@ -149,30 +243,32 @@ def render(folder, clips=CLIPS, seed=SEED):
     """Write every clip of every style below a folder; clips that are there already stay."""
     import soundfile
 
-    for number, (name, style) in enumerate(STYLES.items()):
+    for index, (name, style) in enumerate(STYLES.items()):
         for clip in range(clips):
             path = Path(folder) / name / f"{name}.{clip:05d}.wav"
             if path.exists():
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            rng = np.random.default_rng([seed, number, clip])
+            rng = np.random.default_rng([seed, index, clip])
             signal = render_clip(style, int(rng.integers(52, 64)), rng)
             temporary = path.with_name(f".{path.name}")
             soundfile.write(temporary, signal, SAMPLE_RATE, subtype="PCM_16", format="WAV")
             temporary.replace(path)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--folder", default=Path(__file__).parent / "audio", help="default: beside this script"
-    )
-    parser.add_argument("--clips", type=int, default=CLIPS, help=f"a style, default {CLIPS}")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"default {SEED}")
-    options = parser.parse_args()
+def get_parser():
+    parser = make_parser(__doc__)
+    parser.add_argument("--folder", default=FOLDER, help="folder to write")
+    parser.add_argument("--clips", type=number(int, 0), default=CLIPS, help="of each style")
+    parser.add_argument("--seed", type=number(int, 0), default=SEED, help="of the notes")
+    return parser
+
+
+def main(argv=None):
+    options = get_parser().parse_args(argv)
     render(options.folder, options.clips, options.seed)
     print(f"{len(STYLES) * options.clips} clips in {options.folder}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

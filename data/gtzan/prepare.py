@@ -1,7 +1,7 @@
 """Fetch GTZAN, or take it from a folder, and check that it is whole.
 
 In:  Kaggle (needs `pip install -r requirements-extra.txt`), or a folder that holds the ten genres.
-Out: data/gtzan/genres_original/<genre>/<genre>.<number>.wav, and a list of what is amiss.
+Out: data/gtzan/genres_original/<genre>/<genre>.<number>.wav; which tracks are missing or damaged.
 
     python data/gtzan/prepare.py
     python data/gtzan/prepare.py --source ~/Downloads/archive
@@ -11,7 +11,6 @@ The split beside this file, split.json, is the fault-filtered one of Kereliuk, S
 two of its parts.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -19,14 +18,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import preprocess
-from support.command_line import exit_with_one_line
+from support.command_line import make_parser, run_script
+from support.errors import UserError
 from support.files import write_atomically
 
 FOLDER = Path(__file__).resolve().parent / "genres_original"
 HANDLE = "andradaolteanu/gtzan-dataset-music-genre-classification"  # on Kaggle
 GENRES = (
-    "blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock",
-)  # fmt: skip
+    "blues",
+    "classical",
+    "country",
+    "disco",
+    "hiphop",
+    "jazz",
+    "metal",
+    "pop",
+    "reggae",
+    "rock",
+)
 N_TRACKS = 100  # of each genre
 ENDINGS = (".wav", ".au")  # of Kaggle's files, and of those that Tzanetakis published
 KNOWN_DAMAGED = "jazz/jazz.00054"  # in every copy on Kaggle
@@ -69,26 +78,30 @@ def download():
     """The folder that Kaggle's copy was downloaded to.
 
     Raises:
-        ValueError: kagglehub is not installed, or did not get it.
+        UserError: kagglehub is not installed, or the download fails.
     """
     try:
         import kagglehub
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "the download needs kagglehub: pip install -r requirements-extra.txt, or name a "
             "folder that holds the files with --source"
         ) from error
     try:
         return kagglehub.dataset_download(HANDLE)
     except Exception as error:  # of many libraries below it
-        raise ValueError(
+        raise UserError(
             f"the download failed ({error}): try again, or fetch {HANDLE} from Kaggle by hand and "
             "name its folder with --source"
         ) from error
 
 
 def take_tracks(source, folder):
-    """Put the source's tracks into a folder, as links or copies; files that are there stay."""
+    """Put the source's tracks into a folder, as links or copies; what is there stays.
+
+    Returns:
+        how many were put there.
+    """
     there = find_tracks(folder)
     n_taken = 0
     for track, path in find_tracks(source).items():
@@ -112,16 +125,18 @@ def check_tracks(folder):
     for track, path in there.items():
         try:
             loader.load_whole(path)
-        except ValueError as error:
+        except UserError as error:
             damaged[track] = str(error)
     return [track for track in list_tracks() if track not in there], damaged
 
 
 def prepare(source, folder):
-    """Fill a folder with the tracks of a source (None: those of Kaggle), and check it.
+    """Fill a folder with the tracks of a source, and check it.
 
+    Args:
+        source: a folder, or None to download them.
     Raises:
-        ValueError: a track is missing or damaged, but for the one that always is.
+        UserError: a track is missing or damaged, other than the one that always is.
     """
     if source is not None or len(find_tracks(folder)) < len(list_tracks()):
         genres = find_genres(source or download())
@@ -134,26 +149,28 @@ def prepare(source, folder):
         print(f"damaged: {track} {reason}{known if track == KNOWN_DAMAGED else ''}")
     if missing:
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} tracks are missing: {', '.join(missing[:NAMED])}{more}; "
             "name another --source"
         )
     if damaged.keys() - {KNOWN_DAMAGED}:
-        raise ValueError(
+        raise UserError(
             f"{len(damaged)} tracks are damaged: delete these from {folder}, and start again"
         )
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--source", type=Path, help="folder with the files, None: download them")
+def get_parser():
+    parser = make_parser(__doc__)
+    help_text = "folder that holds the genres; None: download them"
+    parser.add_argument("--source", type=Path, help=help_text)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="folder to fill")
-    options = parser.parse_args()
+    return parser
+
+
+def main(argv=None):
+    options = get_parser().parse_args(argv)
     prepare(options.source, options.folder)
 
 
 if __name__ == "__main__":
-    exit_with_one_line(main)
+    run_script(main)

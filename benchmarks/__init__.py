@@ -1,0 +1,1 @@
+"""What the project's figures are measured by: python -m benchmarks.<name>."""

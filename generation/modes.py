@@ -1,0 +1,236 @@
+"""The modes of generate.py: each makes Items of plain values.
+
+In:  a SoundGenerator, the Sources that it may read, and the values of flags.
+Out: Items: sounds with names, titles, log spectrograms and figures.
+
+    for item in compose(sound_generator, sources, 60.0, genre="jazz", temperature=0.8, seed=0): ...
+"""
+
+import functools
+import hashlib
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from generation.prior import Prior, load_training_pieces
+from support import dataset
+from support.dataset import add_channel_axis
+from support.errors import UserError
+from support.files import read_json
+from support.settings import Settings
+from support.spectrograms import to_amplitude
+
+TOUR = (-2, -1, 0, 1, 2)  # standard deviations along a direction
+MAX_WAV_NAME_BYTES = 200  # file systems end at 255
+RESERVED = '\\:*?"<>|'  # characters that some system does not allow in a name
+
+
+class Item(NamedTuple):
+    """Something to hear: its sounds by kind, their log spectrograms in dB, and its figures."""
+
+    name: str  # of its files
+    title: str
+    sounds: dict  # {kind: float32 signal}; a kind has a folder of its own
+    log_spectrograms: dict  # {kind: float32 (n_bins, n_frames, n_channels)}
+    figures: dict  # {name with unit: number or text}
+    latents: np.ndarray | None = None  # of each window, if it is to be compared with others
+
+
+class Sources(NamedTuple):
+    """What generate.py may read from."""
+
+    model: Path  # folder
+    spectrograms_path: Path
+    min_max_values_path: Path
+
+    def load_recorded(self, key):
+        """The signal that a spectrogram was made of, or None if the audio is gone."""
+        try:
+            source = read_json(self.spectrograms_path.parent / "source.json")
+            loader = Settings.load(self.spectrograms_path / "settings.json").make_loader()
+            path = Path(source["audio_files_dir"]) / dataset.get_track(dataset.check_key(key))
+            return loader.load_piece(path, dataset.get_segment(key))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def compare_pieces(sound_generator, sources, spectrograms, min_max_values, keys):
+    """Yield the Item of each piece: recorded, its spectrogram inverted, and reconstructed.
+
+    Args:
+        spectrograms: float32 (n_bins, n_frames, n_channels), in [0, 1].
+    """
+    from generation.evaluation import measure_mel_distance, measure_spectral_convergence
+    from preprocess import LogSpectrogramExtractor
+
+    generator = sound_generator
+    extractor = LogSpectrogramExtractor(generator.frame_size, generator.hop_length)
+    signals, latents = generator.generate(spectrograms, min_max_values)
+    original_signals = generator.convert_spectrograms_to_audio(spectrograms, min_max_values)
+    images, generated = generator.fit_images(spectrograms), generator.autoencoder.decode(latents)
+    for index, (key, name) in enumerate(zip(keys, make_file_names(keys), strict=True)):
+        sounds = {"original": original_signals[index], "generated": signals[index]}
+        log_spectrograms = {
+            kind: generator.restore_log_spectrogram(image, min_max_values[index])
+            for kind, image in (("original", spectrograms[index]), ("generated", generated[index]))
+        }
+        figures = {"image error": float(np.square(generated[index] - images[index]).mean())}
+        for kind, log_spectrogram in log_spectrograms.items():
+            figures[f"spectral convergence of the {kind}, dB"] = measure_spectral_convergence(
+                to_amplitude(log_spectrogram),
+                sounds[kind],
+                generator.frame_size,
+                generator.hop_length,
+            )
+        figures["mel distance, dB"] = measure_mel_distance(
+            *sounds.values(), sample_rate=generator.sample_rate
+        )
+        recorded = sources.load_recorded(key)
+        if recorded is not None:
+            sounds = {"recorded": recorded, **sounds}
+            log_spectrograms["recorded"] = add_channel_axis(extractor.extract(recorded))
+        yield Item(name, key, sounds, log_spectrograms, figures)
+
+
+def make_samples(sound_generator, sources, count, *, genre, temperature, seed):
+    """Yield `count` new pieces from the prior."""
+    prior = fit_prior(sources.model, genre, seed)
+    rng = np.random.default_rng((seed, 1))
+    latents, ranges = prior.sample(count, temperature, rng)
+    log_spectrograms = [*sound_generator.decode(latents, make_min_max_values(ranges))]
+    signals = sound_generator.invert_all(log_spectrograms, sound_generator.n_samples)
+    for index, signal in enumerate(signals):
+        yield make_new_item(
+            f"sample-{make_label(genre, temperature, seed)}-{index:03d}",
+            f"New piece {index + 1}",
+            signal,
+            log_spectrograms[index],
+            {"genre": genre or "any", "temperature": temperature, "seed": seed},
+            latents[index : index + 1],
+        )
+
+
+def compose(sound_generator, sources, duration, *, genre, temperature, seed):
+    """Yield one new piece of `duration` seconds, a smooth walk through the prior."""
+    prior = fit_prior(sources.model, genre, seed)
+    n_samples = max(1, round(duration * sound_generator.sample_rate))
+    n_windows = sound_generator.count_windows(n_samples)
+    latents, ranges = prior.walk(n_windows, temperature, np.random.default_rng((seed, 2)))
+    windows = sound_generator.decode(latents, make_min_max_values(ranges))
+    yield make_new_item(
+        f"compose-{make_label(genre, temperature, seed)}-{duration:g}s",
+        f"A piece of {duration:g} s",
+        *sound_generator.join(windows, n_windows, n_samples),
+        {"genre": genre or "any", "temperature": temperature, "seed": seed},
+        latents,
+    )
+
+
+def morph(sound_generator, sources, spectrograms, min_max_values, keys, *, steps):
+    """Yield the morph between two pieces as `steps` pieces, and as one continuous sound."""
+    images = sound_generator.fit_images(spectrograms)
+    first, last = sound_generator.autoencoder.encode(images)
+    share = np.linspace(0, 1, steps, dtype=np.float32)[:, np.newaxis]
+    ends = np.array([[entry["min"], entry["max"]] for entry in min_max_values], np.float32)
+    latents = (1 - share) * first + share * last
+    ranges = make_min_max_values((1 - share) * ends[0] + share * ends[1])
+    log_spectrograms = [*sound_generator.decode(latents, ranges)]
+    name, title = f"morph-{hash_text(chr(10).join(keys))}", f"{keys[0]} to {keys[1]}"
+    signals = sound_generator.invert_all(log_spectrograms, sound_generator.n_samples)
+    for index, signal in enumerate(signals):
+        step_title = f"{title}, {index + 1} of {steps}"
+        yield make_new_item(f"{name}-{index:03d}", step_title, signal, log_spectrograms[index])
+    joined = join_all(sound_generator, log_spectrograms)
+    yield make_new_item(f"{name}-whole", f"{title}, continuous", *joined)
+
+
+def tour_components(sound_generator, sources, count):
+    """Yield a continuous sound for each of the main directions of the latent space."""
+    from sklearn.decomposition import PCA
+
+    pieces = load_training_pieces(sources.model)
+    count = min(count, len(pieces.latents) - 1, pieces.latents.shape[1])
+    pca = PCA(count, svd_solver="full").fit(pieces.latents)
+    ranges = make_min_max_values([pieces.ranges.mean(axis=0)] * len(TOUR))
+    for index in range(count):
+        steps = np.sqrt(pca.explained_variance_[index]) * np.array(TOUR)[:, np.newaxis]
+        latents = (pca.mean_ + steps * pca.components_[index]).astype(np.float32)
+        share = 100 * pca.explained_variance_ratio_[index]
+        yield make_new_item(
+            f"component-{index + 1:03d}",
+            f"Direction {index + 1}, {share:.0f} % of the variance, from {TOUR[0]} to {TOUR[-1]} "
+            "standard deviations",
+            *join_all(sound_generator, [*sound_generator.decode(latents, ranges)]),
+        )
+
+
+def reconstruct_files(sound_generator, sources, audio_files):
+    """Yield the Item of each audio file, sent through the autoencoder whole.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    loader = Settings.load(sources.model / "settings.json").make_loader()
+    names = make_file_names([Path(path).name for path in audio_files])
+    for path, name in zip(audio_files, names, strict=True):
+        try:
+            signal = loader.load_whole(path)
+        except UserError as error:
+            raise UserError(f"{path} {error}: give another of --audio_files") from error
+        sound, reconstructed, log_spectrogram, error = sound_generator.reconstruct(signal)
+        sounds = {"recorded": signal, "new": sound}
+        log_spectrograms = {"recorded": log_spectrogram, "new": reconstructed}
+        yield Item(f"song-{name}", str(path), sounds, log_spectrograms, {"image error": error})
+
+
+@functools.cache
+def fit_prior(model, genre, seed):
+    """The Prior over a model's training pieces of a genre."""
+    pieces = load_training_pieces(model).take_genre(genre)
+    prior = Prior(pieces.latents, pieces.ranges, seed)
+    print(
+        f"prior over {len(pieces.keys)} training pieces: {prior.n_components} Gaussians, "
+        f"{prior.covariance_type} covariance",
+        flush=True,
+    )
+    return prior
+
+
+def join_all(sound_generator, windows):
+    """(signal, log spectrogram) of windows that overlap by half, each as long as a piece."""
+    n_frames = (len(windows) - 1) * sound_generator.window_hop
+    n_samples = sound_generator.n_samples + n_frames * sound_generator.hop_length
+    return sound_generator.join(windows, len(windows), n_samples)
+
+
+def make_min_max_values(ranges):
+    """[{"min": dB, "max": dB}] of (min, max) pairs."""
+    return [{"min": low, "max": high} for low, high in ranges]
+
+
+def make_new_item(name, title, signal, log_spectrogram, figures=None, latents=None):
+    return Item(name, title, {"new": signal}, {"new": log_spectrogram}, figures or {}, latents)
+
+
+def make_label(genre, temperature, seed):
+    """What new music was asked for, for file names."""
+    return re.sub(r"[^\w-]+", "_", genre or "any")[:40] + f"-t{temperature:g}-seed{seed}"
+
+
+def hash_text(text):
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def make_file_names(keys):
+    """One name per key: its path with / as __, distinct and short enough for a file system."""
+    names, lower_names = [], set()
+    for key in keys:
+        name = key.removesuffix(".npy").replace("/", "__")
+        name = "".join("_" if c in RESERVED or not c.isprintable() else c for c in name)
+        if len(name.encode()) > MAX_WAV_NAME_BYTES or name.casefold() in lower_names:
+            name = f"{name[-MAX_WAV_NAME_BYTES // 4 :]}-{hash_text(key)}"
+        names.append(name)
+        lower_names.add(name.casefold())
+    return names

@@ -1,0 +1,348 @@
+"""Phase recovery: sound from amplitude spectrograms alone.
+
+In:  amplitude spectrograms as librosa.stft makes them, float32 (n_channels, n_bins + 1, n_frames).
+Out: signals, float32 (n_samples,) or (n_channels, n_samples).
+
+    signal = GriffinLim(1024, 256).invert(amplitude, n_samples=65488)
+"""
+
+import collections
+import concurrent.futures
+import functools
+import math
+
+import numba
+import numpy as np
+import scipy.fft
+import scipy.signal
+
+from support.errors import UserError
+from support.settings import check_hop_length
+
+N_ITER = 40  # iterations; benchmarks/phase_recovery.py
+MOMENTUM = 0.99
+INIT = "pghi"
+SEED = 0
+
+HANN_GAMMA = 0.26  # squared frame sizes: the Gaussian nearest to a Hann window (theirs: 0.25645)
+TOP_DB = 80.0  # below the peak; further down a magnitude's slope says nothing about the phase
+FRAME_STEPS, BIN_STEPS = (1, -1, 0, 0), (0, 0, 1, -1)  # to the four neighbours of a cell
+N_LEVELS = 4096  # of log magnitude; phases are integrated along them from loud to soft
+
+
+class GriffinLim:
+    """Sound from amplitude spectrograms as librosa.stft makes them (Hann window, centred frames).
+
+    Fast Griffin-Lim (Griffin and Lim 1984; Perraudin, Balazs and Sondergaard 2013), started from
+    phase gradient heap integration (Prusa, Balazs and Sondergaard 2017).
+
+    Args:
+        frame_size: samples, even.
+        hop_length: samples, at most half of frame_size.
+        n_iter: iterations, >= 0.
+        momentum: of Perraudin et al., in [0, 1].
+        init: "pghi", or "random" for uniform phases.
+        seed: of the random phases; with "pghi", of those of cells TOP_DB below the peak.
+    Raises:
+        UserError: a value is out of its range.
+    """
+
+    def __init__(
+        self, frame_size, hop_length, *, n_iter=N_ITER, momentum=MOMENTUM, init=INIT, seed=SEED
+    ):
+        if n_iter < 0 or not 0 <= momentum <= 1 or init not in ("pghi", "random"):
+            raise UserError(
+                "n_iter must be at least 0, momentum in 0..1 and init pghi or random, "
+                f"got {n_iter}, {momentum} and {init}"
+            )
+        self.frame_size = frame_size
+        self.hop_length = check_hop_length(hop_length, frame_size)
+        self.n_iter = n_iter
+        self.momentum = momentum
+        self.init = init
+        self.seed = seed
+        self._window = scipy.signal.get_window("hann", frame_size).astype(np.float32)
+
+    def invert(self, amplitude, n_samples=None, *, n_threads=None):
+        """The signal whose spectrogram comes close to an amplitude.
+
+        Args:
+            amplitude: float32 (n_channels, frame_size / 2 + 1, n_frames), finite, >= 0.
+            n_samples: length of the signal; None makes it hop_length * (n_frames - 1).
+            n_threads: None takes every core.
+        Returns:
+            float32 (n_samples,) for one channel, else (n_channels, n_samples).
+        Raises:
+            UserError: the amplitude is something else.
+        """
+        amplitude = self._check(amplitude)
+        n_samples = n_samples or self.hop_length * max(1, amplitude.shape[-1] - 1)
+        signals = [
+            self._invert_channel(np.ascontiguousarray(channel.T), n_samples, n_threads)
+            for channel in amplitude
+        ]
+        return signals[0] if len(signals) == 1 else np.stack(signals)
+
+    def invert_all(self, amplitudes, n_samples=None):
+        """Yield the signals of amplitudes, one per core at a time; see invert()."""
+        n_cores = count_cores()
+        with concurrent.futures.ThreadPoolExecutor(n_cores) as executor:
+            waiting = collections.deque()
+            for amplitude in amplitudes:
+                waiting.append(executor.submit(self.invert, amplitude, n_samples, n_threads=1))
+                if len(waiting) > n_cores:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _check(self, amplitude):
+        amplitude = np.asarray(amplitude, np.float32)
+        n_bins = self.frame_size // 2 + 1
+        if amplitude.ndim != 3 or amplitude.shape[1] != n_bins or 0 in amplitude.shape:
+            raise UserError(
+                f"amplitude must be (n_channels, {n_bins}, n_frames), got {amplitude.shape}"
+            )
+        if not (np.isfinite(amplitude).all() and amplitude.min() >= 0):
+            raise UserError("amplitude must be finite and at least 0, got something else")
+        return amplitude
+
+    def _invert_channel(self, magnitude, n_samples, n_threads):
+        """magnitude: float32 (n_frames, n_bins)."""
+        n_frames, weight = len(magnitude), self.momentum / (1 + self.momentum)
+        kept = slice(self.frame_size // 2, self.frame_size // 2 + n_samples)
+        inverse_norm = self._make_inverse_norm(n_frames, kept)
+        signal = np.zeros(max(len(inverse_norm), kept.stop), np.float32)  # as long as it is padded
+        if not magnitude.any():
+            return signal[kept]
+        step = self._window, self.hop_length
+        with RowThreads(n_threads) as threads:
+            phase = self._make_phase(magnitude)
+            spectrum = np.empty(magnitude.shape, np.complex64)
+            threads.run(n_frames, combine, magnitude, phase, spectrum)
+            previous = np.zeros_like(spectrum)
+            for iteration in range(self.n_iter + 1):
+                frames = scipy.fft.irfft(
+                    spectrum, self.frame_size, axis=1, workers=threads.count, overwrite_x=True
+                )
+                threads.run(len(inverse_norm), overlap_add, frames, *step, inverse_norm, signal)
+                if iteration == self.n_iter:
+                    break
+                threads.run(n_frames, cut_frames, signal, *step, frames)
+                spectrum = scipy.fft.rfft(frames, axis=1, workers=threads.count, overwrite_x=True)
+                threads.run(n_frames, impose_magnitude, spectrum, previous, magnitude, weight)
+        return signal[kept].copy()
+
+    def _make_inverse_norm(self, n_frames, kept):
+        """What overlapping windows are divided by, as a factor; zero in the padding."""
+        norm = np.zeros(self.hop_length * (n_frames - 1) + self.frame_size, np.float32)
+        for frame in range(n_frames):
+            start = frame * self.hop_length
+            norm[start : start + self.frame_size] += self._window**2
+        inverse_norm = np.zeros_like(norm)
+        np.divide(1, norm, out=inverse_norm, where=norm > np.finfo(np.float32).tiny)
+        inverse_norm[: kept.start] = 0
+        inverse_norm[kept.stop :] = 0
+        return inverse_norm
+
+    def _make_phase(self, magnitude):
+        """float32 (n_frames, n_bins), radians."""
+        rng = np.random.default_rng(self.seed)
+        phase = rng.uniform(0, 2 * np.pi, magnitude.shape).astype(np.float32)
+        if self.init == "pghi":
+            floor = magnitude.max() * np.float32(10 ** (-TOP_DB / 20))
+            log_magnitude = np.log(np.maximum(magnitude, floor))
+            gamma = HANN_GAMMA * self.frame_size**2  # samples squared
+            area = self.hop_length * self.frame_size  # samples squared
+            turns_per_bin = self.hop_length / self.frame_size
+            integrate_phase(log_magnitude, phase, turns_per_bin, area / gamma, -gamma / area)
+        return phase
+
+
+class RowThreads:
+    """Runs numba kernels over ranges of their rows, one range per thread.
+
+    Not numba's prange: its default threading layer ends the process if two threads use it at
+    once, as invert_all does.
+
+    Args:
+        count: threads; None takes every core.
+    """
+
+    def __init__(self, count=None):
+        self.count = count or count_cores()
+        self._executor = None
+
+    def __enter__(self):
+        if self.count > 1:
+            self._executor = concurrent.futures.ThreadPoolExecutor(self.count)
+        return self
+
+    def __exit__(self, *_):
+        if self._executor:
+            self._executor.shutdown()
+
+    def run(self, n_rows, kernel, *arguments):
+        """Call kernel(*arguments, start, stop) until all rows are done."""
+        if not self._executor:
+            kernel(*arguments, 0, n_rows)
+            return
+        edges = np.linspace(0, n_rows, self.count + 1).astype(int)
+        for _ in self._executor.map(
+            lambda start, stop: kernel(*arguments, start, stop), edges[:-1], edges[1:]
+        ):
+            pass
+
+
+@functools.cache
+def count_cores():
+    """The cores that this process may use."""
+    import joblib
+
+    return joblib.cpu_count()
+
+
+# Without the GIL, threads share the work. Divisions that do not check for zero, and rows that are
+# sliced before their loop, let the compiler use vector instructions, 2 to 7 times as fast.
+compiled = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+
+
+@compiled
+def combine(magnitude, phase, spectrum, start, stop):
+    """spectrum, complex64 (n_frames, n_bins), of a magnitude and a phase."""
+    for m in range(start, stop):
+        for k in range(magnitude.shape[1]):
+            spectrum[m, k] = magnitude[m, k] * complex(math.cos(phase[m, k]), math.sin(phase[m, k]))
+
+
+@compiled
+def impose_magnitude(spectrum, previous, magnitude, weight, start, stop):
+    """Subtract the previous spectrum, weighted, and give the rest the magnitude asked for.
+
+    Both are complex64 (n_frames, n_bins); the spectrum as it was becomes the previous one.
+    """
+    weight, tiny = np.float32(weight), np.float32(1e-30)
+    for m in range(start, stop):
+        row, previous_row, magnitude_row = spectrum[m], previous[m], magnitude[m]
+        for k in range(magnitude_row.size):
+            value = row[k]
+            x = value.real - weight * previous_row[k].real
+            y = value.imag - weight * previous_row[k].imag
+            factor = magnitude_row[k] / np.sqrt(x * x + y * y + tiny)
+            previous_row[k] = value
+            row[k] = complex(factor * x, factor * y)
+
+
+@compiled
+def overlap_add(frames, window, hop_length, inverse_norm, signal, start, stop):
+    """Samples start to stop of the signal, the padding in front included."""
+    n_frames, frame_size = frames.shape
+    signal[start:stop] = 0
+    for m in range(max(0, (start - frame_size) // hop_length + 1), n_frames):
+        begin = m * hop_length
+        if begin >= stop:
+            break
+        first, last = max(0, start - begin), min(frame_size, stop - begin)
+        row, weights = frames[m, first:last], window[first:last]
+        part = signal[begin + first : begin + last]
+        for n in range(part.size):
+            part[n] += row[n] * weights[n]
+    part, factors = signal[start:stop], inverse_norm[start:stop]
+    for n in range(part.size):
+        part[n] *= factors[n]
+
+
+@compiled
+def cut_frames(signal, window, hop_length, frames, start, stop):
+    """Windowed frames of a padded signal, float32 (n_frames, frame_size)."""
+    for m in range(start, stop):
+        row = frames[m]
+        part = signal[m * hop_length : m * hop_length + row.size]
+        for n in range(row.size):
+            row[n] = part[n] * window[n]
+
+
+@compiled
+def integrate_phase(log_magnitude, phase, turns_per_bin, time_factor, frequency_factor):
+    """Fill in the phases that a log magnitude's slopes imply, from its loudest points outward.
+
+    A Gaussian window's log magnitude s and phase p obey, per frame and per bin,
+    dp = 2 pi k turns_per_bin + time_factor ds/dk and dp = frequency_factor ds/dm - pi
+    (the last term: librosa's frames start half a window before their centre). Points are taken
+    in the order of N_LEVELS equal levels, in linked lists, which is faster than a heap.
+
+    Args:
+        log_magnitude: float32 (n_frames, n_bins), natural logarithm; its lowest value is a floor.
+        phase: float32 (n_frames, n_bins), radians; points on the floor are left as they are.
+    """
+    n_frames, n_bins = log_magnitude.shape
+    magnitudes, phases = log_magnitude.ravel(), phase.ravel()
+    levels, ordered = sort_into_levels(magnitudes)
+    first = np.full(N_LEVELS, -1, np.int32)  # of each level's list of points to go on from
+    following = np.empty(magnitudes.size, np.int32)
+    for seed in ordered:
+        if levels[seed] < 0:  # its phase is known, or it lies on the floor
+            continue
+        level = np.int64(levels[seed])
+        levels[seed], first[level], following[seed], phases[seed] = -1, seed, -1, 0
+        while level >= 0:
+            point = first[level]
+            if point < 0:
+                level -= 1
+                continue
+            first[level] = following[point]
+            m, k = point // n_bins, point % n_bins
+            for direction in range(4):
+                m_next, k_next = m + FRAME_STEPS[direction], k + BIN_STEPS[direction]
+                if not (0 <= m_next < n_frames and 0 <= k_next < n_bins):
+                    continue
+                neighbour = m_next * n_bins + k_next
+                if levels[neighbour] < 0:
+                    continue
+                if direction < 2:
+                    slope = slope_over_bins(log_magnitude, m, k)
+                    slope += slope_over_bins(log_magnitude, m_next, k)
+                    step = 2 * math.pi * k * turns_per_bin + time_factor * slope / 2
+                else:
+                    slope = slope_over_frames(log_magnitude, m, k)
+                    slope += slope_over_frames(log_magnitude, m, k_next)
+                    step = frequency_factor * slope / 2 - math.pi
+                sign = 1 if direction % 2 == 0 else -1
+                phases[neighbour] = (phases[point] + sign * step) % (2 * math.pi)
+                next_level = np.int64(levels[neighbour])
+                levels[neighbour], following[neighbour] = -1, first[next_level]
+                first[next_level] = neighbour
+                level = max(level, next_level)
+
+
+@compiled
+def sort_into_levels(magnitudes):
+    """(each point's level, -1 on the floor; the points above it, loudest level first)."""
+    floor, top = magnitudes.min(), magnitudes.max()
+    factor = (N_LEVELS - 1) / max(top - floor, np.float32(1e-6))
+    levels = np.full(magnitudes.size, -1, np.int16)
+    counts = np.zeros(N_LEVELS, np.int64)
+    for point in range(magnitudes.size):
+        if magnitudes[point] > floor:
+            levels[point] = int((magnitudes[point] - floor) * factor)
+            counts[levels[point]] += 1
+    places = counts[::-1].cumsum()[::-1] - counts
+    ordered = np.empty(counts.sum(), np.int32)
+    for point in range(magnitudes.size):
+        if levels[point] >= 0:
+            ordered[places[levels[point]]] = point
+            places[levels[point]] += 1
+    return levels, ordered
+
+
+@compiled
+def slope_over_bins(values, m, k):
+    """Central difference, one-sided at the borders."""
+    below, above = max(k - 1, 0), min(k + 1, values.shape[1] - 1)
+    return (values[m, above] - values[m, below]) / (above - below)
+
+
+@compiled
+def slope_over_frames(values, m, k):
+    """Central difference, one-sided at the borders; 0 where there is one frame alone."""
+    before, after = max(m - 1, 0), min(m + 1, values.shape[0] - 1)
+    return (values[after, k] - values[before, k]) / max(after - before, 1)

@@ -1,0 +1,154 @@
+"""The settings that features depend on, and the parts that are made from them.
+
+In:  flags, or the settings.json beside the features or the model.
+Out: checked Settings; the Loader, LogSpectrogramExtractor and SoundGenerator for them.
+
+    loader = Settings.load("saved_data/spectrograms/settings.json").make_loader()
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from support.errors import UserError
+from support.files import read_json, write_json
+
+FORMAT_VERSION = 1  # of the folder of features
+LIMITS = {  # type, lowest and highest value
+    "frame_size": (int, 4, 1 << 16),
+    "hop_length": (int, 1, 1 << 15),
+    "duration": (float, 0.01, 3600),
+    "sample_rate": (int, 100, 768_000),
+    "top_db": (float, 1, 1000),
+}
+MAX_PIECE_BYTES = 1 << 31  # of one spectrogram
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that a feature depends on besides its audio file.
+
+    Args:
+        sample_rate: Hz.
+        frame_size: samples, even.
+        hop_length: samples, at most half of frame_size.
+        duration: seconds of a piece.
+        mono: mix all channels down to one; else two.
+        segments: "all" pieces of a track, or the "first".
+        top_db: dB kept below a piece's own peak.
+    Raises:
+        UserError: a value is out of its range.
+    """
+
+    sample_rate: int
+    frame_size: int
+    hop_length: int
+    duration: float
+    mono: bool
+    segments: str
+    top_db: float
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self):
+        for name, (kind, least, most) in LIMITS.items():
+            value = getattr(self, name)
+            kinds = (int, float) if kind is float else int
+            is_number = isinstance(value, kinds) and not isinstance(value, bool)
+            if not is_number or not least <= value <= most:
+                raise UserError(f"{name} must be in {least}..{most}, got {value!r}")
+        if not isinstance(self.mono, bool):
+            raise UserError(f"mono must be true or false, got {self.mono!r}")
+        if self.segments not in ("all", "first"):
+            raise UserError(f"segments must be all or first, got {self.segments!r}")
+        if self.format_version != FORMAT_VERSION:
+            raise UserError(f"format_version must be {FORMAT_VERSION}, got {self.format_version!r}")
+        check_hop_length(self.hop_length, check_frame_size(self.frame_size))
+        n_bytes = 4 * math.prod(self.piece_shape)
+        if n_bytes > MAX_PIECE_BYTES:
+            raise UserError(
+                "duration must be shorter, or hop_length longer: a spectrogram of "
+                f"{n_bytes / 1e9:.1f} GB is above the limit of {MAX_PIECE_BYTES / 1e9:.1f} GB"
+            )
+
+    @property
+    def n_samples(self):
+        """Samples of a piece."""
+        return count_samples(self.sample_rate, self.duration)
+
+    @property
+    def piece_shape(self):
+        """(n_bins, n_frames, n_channels) of every spectrogram."""
+        n_frames = 1 + self.n_samples // self.hop_length
+        return self.frame_size // 2, n_frames, 1 if self.mono else 2
+
+    # The parts' modules import this package, so they are imported when a part is made.
+
+    def make_loader(self):
+        from preprocess import Loader
+
+        return Loader(self.sample_rate, self.duration, self.mono)
+
+    def make_extractor(self):
+        from preprocess import LogSpectrogramExtractor
+
+        return LogSpectrogramExtractor(self.frame_size, self.hop_length, top_db=self.top_db)
+
+    def make_sound_generator(self, autoencoder, seed=0):
+        from soundgenerator import SoundGenerator
+
+        return SoundGenerator(
+            autoencoder,
+            self.hop_length,
+            frame_size=self.frame_size,
+            n_samples=self.n_samples,
+            sample_rate=self.sample_rate,
+            top_db=self.top_db,
+            seed=seed,
+        )
+
+    def save(self, path):
+        """Write settings.json."""
+        write_json(path, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, path):
+        """The Settings in a settings.json.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+            UserError: it is damaged, or of another version.
+        """
+        if not Path(path).exists():
+            raise FileNotFoundError(f"no settings at {path}: run preprocess.py first")
+        try:
+            return cls(**read_json(path))
+        except (TypeError, UserError) as error:
+            raise UserError(
+                f"{path} is not a settings file of this version ({error}): "
+                "run preprocess.py --force"
+            ) from error
+
+
+def count_samples(sample_rate, duration):
+    """Samples of a piece; a UserError if there is none."""
+    n_samples = int(round(duration * sample_rate, 6))
+    if n_samples < 1:
+        raise UserError(
+            f"duration * sample_rate must be at least 1, got {duration} s at {sample_rate} Hz"
+        )
+    return n_samples
+
+
+def check_frame_size(frame_size):
+    """The frame size, or a UserError if it is odd or has no room for a hop."""
+    if frame_size < 4 or frame_size % 2:
+        raise UserError(f"frame_size must be even and at least 4, got {frame_size}")
+    return frame_size
+
+
+def check_hop_length(hop_length, frame_size):
+    """The hop length, or a UserError if it leaves phase recovery too little overlap."""
+    most = frame_size // 2
+    if not 1 <= hop_length <= most:
+        raise UserError(f"hop_length must be in 1..{most} (half of frame_size), got {hop_length}")
+    return hop_length

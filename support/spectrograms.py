@@ -1,0 +1,79 @@
+"""From log spectrograms to the images that a network learns from, and back.
+
+In:  log spectrograms in dB, float32 (n_bins, n_frames) or (n_bins, n_frames, n_channels).
+Out: images in [0, 1] of the network's size, and the decibel range of each.
+
+    image, min_max = to_image(log_spectrogram, MinMaxNormaliser(0, 1), shape=(512, 256))
+"""
+
+import numpy as np
+
+SILENCE_DB = -100.0  # librosa.amplitude_to_db of digital silence
+
+
+def to_image(log_spectrogram, normaliser, *, top_db=None, shape=None):
+    """Floor, normalise and resize a log spectrogram; to_log_spectrogram is the inverse.
+
+    Args:
+        log_spectrogram: float32, dB.
+        normaliser: the MinMaxNormaliser.
+        top_db: dB kept below the peak; None for a log spectrogram that has its floor already.
+        shape: (height, width) of the image; None keeps the size.
+    Returns:
+        (image float32, in [0, 1]; {"min": dB, "max": dB}).
+    """
+    if top_db is not None:
+        log_spectrogram = np.maximum(log_spectrogram, log_spectrogram.max() - top_db)
+    min_max = {"min": float(log_spectrogram.min()), "max": float(log_spectrogram.max())}
+    return resize(normaliser.normalise(log_spectrogram), shape), min_max
+
+
+def to_log_spectrogram(image, min_max, normaliser, *, shape=None):
+    """Resize an image and undo the normalisation: float32, dB; the arguments are to_image's."""
+    return normaliser.denormalise(resize(image, shape), min_max["min"], min_max["max"])
+
+
+def to_amplitude(log_spectrogram):
+    """Undo decibels, and put the Nyquist row back.
+
+    Args:
+        log_spectrogram: float32 (n_bins, n_frames, n_channels), dB.
+    Returns:
+        float32 amplitude (n_channels, n_bins + 1, n_frames); digital silence is zero.
+    """
+    import librosa
+
+    amplitude = librosa.db_to_amplitude(log_spectrogram)
+    amplitude[log_spectrogram <= SILENCE_DB + 0.1] = 0
+    amplitude = np.pad(amplitude, [(0, 1), (0, 0), (0, 0)])
+    return np.moveaxis(amplitude, -1, 0).astype(np.float32)
+
+
+def resize(image, shape):
+    """Resample to (height, width); called with the old shape it goes back.
+
+    A cubic spline through the running sum along each axis is read at the new cells' edges
+    (a histospline): every cell keeps the mean of what it covers, so partials keep their level
+    and pitch better than through interpolated samples. The spline is natural, so the image is
+    flat towards its borders and a loud first frame does not overshoot.
+
+    Args:
+        image: float32 (n_bins, n_frames, ...), in [0, 1].
+        shape: (height, width); None keeps the size.
+    Returns:
+        float32 (height, width, ...), in [0, 1].
+    """
+    if shape is None or tuple(shape) == image.shape[:2]:
+        return image
+    from scipy.interpolate import make_interp_spline
+
+    for axis, new in enumerate(shape):
+        old = image.shape[axis]
+        if new == old:
+            continue
+        sums = np.cumsum(image, axis=axis, dtype=np.float64)
+        sums = np.insert(sums, 0, 0, axis=axis)  # at the edges 0, 1, ..., old
+        spline = make_interp_spline(np.arange(old + 1), sums, axis=axis, bc_type="natural")
+        edges = np.linspace(0, old, new + 1)
+        image = np.diff(spline(edges), axis=axis) * (new / old)
+    return np.clip(image, 0, 1).astype(np.float32, copy=False)

@@ -1,0 +1,160 @@
+"""What several test files share: sounds, images, settings, and scripts in fresh processes."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import preprocess
+from support import dataset, files
+from support.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE_RATE = 22050  # Hz
+TIMEOUT_S = 300  # seconds after which a script is taken to hang
+
+
+def make_tone(frequency=440.0, duration=1.0, sample_rate=SAMPLE_RATE, level=0.5):
+    """A sine, float32 (n_samples,)."""
+    time = np.arange(int(duration * sample_rate)) / sample_rate
+    return (level * np.sin(2 * np.pi * frequency * time)).astype(np.float32)
+
+
+def make_music(duration=3.0, seed=0):
+    """Decaying partials over soft noise, float32 (n_samples,)."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(int(duration * SAMPLE_RATE)) / SAMPLE_RATE
+    signal = 0.002 * rng.standard_normal(len(time))
+    for frequency in rng.uniform(100, 3000, 12):
+        signal += 0.05 * np.sin(2 * np.pi * frequency * time) * np.exp(-(time % 0.5) * 4)
+    return signal.astype(np.float32)
+
+
+def make_images(n=24, shape=(16, 12, 1), seed=0):
+    """Smooth random images in [0.1, 0.9], float32 (n, *shape)."""
+    rng = np.random.default_rng(seed)
+    waves = rng.uniform(0.1, 0.7, (n, 2, 1, 1, shape[2]))
+    rows, columns = np.mgrid[0 : shape[0], 0 : shape[1]][..., None]
+    return (0.5 + 0.4 * np.sin(waves[:, 0] * rows + waves[:, 1] * columns)).astype(np.float32)
+
+
+def make_settings(**fields):
+    """Settings of short, small pieces; fields can be given by name."""
+    values = {
+        "sample_rate": SAMPLE_RATE,
+        "frame_size": 256,
+        "hop_length": 64,
+        "duration": 0.3,
+        "mono": True,
+        "segments": "all",
+        "top_db": preprocess.TOP_DB,
+    }
+    return Settings(**{**values, **fields})
+
+
+def make_flags(**values):
+    """preprocess.py's flags for short, small pieces; other values can be given by name."""
+    values = {"frame_size": 256, "hop_length": 64, "duration": 0.3, **values}
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+def start_script(script, *flags, cwd, **environment):
+    """Start a script of the project in a process group of its own; its Popen, with pipes of text.
+
+    Args:
+        script: path below the project's folder.
+        cwd: the folder that it runs in.
+        environment: variables to set.
+    """
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *map(str, flags)],
+        cwd=cwd,
+        env={**os.environ, "MPLCONFIGDIR": str(cwd), **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def run_script(script, *flags, cwd, **environment):
+    """Run a script in a process of its own to its end; the CompletedProcess, with its output."""
+    process = start_script(script, *flags, cwd=cwd, **environment)
+    try:
+        printed, errors = process.communicate(timeout=TIMEOUT_S)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
+
+
+def find_free_port():
+    """A port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def read_csv(path):
+    """The rows of a table, as dicts."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [*csv.DictReader(file)]
+
+
+def read_all(folder):
+    """{path below a folder: bytes} of its files, but for the lock."""
+    paths = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in paths
+        if path.name != files.LOCK
+    }
+
+
+def assert_close(weights, others):
+    """Two lists of arrays of weights are the same, but for how sums were rounded."""
+    # Sums are rounded in another order, which Adam amplifies: means of up to 2e-5, more or less by
+    # processor. Batches that miss half of their items give means of at least 1.2e-4.
+    for values, other in zip(weights, others, strict=True):
+        assert np.abs(values - other).mean() < 5e-5
+
+
+class DeadlyLoader(preprocess.Loader):
+    """A Loader that ends its process over some files, as a fault in a C library would."""
+
+    def load_pieces(self, file_path):
+        if "deadly" in Path(file_path).name:
+            os._exit(11)
+        return super().load_pieces(file_path)
+
+
+class PlainExtractor:
+    """Cuts a signal into the columns of an image.
+
+    Unlike a Fourier transform it imports nothing, so that a worker is ready much sooner.
+    """
+
+    frame_size = 256
+
+    def extract(self, signal):
+        n_frames = len(signal) // self.frame_size
+        return signal[: n_frames * self.frame_size].reshape(n_frames, -1).T
+
+
+def make_pipeline(loader, folder, **keywords):
+    """A pipeline that writes into a folder as preprocess.py does, and needs little time."""
+    return preprocess.PreprocessingPipeline(
+        loader,
+        preprocess.Padder(),
+        PlainExtractor(),
+        preprocess.MinMaxNormaliser(0, 1),
+        preprocess.Saver(
+            folder / dataset.SPECTROGRAMS_SAVE_DIR, folder / dataset.MIN_MAX_VALUES_SAVE_DIR
+        ),
+        **keywords,
+    )

@@ -1,0 +1,197 @@
+"""A start from which the untrained network already is a principal component analysis.
+
+In:  an Autoencoder and the images that it will learn from.
+Out: its weights.
+
+    start_as_pca(autoencoder, images, seed=0)
+
+Of all linear maps to d numbers and back, PCA has the lowest mean squared error (Eckart and Young
+1936): with the d main components U as orthonormal columns and the mean m, an image x comes back as
+U U'(x - m) + m. A network that starts there needs no epochs to find it, and training spends them
+on what no linear map can do.
+
+A layer is linear as long as its ReLU never bends. With an offset b that is at least -min(k * x),
+ReLU(k * x + b) = k * x + b, and a BatchNormalization with mean u, variance s, gamma sqrt(s + eps)
+and beta u - b takes the offset off again, so that the level hands on k * x. If the filters k are
+orthonormal components V of the patches that a convolution sees, each patch (stride x stride) once,
+then its transpose gives V V'x: all of x, or at least its main part. Orthonormal maps keep
+distances, so the PCA of the last feature maps, in the Dense layers, is that of the images.
+
+      patch of the input              filters
+    +---------------+    V'    +--------+--------+
+    | main channels | -------> |  main  | random |   main:   components, never bent by ReLU
+    +---------------+          +--------+--------+   random: the rest, free to learn;
+                       <-------                              no main filter reads them yet
+                         V
+
+The share MAIN_SHARE of each convolution's filters are components; the others start at random, and
+the decoder ignores them until training finds a use for them.
+"""
+
+import math
+
+import numpy as np
+
+from autoencoder import keras, layers, pad_before, predict_in_batches
+from support.errors import UserError
+from training.data import Windows
+
+START_IMAGES = 1500  # at most, for the components of the bottleneck
+LOCAL_IMAGES = 200  # at most, for the components of each convolution
+START_WINDOWS_PER_PIECE = 20  # drawn at most
+OFFSET_MARGIN = 1.2  # an offset over the lowest value seen
+MAIN_SHARE = 0.45  # of a convolution's filters
+
+
+def start_as_pca(autoencoder, images, seed=0):
+    """Set the weights so that the network is a PCA, and freeze its normalisations.
+
+    Args:
+        autoencoder: an Autoencoder of the blocks and layer names in autoencoder.py; its output
+            must be linear.
+        images: float32 (n, height, width, channels), in [0, 1]; an array, Pieces or Windows.
+    Raises:
+        UserError: the autoencoder is built of other layers.
+    """
+    check_layers(autoencoder)
+    encoder, n_layers = autoencoder.encoder, len(autoencoder.conv_filters)
+    images = draw_start_images(images, seed)
+    local_images = images[:: math.ceil(len(images) / LOCAL_IMAGES)]
+    first_input = encoder.get_layer("conv_0").input
+    maps = predict_in_batches(keras.Model(encoder.input, first_input), local_images)
+    n_main = maps.shape[-1]  # of the level's channels hold components
+    offset = np.zeros(n_main, np.float32)  # of the level below
+    for index in range(n_layers):
+        conv = encoder.get_layer(f"conv_{index}")
+        kernel, n_components = compute_local_components(conv, maps, n_main)
+        conv.set_weights([kernel, np.zeros(kernel.shape[-1])])
+        mirror_kernel(autoencoder, index, kernel, n_main, n_components, offset)
+        maps = predict_in_batches(keras.Model(encoder.input, conv.output), local_images)
+        n_main = n_components
+        offset = -np.minimum(maps.min(axis=(0, 1, 2)), 0) * OFFSET_MARGIN
+        offset[n_main:] = 0  # ReLU may bend these from the first step
+        conv.set_weights([kernel, offset])
+        subtract_offset(autoencoder, index, np.maximum(maps + offset, 0), offset)
+    set_dense_components(autoencoder, images, n_main, seed)
+    freeze_normalisations(autoencoder)
+
+
+def check_layers(autoencoder):
+    """Raise a UserError unless the layers have the names and places that are relied upon."""
+    indices = range(len(autoencoder.conv_filters))
+    convs, norms, deconvs = (
+        [f"{kind}_{i}" for i in indices] for kind in ("conv", "norm", "deconv")
+    )
+    needed = {autoencoder.encoder: {*convs, *norms, "flatten", "latent"}}
+    needed[autoencoder.decoder] = {*deconvs, *norms[1:], "features"}
+    for model, names in needed.items():
+        missing = names - {layer.name for layer in model.layers}
+        if missing:
+            raise UserError(
+                f"a start from PCA needs the layers of autoencoder.py, but {', '.join(missing)} is "
+                f"missing in the {model.name}: use --start random"
+            )
+
+
+def freeze_normalisations(autoencoder):
+    """Keep all BatchNormalization layers as they are: they are part of the PCA's algebra.
+
+    Live ones were tried: they leave the PCA in the first epochs, and end no lower.
+    """
+    for layer in autoencoder.encoder.layers + autoencoder.decoder.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.trainable = False  # in Keras this freezes the stored statistics, too
+
+
+def draw_start_images(images, seed):
+    """At most START_IMAGES images, or windows without stretching, as an array."""
+    rng = np.random.default_rng(seed)
+    if isinstance(images, Windows):
+        count = min(START_IMAGES, START_WINDOWS_PER_PIECE * len(images))
+        return images.draw(rng.integers(len(images), size=count), rng, max_stretch=0)
+    if len(images) > START_IMAGES:
+        return images[np.sort(rng.choice(len(images), START_IMAGES, replace=False))]
+    return images[:]
+
+
+def compute_local_components(conv, maps, n_main):
+    """A kernel whose first filters are the principal components of the patches a layer sees.
+
+    A kernel of "same" padding covers the patch of one stride and, on both sides, parts of its
+    neighbours. The components are those of the patch alone, so that no cell counts twice:
+
+        kernel of 3, stride 2:   . [a b]  . [c d]  . [e f]       crop = [1:3] of the kernel
+                                 -----    -----    -----
+
+    Args:
+        conv: the Conv2D layer, padding "same".
+        maps: float32 (n, height, width, channels), its input.
+        n_main: how many of its input channels hold components; the others are left out.
+    Returns:
+        (float32 (height, width, channels, filters), how many filters hold components).
+    """
+    kernel, _ = conv.get_weights()
+    crops, padding = [], []
+    for axis in (0, 1):
+        size, stride, k = maps.shape[1 + axis], conv.strides[axis], kernel.shape[axis]
+        n_out = -(-size // stride)
+        before = pad_before(size, k, stride)
+        crops.append(slice(before, min(before + stride, k)))
+        padding.append((0, n_out * stride - size))
+    padded = np.pad(maps[..., :n_main], [(0, 0), *padding, (0, 0)])
+    n, height, width, _ = padded.shape
+    (down, right), (rows, columns) = conv.strides, (crop.stop - crop.start for crop in crops)
+    patches = padded.reshape(n, height // down, down, width // right, right, n_main)
+    patches = patches.transpose(0, 1, 3, 2, 4, 5)  # (n, down there, along, down, right, channels)
+    patches = patches[..., :rows, :columns, :].reshape(-1, rows * columns * n_main)
+    _, vectors = np.linalg.eigh(patches.T @ patches)  # about zero, the most variance last
+    n_components = min(math.ceil(MAIN_SHARE * kernel.shape[-1]), vectors.shape[1])
+    components = vectors[:, ::-1][:, :n_components]
+    kernel[..., :n_components] = 0
+    kernel[crops[0], crops[1], :n_main, :n_components] = components.reshape(
+        rows, columns, n_main, n_components
+    )
+    return kernel, n_components
+
+
+def mirror_kernel(autoencoder, index, kernel, n_main_below, n_main, offset_below):
+    """Give a decoder level the transpose of its encoder level's main filters."""
+    deconv = autoencoder.decoder.get_layer(f"deconv_{index}")
+    mirrored, _ = deconv.get_weights()  # (height, width, channels below, filters)
+    mirrored[:, :, :n_main_below, :n_main] = kernel[:, :, :n_main_below, :n_main]
+    mirrored[:, :, :n_main_below, n_main:] = 0
+    deconv.set_weights([mirrored, offset_below])
+
+
+def subtract_offset(autoencoder, index, maps, offset):
+    """Let the normalisations behind level `index`, in both halves, subtract an offset."""
+    mean, variance = maps.mean(axis=(0, 1, 2)), maps.var(axis=(0, 1, 2))
+    norms = [autoencoder.encoder.get_layer(f"norm_{index}")]
+    if index + 1 < len(autoencoder.conv_filters):
+        norms.append(autoencoder.decoder.get_layer(f"norm_{index + 1}"))
+    for norm in norms:
+        gamma = np.sqrt(variance + norm.epsilon)
+        norm.set_weights([gamma, mean - offset, mean, variance])
+
+
+def set_dense_components(autoencoder, images, n_main, seed):
+    """Give the Dense layers the components of the last feature maps' main channels."""
+    from sklearn.decomposition import PCA
+
+    encoder = autoencoder.encoder
+    latent, features = encoder.get_layer("latent"), autoencoder.decoder.get_layer("features")
+    last_maps = keras.Model(encoder.input, encoder.get_layer("flatten").input)
+    maps = predict_in_batches(last_maps, images)  # (n, height, width, filters)
+    main = maps[..., :n_main].reshape(len(maps), -1)
+    n_components = min(autoencoder.latent_space_dim, *main.shape)
+    pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(main)
+    components = pca.components_.reshape(n_components, *maps.shape[1:3], n_main)
+    kernel, bias = (weights.copy() for weights in features.get_weights())
+    kernel = kernel.reshape(-1, *maps.shape[1:])  # (latent, height, width, filters)
+    kernel[:n_components, ..., :n_main] = components
+    bias.reshape(maps.shape[1:])[..., :n_main] = pca.mean_.reshape(components.shape[1:])
+    features.set_weights([kernel.reshape(len(kernel), -1), bias])
+    inverse = np.zeros_like(kernel)  # a new array: JAX may still be copying kernel asynchronously
+    inverse[:n_components, ..., :n_main] = components
+    inverse = inverse.reshape(len(inverse), -1)
+    latent.set_weights([inverse.T, -inverse @ bias])

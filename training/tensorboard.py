@@ -1,0 +1,87 @@
+"""Logs of a run to watch and hear it by.
+
+In:  the losses of each epoch, and the autoencoder that learns.
+Out: model/logs for TensorBoard.
+
+    tensorboard --logdir model/logs
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from autoencoder import keras
+from support.files import make_printable, write_atomically
+
+N_LOGGED = 10  # times in a run that pictures and sounds of pieces are logged
+N_LOGGED_PIECES = 3
+LOGS_README = "Look at these logs with: tensorboard --logdir .\n"
+
+
+class TensorBoard(keras.callbacks.Callback):
+    """Writes losses, the learning rate, pictures and sounds.
+
+    Args:
+        folder: to write; logs of an earlier run in it are deleted, unless that one is resumed.
+        images: float32 (n, height, width, channels), in [0, 1]; a few of them are logged.
+        keys: the key of each.
+        min_max_values: {key: {"min": dB, "max": dB}}.
+        settings: the features' Settings.
+    Raises:
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder, images, keys, min_max_values, settings):
+        super().__init__()
+        write_atomically(Path(folder) / "README.txt", LOGS_README.encode())
+        chosen = np.linspace(0, len(keys) - 1, min(N_LOGGED_PIECES, len(keys))).astype(int)
+        self.folder = Path(folder)
+        self.images = images[chosen]
+        self.names = [make_printable(keys[index]) for index in chosen]
+        self.min_max_values = [min_max_values[keys[index]] for index in chosen]
+        self.sample_rate = settings.sample_rate
+        self.sound_generator = settings.make_sound_generator(None)
+        self.writer = None
+
+    def _open(self, step):
+        from tensorboardX import SummaryWriter
+
+        if step == 1:
+            for path in sorted(self.folder.glob("events.out.tfevents.*")):
+                path.unlink()
+        self.writer = SummaryWriter(str(self.folder), purge_step=step)
+        self._log_sounds("original", self.images, step - 1)
+
+    def on_epoch_end(self, epoch, logs):
+        step, n_epochs = epoch + 1, self.params["epochs"]
+        if not self.writer:
+            self._open(step)
+        self.writer.add_scalar("loss/training", logs["loss"], step)
+        if math.isfinite(logs.get("val_loss", math.nan)):
+            self.writer.add_scalar("loss/validation", logs["val_loss"], step)
+        self.writer.add_scalar("learning_rate", float(self.model.optimizer.learning_rate), step)
+        if step in {1, *np.linspace(1, n_epochs, N_LOGGED).round().astype(int).tolist()}:
+            self._log_pieces(step)
+        self.writer.flush()
+
+    def _log_pieces(self, step):
+        reconstructed, _ = self.autoencoder.reconstruct(self.images)
+        for name, *pair in zip(self.names, self.images, reconstructed, strict=True):
+            picture = color_spectrogram(np.concatenate(pair[::-1]))
+            self.writer.add_image(f"original_above/{name}", picture, step, dataformats="HWC")
+        self._log_sounds("reconstructed", reconstructed, step)
+
+    def _log_sounds(self, kind, images, step):
+        signals = self.sound_generator.convert_spectrograms_to_audio(images, self.min_max_values)
+        for name, signal in zip(self.names, signals, strict=True):
+            mono = np.atleast_2d(signal).mean(axis=0)
+            mono = mono / max(1, np.abs(mono).max())
+            self.writer.add_audio(f"{kind}/{name}", mono, step, self.sample_rate)
+
+
+def color_spectrogram(image):
+    """uint8 (height, width, 3) of a normalised spectrogram, low frequencies at the bottom."""
+    from matplotlib import colormaps
+
+    return colormaps["magma"](image[::-1, :, 0], bytes=True)[..., :3]

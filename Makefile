@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 # Two workers, each with a file of tests at a time; BLAS threads of both would wait for each other.
-PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test quick lint fuzz clean
 

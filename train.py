@@ -19,7 +19,7 @@ from support import dataset
 from support.command_line import make_parser, number, run_script
 from support.files import write_arrays, write_json
 from support.settings import Settings
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.data import Pieces, Windows
 from training.devices import choose_distribution, choose_precision, prepare_devices
 from training.splits import PARTS, load_split, split_by_list, split_by_track
@@ -243,35 +243,26 @@ def main(argv=None):
     from training.tensorboard import TensorBoard
 
     # The data.
-    spectrograms_path = options.saved_data / Path(SPECTOGRAM_PATH).name
-    settings = Settings.load(spectrograms_path / "settings.json")
-    min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(options.saved_data))
+    spectrograms_path, settings, min_max_values = load_features(options.saved_data)
     keys = dataset.list_keys(spectrograms_path)
-    dataset.select_min_max_values(min_max_values, keys)
     parts = split_keys(keys, options.split, options.validation_split, options.seed)
+    fingerprint = make_fingerprint(parts, min_max_values)
     images, x_validation = load_images(
         spectrograms_path, options.target_shape, parts, options.stream
     )
-    x_train = images
-    if options.shift_windows:
-        x_train = Windows(images, parts["train"], min_max_values, settings.top_db)
+    windows = Windows(images, parts["train"], min_max_values, settings.top_db)
+    x_train = windows if options.shift_windows else images
 
     # The run: all that its weights depend on.
-    precision = options.precision
-    if precision == "auto":  # machines that train together might choose differently
-        precision = "float32" if options.coordinator else choose_precision()
     architecture = choose_architecture(
         images.shape[1:],
         conv_filters=options.conv_filters,
         latent_space_dim=options.latent_space_dim,
-        precision=precision,
+        precision=choose_precision(options.precision, options.coordinator),
     )
     run = {**architecture, **{name: getattr(options, name) for name in RUN_FLAGS}}
-    run["devices"] = choose_distribution().n_devices
-    run["features"] = make_fingerprint(parts, min_max_values)
-    checkpoint = Checkpoint.load(options.model) if options.resume else None
-    if checkpoint:
-        checkpoint.check_run(run)
+    run |= {"devices": choose_distribution().n_devices, "features": fingerprint}
+    checkpoint = load_checkpoint(options.model, run) if options.resume else None
 
     # The training.
     is_first = options.process_id == 0  # the process that writes
@@ -302,10 +293,17 @@ def main(argv=None):
     latents = autoencoder.encode(images)  # by all processes, for they compute together
     if is_first:
         save_latents(options.model / "latents.npz", parts["train"], latents, min_max_values)
-        tracks = {part: sorted({*map(dataset.get_track, parts[part])}) for part in PARTS}
-        write_json(options.model / "split.json", tracks)
+        save_split(options.model / "split.json", parts)
         print(f"model in {options.model}")
     choose_distribution().wait_for_all()
+
+
+def load_features(saved_data):
+    """(folder of the spectrograms, their Settings, their min-max values)."""
+    spectrograms_path = saved_data / Path(SPECTOGRAM_PATH).name
+    settings = Settings.load(spectrograms_path / "settings.json")
+    min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data))
+    return spectrograms_path, settings, min_max_values
 
 
 def split_keys(keys, split, validation_split, seed):
@@ -335,7 +333,8 @@ def load_images(spectrograms_path, target_shape, parts, stream):
 def make_fingerprint(parts, min_max_values):
     """A checksum of the pieces that are trained on and held out, and of their decibel ranges."""
     keys = parts["train"] + parts["valid"]
-    ranges = [[key, sorted(min_max_values[key].items())] for key in keys]
+    chosen = dataset.select_min_max_values(min_max_values, keys)
+    ranges = [[key, sorted(entry.items())] for key, entry in zip(keys, chosen, strict=True)]
     text = json.dumps([len(parts["train"]), ranges])
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
@@ -350,6 +349,11 @@ def save_latents(path, keys, latents, min_max_values):
         key=np.array(keys),
         genre=np.array([dataset.get_genre(key) for key in keys]),
     )
+
+
+def save_split(path, parts):
+    """Write split.json: the tracks of each part."""
+    write_json(path, {part: sorted({*map(dataset.get_track, parts[part])}) for part in PARTS})
 
 
 if __name__ == "__main__":

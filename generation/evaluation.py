@@ -178,8 +178,8 @@ class Evaluator:
         nearest = []
         for key in self.training_keys:
             latent = self.pieces.latents[self.pieces.keys.index(key)]
-            found = self._find_nearest(latent, self._load_mel(key), dataset.get_track(key))
-            nearest.append(found[1:])
+            distances = self._find_nearest(latent, self._load_mel(key), dataset.get_track(key))
+            nearest.append(distances[1:])
         return np.median(nearest, axis=0).tolist()
 
 

@@ -22,7 +22,6 @@ import numpy as np
 from support.errors import TemporaryError, UserError
 
 MAX_JSON_BYTES = 1 << 20
-READ_BYTES = 1 << 16  # compared at a time
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")  # of a file that is being written
 LOCK = ".lock"  # the file that the run which writes a folder holds
 
@@ -83,14 +82,9 @@ def write_atomically(path, data):
 
 def has_content(path, data):
     """Whether a file holds exactly these bytes."""
-    try:
-        if os.path.getsize(path) != len(data):
-            return False
-        with open(path, "rb") as file:
-            starts = range(0, len(data), READ_BYTES)
-            return all(file.read(READ_BYTES) == data[i : i + READ_BYTES] for i in starts)
-    except OSError:
-        return False
+    path = Path(path)
+    has_length = path.is_file() and path.stat().st_size == len(data)
+    return has_length and path.read_bytes() == data
 
 
 def write_json(path, values):

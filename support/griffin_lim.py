@@ -343,6 +343,6 @@ def slope_over_bins(values, m, k):
 
 @compiled
 def slope_over_frames(values, m, k):
-    """Central difference, one-sided at the borders; 0 where there is one frame alone."""
+    """Central difference, one-sided at the borders; 0 for a single frame."""
     before, after = max(m - 1, 0), min(m + 1, values.shape[0] - 1)
     return (values[after, k] - values[before, k]) / max(after - before, 1)

@@ -83,6 +83,18 @@ class Checkpoint(NamedTuple):
             variable.assign(array)
 
 
+def load_checkpoint(folder, run):
+    """The checkpoint of a run in a model folder, or None if there is none.
+
+    Raises:
+        UserError: it is damaged, or of another run.
+    """
+    checkpoint = Checkpoint.load(folder)
+    if checkpoint:
+        checkpoint.check_run(run)
+    return checkpoint
+
+
 def list_variables(model):
     """The weights and the optimizer's variables of a compiled model."""
     return [*model.weights, *model.optimizer.variables]

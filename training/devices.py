@@ -79,7 +79,7 @@ def list_gpus():
 
     try:
         return keras.distribution.list_devices("gpu")
-    except RuntimeError:  # JAX raises where there is none
+    except RuntimeError:  # JAX raises if there is none
         return []
 
 
@@ -130,16 +130,21 @@ def choose_distribution():
     return Distribution()
 
 
-def choose_precision():
-    """bfloat16 on GPUs that have it, float32 on all other devices."""
+def choose_precision(precision, coordinator=None):
+    """The precision asked for; "auto" is bfloat16 on a GPU that has it, else float32.
+
+    Machines that train together might choose differently, so there it is float32, too.
+    """
+    if precision != "auto":
+        return precision
+    if coordinator or not list_gpus():
+        return "float32"
     from autoencoder import keras
 
-    if not list_gpus():
-        return "float32"
-    if keras.config.backend() == "tensorflow":
-        import tensorflow as tf
+    if keras.config.backend() != "tensorflow":
+        return "bfloat16"
+    import tensorflow as tf
 
-        gpus = tf.config.list_physical_devices("GPU")
-        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability")
-        return "bfloat16" if capability and capability >= (8, 0) else "float32"  # from Ampere on
-    return "bfloat16"
+    gpu = tf.config.list_physical_devices("GPU")[0]
+    capability = tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
+    return "bfloat16" if capability >= (8, 0) else "float32"  # from Ampere on

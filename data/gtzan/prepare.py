@@ -102,11 +102,11 @@ def take_tracks(source, folder):
     Returns:
         how many were put there.
     """
-    there = find_tracks(folder)
+    existing = find_tracks(folder)
     n_taken = 0
     for track, path in find_tracks(source).items():
         target = Path(folder, track + path.suffix)
-        if track in there or os.path.lexists(target):
+        if track in existing or os.path.lexists(target):
             continue
         n_taken += 1
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,15 +119,15 @@ def take_tracks(source, folder):
 
 def check_tracks(folder):
     """(missing tracks, {damaged track: reason})."""
-    there = find_tracks(folder)
+    existing = find_tracks(folder)
     loader = preprocess.Loader(preprocess.SAMPLE_RATE, preprocess.DURATION, True)
     damaged = {}
-    for track, path in there.items():
+    for track, path in existing.items():
         try:
             loader.load_whole(path)
         except UserError as error:
             damaged[track] = str(error)
-    return [track for track in list_tracks() if track not in there], damaged
+    return [track for track in list_tracks() if track not in existing], damaged
 
 
 def prepare(source, folder):

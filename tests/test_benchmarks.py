@@ -33,7 +33,7 @@ def has_several_colours(path):
 @pytest.mark.slow
 def test_reconstruction_measures_every_method_on_the_tracks_held_out(tmp_path, saved_data, capsys):
     benchmarks.reconstruction.main(
-        ["--held_out", "*/3.wav", "--latent_space_dims", "3", "--budget_s", "2"]
+        ["--held_out", "*/3.wav", "--latent_space_dims", "3", "--budget_s", "1"]
     )
 
     rows = {row["method"]: row for row in read_csv("reconstruction.csv")}
@@ -118,8 +118,11 @@ def test_phase_recovery_measures_every_method(write_audio, capsys):
 
 
 @pytest.mark.slow
-def test_preprocessing_measures_both_programs_and_every_step(tmp_path, write_audio, capsys):
+def test_preprocessing_measures_both_programs_and_every_step(
+    tmp_path, write_audio, monkeypatch, capsys
+):
     write_audio("a.wav", make_music(6.2))
+    monkeypatch.delitem(benchmarks.preprocessing.KINDS, "MP3, 44.1 kHz stereo")  # as OGG is
 
     benchmarks.preprocessing.main(
         ["--audio_files_dir", "audio", "--n_files", "2", "--n_files_memory", "3"]
@@ -128,10 +131,10 @@ def test_preprocessing_measures_both_programs_and_every_step(tmp_path, write_aud
 
     rows = read_csv("preprocessing.csv")
     programs = ["serial librosa loop", "ours", "ours, again"]
-    assert [row["program"] for row in rows] == [*programs * 3, "ours"]
+    assert [row["program"] for row in rows] == [*programs * 2, "ours"]
     assert all(float(row["seconds"]) > 0 and float(row["peak_mb"]) > 0 for row in rows)
     steps = read_csv("preprocessing_steps.csv")
     shares = [float(row["share"]) for row in steps if not row["step"].startswith("(")]
-    assert sum(shares) == pytest.approx(3, abs=0.01)  # one for each kind of file
-    assert capsys.readouterr().out.count("times the serial loop") == 3
+    assert sum(shares) == pytest.approx(2, abs=0.01)  # one for each kind of file
+    assert capsys.readouterr().out.count("times the serial loop") == 2
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["audio"]

@@ -25,6 +25,8 @@ from support.errors import UserError
 from training.checkpoint import Checkpoint
 from training.tensorboard import N_LOGGED_PIECES
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--conv_filters", "8", "16", "--latent_space_dim", "6", "--batch_size", "2"]
 SMALL += ["--validation_split", "0.25"]
 
@@ -84,7 +86,6 @@ def assert_same_weights(folder, other, atol):
         np.testing.assert_allclose(values, others[name], atol=atol, err_msg=name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_resumes_and_ends_as_if_unbroken(folder, capsys, sent):
     process = start_training(folder, "killed", "--epochs", "12")
@@ -157,18 +158,17 @@ def test_bad_flags_are_refused_and_change_nothing(folder, monkeypatch, flags, me
     assert read_all(folder) == before
 
 
-@pytest.mark.slow
 def test_two_processes_write_the_model_of_one_and_resume_together(folder):
     pytest.importorskip("jax")
     common = ["--epochs", "2", "--no-shift_windows"]  # each process would draw its own windows
     alone = start_training(folder, "alone", *common, KERAS_BACKEND="jax")
-    for flags in ((), ("--resume",)):
+    for flags in (("--logs",), ("--resume",)):
         joined = ["--coordinator", f"127.0.0.1:{find_free_port()}", "--num_processes", "2", *flags]
         processes = [
             start_training(
                 folder,
                 "together",
-                *(*common, "--logs", "--process_id", str(index), *joined),
+                *(*common, "--process_id", str(index), *joined),
                 KERAS_BACKEND="jax",
             )
             for index in range(2)

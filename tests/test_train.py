@@ -167,6 +167,7 @@ def test_train_learns_from_windows():
     assert losses[1] < 0.75 * losses[0]
 
 
+@pytest.mark.slow
 def test_train_keeps_the_best_weights_and_the_history(tmp_path, spectrograms, make_settings):
     from autoencoder import Autoencoder
 
@@ -198,6 +199,7 @@ def test_train_keeps_the_best_weights_and_the_history(tmp_path, spectrograms, ma
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["pca", "random"])
 def test_train_is_the_same_for_the_same_seed(spectrograms, start):
     x_train = train.load_fsdd(spectrograms, None)

@@ -79,13 +79,34 @@ def test_training_lowers_the_loss_below_the_start():
     assert np.square(autoencoder.reconstruct(images)[0] - images).mean() < 0.8 * start
 
 
-def test_the_start_says_which_layers_it_needs():
-    class Renamed(Autoencoder):
-        def _bottleneck(self, x):
-            x = keras.layers.Flatten(name="flatten")(x)
-            return keras.layers.Dense(self.latent_space_dim, name="code")(x)
+class Renamed(Autoencoder):
+    def _bottleneck(self, x):
+        x = keras.layers.Flatten(name="flatten")(x)
+        return keras.layers.Dense(self.latent_space_dim, name="code")(x)
 
-    autoencoder = Renamed((16, 12, 1), (4,), (3,), (2,), 3)
 
-    with pytest.raises(UserError, match="latent is missing in the encoder: use --start random"):
+class Residual(Autoencoder):
+    def _conv_block(self, x, index):
+        x = super()._conv_block(x, index)
+        return keras.layers.Add()([x, keras.layers.Conv2D(4, 3, padding="same", name="more")(x)])
+
+
+class Sigmoid(Autoencoder):
+    def _deconv_block(self, x, index, shape):
+        x = super()._deconv_block(x, index, shape)
+        return keras.layers.Activation("sigmoid", name="squash")(x)
+
+
+@pytest.mark.parametrize(
+    "changed, fault",
+    [
+        (Renamed, "latent is missing"),
+        (Residual, "more is added"),
+        (Sigmoid, "squash is not linear"),
+    ],
+)
+def test_the_start_refuses_a_network_that_it_does_not_know(changed, fault):
+    autoencoder = changed((16, 12, 1), (4,), (3,), (2,), 3)
+
+    with pytest.raises(UserError, match=f"{fault}: use --start random"):
         start_as_pca(autoencoder, make_images())

@@ -47,8 +47,7 @@ def start_as_pca(autoencoder, images, seed=0):
     """Set the weights so that the network is a PCA, and freeze its normalisations.
 
     Args:
-        autoencoder: an Autoencoder of the blocks and layer names in autoencoder.py; its output
-            must be linear.
+        autoencoder: an Autoencoder of the layers in autoencoder.py.
         images: float32 (n, height, width, channels), in [0, 1]; an array, Pieces or Windows.
     Raises:
         UserError: the autoencoder is built of other layers.
@@ -77,20 +76,32 @@ def start_as_pca(autoencoder, images, seed=0):
 
 
 def check_layers(autoencoder):
-    """Raise a UserError unless the layers have the names and places that are relied upon."""
+    """Raise a UserError unless the network has the layers of autoencoder.py, by their names.
+
+    Further Dense layers behind the feature maps, as a VAE has them, do no harm.
+    """
     indices = range(len(autoencoder.conv_filters))
     convs, norms, deconvs = (
         [f"{kind}_{i}" for i in indices] for kind in ("conv", "norm", "deconv")
     )
     needed = {autoencoder.encoder: {*convs, *norms, "flatten", "latent"}}
     needed[autoencoder.decoder] = {*deconvs, *norms[1:], "features"}
+    faults = []
     for model, names in needed.items():
-        missing = names - {layer.name for layer in model.layers}
-        if missing:
-            raise UserError(
-                f"a start from PCA needs the layers of autoencoder.py, but {', '.join(missing)} is "
-                f"missing in the {model.name}: use --start random"
-            )
+        faults += [f"{name} is missing" for name in names - {layer.name for layer in model.layers}]
+        for layer in model.layers:
+            is_added = layer.weights and not isinstance(layer, layers.Dense)
+            if is_added and layer.name not in names:
+                faults.append(f"{layer.name} is added")
+            if isinstance(layer, layers.Activation) or (
+                layer.name in deconvs and layer.activation is not keras.activations.linear
+            ):
+                faults.append(f"{layer.name} is not linear")
+    if faults:
+        raise UserError(
+            f"a start from PCA needs the layers of autoencoder.py, but {', '.join(faults)}: "
+            "use --start random"
+        )
 
 
 def freeze_normalisations(autoencoder):

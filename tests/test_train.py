@@ -225,7 +225,7 @@ def test_train_stops_at_nan(spectrograms):
         train.train(x_train, 1e30, 2, 9, architecture=architecture)
 
 
-def test_patience_stops_a_run_that_gets_no_better(spectrograms):
+def test_patience_stops_a_run_that_gets_no_better(spectrograms, capsys):
     x_train = train.load_fsdd(spectrograms, None)
     callbacks = make_callbacks(patience=3)
     history = callbacks[1]
@@ -240,3 +240,4 @@ def test_patience_stops_a_run_that_gets_no_better(spectrograms):
     )
 
     assert len(history.rows) < 50 and history.count_epochs_since_best() == 3
+    assert "validation loss" not in capsys.readouterr().out  # nothing is held out

@@ -52,9 +52,10 @@ class History(keras.callbacks.Callback):
             "seconds": time.perf_counter() - self._started,
         }
         self.rows.append(row)
+        validation = f"validation loss {row['val_loss']:.5f}, " if "val_loss" in logs else ""
         print(
             f"epoch {epoch + 1}/{self.params['epochs']}: training loss {row['loss']:.5f}, "
-            f"validation loss {row['val_loss']:.5f}, {row['seconds']:.1f} s",
+            f"{validation}{row['seconds']:.1f} s",
             flush=True,
         )
 

@@ -143,12 +143,12 @@ def train(
     autoencoder = Autoencoder(**(architecture or choose_architecture(x_train.shape[1:])))
     if start == "pca":
         start_as_pca(autoencoder, x_train, seed)
+    elif checkpoint and checkpoint.run["start"] == "pca":
+        freeze_normalisations(autoencoder)
     print_start(autoencoder, x_train, x_validation)
     with distribution.scope:
         if distribution.n_devices > 1:
             autoencoder = distribution.replicate(autoencoder)
-        if "pca" in (start, checkpoint and checkpoint.run["start"]):
-            freeze_normalisations(autoencoder)
         autoencoder.compile(make_schedule(learning_rate, epochs * len(batches)))
         if checkpoint:
             checkpoint.restore(autoencoder.model)

@@ -93,7 +93,8 @@ class Distribution(NamedTuple):
     def replicate(self, autoencoder):
         """In the scope: the same autoencoder on all devices, with the first process's weights.
 
-        Two machines round differently, and a component without variance has no direction.
+        What is frozen stays frozen. Two machines round differently, and a component without
+        variance has no direction.
         """
         weights = autoencoder.model.get_weights()
         if self.share[1] > 1:
@@ -102,6 +103,10 @@ class Distribution(NamedTuple):
             weights = multihost_utils.broadcast_one_to_all(weights)
         replica = type(autoencoder)(**autoencoder.parameters)
         replica.model.set_weights(weights)
+        for half in ("encoder", "decoder"):
+            layers, copies = (getattr(model, half).layers for model in (autoencoder, replica))
+            for layer, copy in zip(layers, copies, strict=True):
+                copy.trainable = layer.trainable
         return replica
 
     def wait_for_all(self):

@@ -42,6 +42,7 @@ VALIDATION_SPLIT = 0.1  # share of the tracks
 WARM_UP = 0.05  # share of the steps
 SHIFT_WINDOWS = True
 SEED = 0
+AFTER_CTRL_C = "the same command with --resume goes on from the last checkpoint"
 RUN_FLAGS = (  # that the weights depend on, besides the data and the architecture
     "start",
     "learning_rate",
@@ -357,4 +358,4 @@ def save_split(path, parts):
 
 
 if __name__ == "__main__":
-    run_script(main, "the same command with --resume goes on from the last checkpoint")
+    run_script(main, AFTER_CTRL_C)

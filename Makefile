@@ -17,7 +17,7 @@ Python {v[0]}.{v[1]} on {sys.platform} {platform.machine()}: try make PYTHON=pyt
 
 demo: .venv/run
 	$(BIN)/python preprocess.py
-	$(BIN)/python train.py
+	$(BIN)/python train.py --resume
 	$(BIN)/python generate.py
 
 test: lint
@@ -44,4 +44,4 @@ lint: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv saved_data model samples data/demo/audio
+	rm -rf .venv saved_data model samples data/demo/audio data/demo/.audio.tmp

@@ -8,6 +8,8 @@ Out: their reconstructions and latents; a folder with parameters.json and model.
 """
 
 import dataclasses
+import io
+import json
 import os
 import warnings
 from pathlib import Path
@@ -15,15 +17,27 @@ from pathlib import Path
 import numpy as np
 
 from support.errors import UserError
-from support.files import native_silence, read_json, write_json
+from support.files import FileSet, native_silence, read_json
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with native_silence:  # TensorFlow 2.21 logs a dozen notices before it reads that level
-    import keras
-    from keras import layers
+try:
+    with native_silence:  # TensorFlow 2.21 logs a dozen notices before it reads that level
+        import keras
+        from keras import layers
 
-    if keras.config.backend() == "tensorflow":  # JAX must not look before its processes join
-        keras.distribution.list_devices()
+        if keras.config.backend() == "tensorflow":  # JAX must not look before its processes join
+            keras.distribution.list_devices()
+    if keras.config.backend() not in ("tensorflow", "jax"):
+        raise ImportError(f"Keras would compute with {keras.config.backend()}")
+except ImportError as error:
+    raise UserError(
+        f"{error}: set KERAS_BACKEND to tensorflow or jax, and install requirements.txt"
+    ) from error
+# What a user's keras.json may say is not what a saved model means.
+keras.config.set_image_data_format("channels_last")
+keras.config.set_floatx("float32")
+keras.config.set_dtype_policy("float32")
+keras.config.set_epsilon(1e-7)
 
 BN_MOMENTUM = 0.9  # Keras's 0.99 needs thousands of steps before inference matches training
 BETA_2 = 0.95  # of Adam; with Keras's 0.999 the learning rate that trains best kills the ReLUs
@@ -192,13 +206,15 @@ class Autoencoder:
             x_train, x_validation: float32 (n, height, width, channels), in [0, 1], or Keras
                 datasets of (images, images) batches; for these batch_size must be None.
             initial_epoch: how many of the epochs have passed already.
-            callbacks: of Keras; each gets this Autoencoder as its attribute `autoencoder`.
+            callbacks: of Keras; each gets the attributes `autoencoder`, which is this one,
+                `x_train` and `x_validation`.
         """
         is_array = isinstance(x_train, np.ndarray)
-        if isinstance(x_validation, np.ndarray):
-            x_validation = (x_validation, x_validation)
         for callback in callbacks:
             callback.autoencoder = self
+            callback.x_train, callback.x_validation = x_train, x_validation
+        if isinstance(x_validation, np.ndarray):
+            x_validation = (x_validation, x_validation)
         self._set_precision(self.precision)
         try:
             self.model.fit(
@@ -214,6 +230,11 @@ class Autoencoder:
             )
         finally:
             self._set_precision("float32")
+
+    def measure(self, images):
+        """The loss of images, or of a Keras dataset of (images, images) batches."""
+        targets = images if isinstance(images, np.ndarray) else None
+        return self.model.evaluate(images, targets, verbose=0)
 
     def _set_precision(self, precision):
         """Choose the arithmetic of the layers; their weights stay float32."""
@@ -235,16 +256,14 @@ class Autoencoder:
         return self.decode(latents), latents
 
     def save(self, folder):
-        """Write parameters.json and model.weights.h5."""
-        folder = Path(folder)
-        write_json(folder / "parameters.json", self.parameters)
-        temporary = folder / f".{os.getpid()}.weights.h5"
-        try:
-            # Of a compiled model Keras 3.15 would save the optimizer too, three times the size.
-            keras.Model(self.model.input, self.model.output).save_weights(temporary)
-            os.replace(temporary, folder / "model.weights.h5")
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write parameters.json and model.weights.h5, both or neither."""
+        weights = WeightsBuffer()
+        # Of a compiled model Keras 3.15 would save the optimizer too, three times the size.
+        keras.Model(self.model.input, self.model.output).save_weights(weights)
+        with FileSet() as files:
+            files.add(Path(folder) / "model.weights.h5", weights.getbuffer())
+            parameters = json.dumps(self.parameters, indent=2) + "\n"
+            files.add(Path(folder) / "parameters.json", parameters.encode())
 
     @classmethod
     def load(cls, folder):
@@ -288,6 +307,13 @@ class Autoencoder:
             raise UserError(
                 f"{path} does not fit the parameters beside it, or is damaged: run train.py again"
             ) from error
+
+
+class WeightsBuffer(io.BytesIO):
+    """Memory that Keras writes weights to: on a full disk HDF5 would end the process."""
+
+    def __str__(self):
+        return ".weights.h5"  # an ending that Keras asks for
 
 
 def predict_in_batches(model, inputs):

@@ -2,19 +2,23 @@
 
 In:  model/ as train.py wrote it and, but for new music, saved_data/ as preprocess.py wrote it.
 Out: samples/original/*.wav and samples/generated/*.wav, same names, named after their sources;
-     samples/new/*.wav; samples/index.html to hear, see and compare it all; samples/metrics.csv.
+     samples/new/*.wav; samples/index.html to hear, see and compare it all, and what earlier runs
+     made there; samples/metrics.csv.
 
     python generate.py --num_spectrograms 5
     python generate.py --compose 60 --temperature 0.8
 """
 
+import argparse
 import io
+import itertools
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from generation.modes import (
+    Recordings,
     Sources,
     compare_pieces,
     compose,
@@ -26,9 +30,9 @@ from generation.modes import (
 from generation.prior import list_similar, load_training_pieces
 from preprocess import SAMPLE_RATE
 from support import dataset
-from support.command_line import make_parser, number, run_script
+from support.command_line import make_parser, number, run_script, show_progress
 from support.errors import UserError
-from support.files import make_printable, write_atomically
+from support.files import lock, make_printable, remove_temporaries, write_atomically
 from support.settings import Settings
 from training.data import Pieces
 from training.splits import load_split
@@ -47,8 +51,9 @@ STEPS = 8  # pieces of a morph
 COMPONENTS = 3  # directions of a tour
 SEED = 0
 
+PRODUCTS = ("pictures/generated",)  # in samples of versions that had no lock
 HEADROOM = 0.99  # peak of a sound that would have clipped
-BATCH_SIZE = 32  # pieces reconstructed at a time
+BATCH_SIZE = 8  # pieces reconstructed at a time
 PRINTED_FIGURES = ("image error", "spectral convergence of the generated, dB", "mel distance, dB")
 
 
@@ -141,11 +146,15 @@ def make_pairs(sound_generator, sources, num_spectrograms, *, files, seed):
     spectrograms, min_max_values, keys = select_spectrograms(
         *load_spectrograms(sources), num_spectrograms, files=files, seed=seed
     )
-    for start in range(0, len(keys), BATCH_SIZE):
-        batch = slice(start, start + BATCH_SIZE)
-        yield from compare_pieces(
-            sound_generator, sources, spectrograms[batch], min_max_values[batch], keys[batch]
+    recordings = Recordings(sources.spectrograms_path)
+    batches = [slice(start, start + BATCH_SIZE) for start in range(0, len(keys), BATCH_SIZE)]
+    pieces = itertools.chain.from_iterable(
+        compare_pieces(
+            sound_generator, recordings, spectrograms[batch], min_max_values[batch], keys[batch]
         )
+        for batch in batches
+    )
+    yield from show_progress(pieces, len(keys), "pieces")
 
 
 def interpolate(sound_generator, sources, files, *, steps):
@@ -157,8 +166,8 @@ def interpolate(sound_generator, sources, files, *, steps):
 def load_spectrograms(sources):
     """(spectrograms, keys, min-max values) of features that the model fits."""
     check_settings(sources)
-    min_max_values = dataset.load_min_max_values(sources.min_max_values_path)
-    return *load_data(sources.spectrograms_path), min_max_values
+    spectrograms, keys = load_data(sources.spectrograms_path)
+    return spectrograms, keys, dataset.load_min_max_values(sources.min_max_values_path, keys)
 
 
 def check_settings(sources):
@@ -171,24 +180,49 @@ def check_settings(sources):
         )
 
 
-MODES = {  # {flag: (its value to Items, further flags that it takes)}
+MODES = {  # {flag: (its value to Items, further flags that it takes)}, in this order
     "audio_files": (reconstruct_files, ()),
     "components": (tour_components, ()),
     "interpolate": (interpolate, ("steps",)),
     "sample": (make_samples, ("genre", "temperature", "seed")),
     "compose": (compose, ("genre", "temperature", "seed")),
-    "num_spectrograms": (make_pairs, ("files", "seed")),  # if no other flag is given
+    "num_spectrograms": (make_pairs, ("files", "seed")),  # or if files, or no mode, are given
+}
+DEFAULTS = {  # of flags that are missing among the options unless they are given
+    "num_spectrograms": NUM_SPECTROGRAMS,
+    "files": None,
+    "genre": None,
+    "temperature": TEMPERATURE,
+    "steps": STEPS,
 }
 
 
-def make_items(sound_generator, sources, flags):
-    """Yield the Items of every mode that the flags ask for.
+def choose_modes(given):
+    """The names of the modes that are asked for.
 
     Args:
+        given: names of the flags that are given.
+    Raises:
+        UserError: one of them belongs to other modes.
+    """
+    modes = [name for name in MODES if name in given]
+    if not modes or ("files" in given and "num_spectrograms" not in given):
+        modes.append("num_spectrograms")
+    for flag in sorted(given & DEFAULTS.keys() - MODES.keys()):
+        takers = [mode for mode, (_, names) in MODES.items() if flag in names]
+        if not {*modes} & {*takers}:
+            raise UserError(f"--{flag} does nothing without --{' or --'.join(takers)}")
+    return modes
+
+
+def make_items(sound_generator, sources, modes, flags):
+    """Yield the Items of each mode; for a song that cannot be read, a UserError.
+
+    Args:
+        modes: names of MODES.
         flags: {name: value}.
     """
-    modes = [name for name in MODES if flags[name] and name != "num_spectrograms"]
-    for name in modes or ["num_spectrograms"]:
+    for name in modes:
         make, names = MODES[name]
         yield from make(sound_generator, sources, flags[name], **{n: flags[n] for n in names})
 
@@ -199,16 +233,19 @@ def make_evaluator(sound_generator, sources):
 
     try:
         check_settings(sources)
+        pieces = load_training_pieces(sources.model)
+        say(f"comparing with {len(pieces.keys)} training pieces", sys.stderr)
         return Evaluator(
             sound_generator,
-            load_training_pieces(sources.model),
+            pieces,
             sources.spectrograms_path,
-            dataset.load_min_max_values(sources.min_max_values_path),
+            dataset.load_min_max_values(
+                sources.min_max_values_path, dataset.list_keys(sources.spectrograms_path)
+            ),
             load_held_out_tracks(sources.model),
         )
     except (OSError, UserError) as error:
-        message = f"new pieces are not compared with training pieces: {error}"
-        print(make_printable(message), file=sys.stderr)
+        say(f"new pieces are not compared with training pieces: {error}", sys.stderr)
         return None
 
 
@@ -221,35 +258,77 @@ def load_held_out_tracks(model):
     return parts["valid"] | parts["test"]
 
 
-def print_item(item, paths):
-    """Say in one line what was made, and the figures that tell how good it is."""
+def save_items(items, page, save_dirs, sound_generator, sources):
+    """Write Items, say what was made, and put it on a page; new pieces are judged before.
+
+    Args:
+        items: as make_items() yields them.
+        save_dirs: {kind: folder}.
+    Returns:
+        how many songs could not be read.
+    """
+    evaluator, is_judged, n_skipped, summary = None, False, 0, {}
+    for item in items:
+        if isinstance(item, UserError):
+            n_skipped += 1
+            say(f"skipped {item}", sys.stderr)
+            continue
+        if item.latents is not None and not is_judged:  # the first new piece
+            evaluator, is_judged = make_evaluator(sound_generator, sources), True
+        if item.latents is not None and evaluator:
+            item = evaluator.compare(item)
+        item, paths = save_item(item, save_dirs, sound_generator.sample_rate)
+        page.add(item, paths)
+        say(describe_item(item, paths))
+    if evaluator:
+        for name, distance in evaluator.measure_sets().items():
+            summary[f"Frechet distance from held-out pieces, {name}, dB"] = distance
+            say(f"Frechet distance from held-out pieces, {name}: {distance:.2f} dB")
+    page.finish(summary)
+    return n_skipped
+
+
+def describe_item(item, paths):
+    """One line: what was made, and the figures that tell how good it is."""
     figures = ", ".join(
         f"{name} {item.figures[name]:.4g}" for name in PRINTED_FIGURES if name in item.figures
     )
     sounds = ", ".join(map(str, paths.values()))
-    print(make_printable(f"{item.title}: {figures}{': ' if figures else ''}{sounds}"), flush=True)
+    return f"{item.title}: {figures}{': ' if figures else ''}{sounds}"
+
+
+def say(text, file=None):
+    """Print a line above the progress bars, on stdout if no file is given."""
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode():
+        print(make_printable(text), file=file or sys.stdout, flush=True)
 
 
 def get_parser():
     parser = make_parser(__doc__)
+    parser.argument_default = argparse.SUPPRESS  # main() sees which flags are given
     add = parser.add_argument
     help_text = "folder that preprocess.py wrote; None: that of SPECTROGRAMS_PATH"
-    add("--saved_data", type=Path, help=help_text)
+    add("--saved_data", type=Path, default=None, help=help_text)
     add("--model", type=Path, default=MODEL, help="folder that train.py wrote")
-    add("--samples", type=Path, help="folder to write; None: SAMPLES and the SAVE_DIRs")
+    help_text = "folder to write; None: SAMPLES and the SAVE_DIRs"
+    add("--samples", type=Path, default=None, help=help_text)
     count = {"type": number(int, 1)}
-    add("--num_spectrograms", default=NUM_SPECTROGRAMS, help="pieces to reconstruct", **count)
-    add("--files", nargs="+", metavar="KEY", help="these pieces instead of a random choice")
+    pairs = parser.add_mutually_exclusive_group()
+    help_text = f"pieces to reconstruct, chosen at random (default: {NUM_SPECTROGRAMS})"
+    pairs.add_argument("--num_spectrograms", help=help_text, **count)
+    pairs.add_argument("--files", nargs="+", metavar="KEY", help="pieces to reconstruct")
     add("--sample", metavar="N", help="make this many new pieces", **count)
     seconds = number(float, 0.01)
     add("--compose", type=seconds, metavar="SECONDS", help="make one long new piece")
-    help_text = "of new pieces: a top folder of the audio; None: any"
+    help_text = "of new pieces: a top folder of the audio (default: any)"
     add("--genre", help=help_text)
-    help_text = "how far new pieces stray from the typical; 0: not at all"
-    add("--temperature", type=number(float, 0), default=TEMPERATURE, help=help_text)
+    help_text = f"how far new pieces stray; 0: not at all (default: {TEMPERATURE})"
+    add("--temperature", type=number(float, 0), help=help_text)
     help_text = "morph one piece into another"
     add("--interpolate", nargs=2, metavar=("KEY_A", "KEY_B"), help=help_text)
-    add("--steps", type=number(int, 2), default=STEPS, help="pieces of the morph")
+    add("--steps", type=number(int, 2), help=f"pieces of the morph (default: {STEPS})")
     help_text = "songs to send through the autoencoder"
     add("--audio_files", nargs="+", metavar="FILE", help=help_text)
     help_text = f"tour this many main directions of what was learned; without N: {COMPONENTS}"
@@ -259,7 +338,12 @@ def get_parser():
 
 
 def main(argv=None):
-    options = get_parser().parse_args(argv)
+    parser = get_parser()
+    options = parser.parse_args(argv)
+    try:
+        modes = choose_modes({*vars(options)})
+    except UserError as error:
+        parser.error(str(error))
     sources = Sources(options.model, Path(SPECTROGRAMS_PATH), Path(MIN_MAX_VALUES_PATH))
     if options.saved_data:
         sources = Sources(
@@ -281,22 +365,16 @@ def main(argv=None):
     autoencoder = Autoencoder.load(options.model)
     settings = Settings.load(options.model / "settings.json")
     sound_generator = settings.make_sound_generator(autoencoder, options.seed)
-
-    evaluator, summary = None, {}
-    page = Page(options.samples or Path(SAMPLES), settings)
-    for item in make_items(sound_generator, sources, vars(options)):
-        if item.latents is not None:  # a new piece
-            evaluator = evaluator or make_evaluator(sound_generator, sources)
-            item = evaluator.compare(item) if evaluator else item
-        item, paths = save_item(item, save_dirs, settings.sample_rate)
-        page.add(item, paths)
-        print_item(item, paths)
-    if evaluator:
-        for name, distance in evaluator.measure_sets().items():
-            summary[f"Frechet distance from held-out pieces, {name}, dB"] = distance
-            print(f"Frechet distance from held-out pieces, {name}: {distance:.2f} dB")
-    page.write(summary)
-    print(f"{len(page.entries)} items in {page.folder}; open {page.folder / 'index.html'}")
+    items = make_items(sound_generator, sources, modes, {**DEFAULTS, **vars(options)})
+    folder = options.samples or Path(SAMPLES)
+    with lock(folder, *PRODUCTS):
+        remove_temporaries(*save_dirs.values(), *folder.glob("pictures/*"))
+        page = Page(folder, settings)
+        n_skipped = save_items(items, page, save_dirs, sound_generator, sources)
+    index = make_printable(folder / "index.html")
+    print(f"open {index}: {len(page.entries)} items, {len(page.made)} of this run")
+    if n_skipped:
+        raise UserError(f"{n_skipped} of {len(options.audio_files)} songs could not be read")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Turn a folder of audio into min-max-normalised log spectrograms.
 
-In:  any folder of audio that libsndfile reads, at any depth, rate and channel count.
+In:  any folder of audio that libsndfile or FFmpeg reads, at any depth, rate and channel count.
 Out: saved_data/spectrograms/<audio path>.<segment>.npy, settings.json, min_max_values.pkl.
      Interrupted at any moment, the same command goes on where it was.
 
@@ -9,6 +9,7 @@ Out: saved_data/spectrograms/<audio path>.<segment>.npy, settings.json, min_max_
 
 import argparse
 import collections
+import contextlib
 import errno
 import functools
 import itertools
@@ -26,6 +27,7 @@ from support.command_line import make_parser, number, run_script
 from support.dataset import (
     MIN_MAX_VALUES_NAME,
     MIN_MAX_VALUES_SAVE_DIR,
+    SETTINGS_NAME,
     SPECTROGRAMS_SAVE_DIR,
     check_key,
     get_settings_path,
@@ -33,12 +35,9 @@ from support.dataset import (
 )
 from support.errors import TemporaryError, UserError
 from support.files import (
-    LOCK,
-    TEMPORARY_NAME,
     FileSet,
     format_array,
     lock,
-    read_json,
     remove_temporaries,
     write_atomically,
     write_csv,
@@ -78,29 +77,31 @@ class Loader:
         self.mono = mono
         self.n_samples = count_samples(sample_rate, duration)
 
-    def load(self, file_path):
+    def load(self, file_path, remarks=None):
         """The first `duration` seconds of a file.
 
+        Args:
+            remarks: a list, to which what the user should know of the file is appended.
         Returns:
             float32 (n_samples,) or, in stereo, (2, n_samples); shorter if the file is.
         Raises:
-            UserError: the file is not audio, is damaged, or holds samples that are not finite.
+            UserError: the file is not audio, or holds no samples or some that are not finite.
         """
-        blocks = [*self._decode(file_path, self.duration)]
+        blocks = [*self._decode(file_path, remarks, self.duration)]
         return np.concatenate(blocks, axis=-1)[..., : self.n_samples]
 
-    def load_whole(self, file_path):
+    def load_whole(self, file_path, remarks=None):
         """All of a file, as load() returns it."""
-        return np.concatenate([*self._decode(file_path)], axis=-1)
+        return np.concatenate([*self._decode(file_path, remarks)], axis=-1)
 
-    def load_pieces(self, file_path):
+    def load_pieces(self, file_path, remarks=None):
         """Yield all consecutive pieces of a file, signals as load() returns them.
 
         The last one may be shorter; below half of `duration` it is left out, unless it is the
         only one. load()'s UserError may come as late as after the last piece.
         """
         blocks, n_held, n_pieces = [], 0, 0
-        for block in self._decode(file_path):
+        for block in self._decode(file_path, remarks):
             blocks.append(block)
             n_held += block.shape[-1]
             if n_held < self.n_samples:
@@ -118,8 +119,8 @@ class Loader:
         """One of the pieces, or None if there are fewer."""
         return next(itertools.islice(self.load_pieces(file_path), index, None), None)
 
-    def _decode(self, file_path, duration=None):
-        return decode(file_path, self.sample_rate, self.mono, duration)
+    def _decode(self, file_path, remarks, duration=None):
+        return decode(file_path, self.sample_rate, self.mono, duration, remarks)
 
 
 class Padder:
@@ -225,6 +226,14 @@ class Saver:
         ordered = dict(sorted(min_max_values.items()))
         write_atomically(self.min_max_values_path, pickle.dumps(ordered, protocol=4))
 
+    def save_source(self, audio_files_dir):
+        """Write source.json: the folder of audio, relative to the one above feature_save_dir."""
+        audio, saved_data = map(os.path.realpath, (audio_files_dir, self.feature_save_dir.parent))
+        with contextlib.suppress(ValueError):  # they are on two drives of Windows
+            audio = os.path.relpath(audio, saved_data)
+        source = {"audio_files_dir": Path(audio).as_posix()}
+        write_json(self.feature_save_dir.parent / "source.json", source)
+
     def forget(self):
         """Delete the journal and the min-max values, so that all features are made again."""
         for path in (self.min_max_values_path, self.journal.path):
@@ -263,12 +272,14 @@ class PreprocessingPipeline:
         Returns:
             {path below the folder: Outcome}, for every file.
         Raises:
+            UserError: files are gone, and perhaps just out of reach; nothing was changed.
             OSError: a feature cannot be written; what was written before stays usable.
         """
         stamps, refused, unreachable = list_audio_files(audio_files_dir)
-        origin, journal = self._describe_origin(audio_files_dir), self.saver.journal
+        origin, journal = self._describe_origin(), self.saver.journal
+        outcomes = journal.begin(origin, audio_files_dir, stamps, unreachable)
+        self.saver.save_source(audio_files_dir)
         # The old min-max values go first, so that no feature ever lies beside another's range.
-        outcomes = journal.begin(origin, stamps, unreachable)
         min_max_values = collect_min_max_values(outcomes)
         self.saver.save_min_max_values(min_max_values)
         journal.remove_other_features(min_max_values.keys())
@@ -285,6 +296,7 @@ class PreprocessingPipeline:
                 journal.add(name, outcomes[name])
         finally:
             self.saver.save_min_max_values(min_max_values)
+            print_remarks({name: outcomes[name] for name in waiting if name in outcomes})
         if waiting:
             journal.remove_other_features(min_max_values.keys())  # of a worker that died
         journal.save(origin, outcomes)
@@ -299,10 +311,10 @@ class PreprocessingPipeline:
         Returns:
             the Outcome.
         """
-        ranges = []
+        ranges, remarks = [], []
         try:
             n_bytes, checksums = self.saver.save_features(
-                self._make_features(Path(audio_files_dir) / name, name, ranges)
+                self._make_features(Path(audio_files_dir) / name, name, ranges, remarks)
             )
         except TemporaryError as error:
             return Outcome.skip(str(error))
@@ -315,11 +327,11 @@ class PreprocessingPipeline:
                 raise
             reason = "has a path that the folder of features cannot hold: rename it"
             return Outcome.skip(reason, stamp)
-        return Outcome(stamp, n_bytes, checksums, ranges, "")
+        return Outcome(stamp, n_bytes, checksums, ranges, "", "; ".join(remarks))
 
-    def _make_features(self, path, name, ranges):
+    def _make_features(self, path, name, ranges, remarks):
         """Yield the (key, image) of each piece of a file, and append its [min, max] to ranges."""
-        for segment, signal in enumerate(self._load(path)):
+        for segment, signal in enumerate(self._load(path, remarks)):
             if self._is_padding_necessary(signal):
                 signal = self._apply_padding(signal)
             log_spectrogram = self.extractor.extract(signal)
@@ -327,10 +339,12 @@ class PreprocessingPipeline:
             ranges.append([min_max["min"], min_max["max"]])
             yield make_key(name, segment), image
 
-    def _load(self, path):
+    def _load(self, path, remarks):
         """Yield the signals of a file's pieces."""
-        is_all = self.segments == "all"
-        signals = self.loader.load_pieces(path) if is_all else [self.loader.load(path)]
+        if self.segments == "all":
+            signals = self.loader.load_pieces(path, remarks)
+        else:
+            signals = [self.loader.load(path, remarks)]
         for segment, signal in enumerate(signals):
             if segment == 0 and signal.shape[-1] < self.extractor.frame_size:
                 raise UserError(
@@ -345,36 +359,27 @@ class PreprocessingPipeline:
     def _apply_padding(self, signal):
         return self.padder.right_pad(signal, self.loader.n_samples - signal.shape[-1])
 
-    def _describe_origin(self, audio_files_dir):
+    def _describe_origin(self):
         """All that the features depend on besides the audio files, for JSON."""
         parts = (self.loader, self.padder, self.extractor, self.normaliser)
-        folder = os.path.realpath(audio_files_dir)
-        return [FORMAT_VERSION, folder, self.segments, *map(vars, parts)]
+        return [FORMAT_VERSION, self.segments, *map(vars, parts)]
 
 
-def prepare_saved_data(saved_data, saver, audio_files_dir, settings, force):
-    """Make the output folder ready; refuse to mix two data sets in it unless forced."""
+def prepare_saved_data(saved_data, saver, settings, force):
+    """Make the output folder ready; refuse to mix features of two settings unless forced."""
     settings_path = get_settings_path(saved_data)
-    source_path = saved_data / "source.json"
-    source = {"audio_files_dir": os.path.realpath(audio_files_dir)}
-    if settings_path.exists() and not force:
-        if Settings.load(settings_path) != settings:
-            raise UserError(f"{saved_data} holds features of other settings: add --force")
-        if not source_path.exists() or read_json(source_path) != source:
-            raise UserError(f"{saved_data} holds features of another folder: add --force")
+    if settings_path.exists() and not force and Settings.load(settings_path) != settings:
+        raise UserError(f"{saved_data} holds features of other settings: add --force")
     if force:  # before the settings, so that no feature ever lies beside those of another
         saver.forget()
-    write_json(source_path, source)
     settings.save(settings_path)
 
 
-def check_is_ours(saved_data):
-    """Raise a UserError if a folder holds anything, and was not written by this program."""
-    if get_settings_path(saved_data).exists():
-        return
-    for _, _, names in os.walk(saved_data):
-        if not {*names} <= {"source.json", LOCK} | {*filter(TEMPORARY_NAME.fullmatch, names)}:
-            raise UserError(f"{saved_data} is not empty and was not written here: name another")
+def print_remarks(outcomes):
+    """Say what the user should know of files that were used, given {name: Outcome}."""
+    for name, outcome in outcomes.items():
+        if outcome.remark:
+            print(f"note: {name!r} {outcome.remark}", file=sys.stderr)
 
 
 def print_summary(outcomes, skipped, settings):
@@ -418,10 +423,9 @@ def preprocess_folder(
         dask_scheduler=dask_scheduler,
     )
     check_folder(audio_files_dir)
-    check_is_ours(saved_data)
-    with lock(saved_data):
-        remove_temporaries(saved_data, saver.journal.path.parent)
-        prepare_saved_data(saved_data, saver, audio_files_dir, settings, force)
+    with lock(saved_data, SETTINGS_NAME):
+        remove_temporaries(saver.journal.path.parent)
+        prepare_saved_data(saved_data, saver, settings, force)
         outcomes = pipeline.preprocess(audio_files_dir)
         skipped = [(name, o.reason) for name, o in sorted(outcomes.items()) if o.reason]
         write_csv(saved_data / "skipped.csv", ("path", "reason"), skipped)
@@ -458,9 +462,11 @@ def get_parser():
     yes_or_no = argparse.BooleanOptionalAction
     add("--mono", action=yes_or_no, default=MONO, help="mix all channels down to one")
     add("--segments", choices=["all", "first"], default=SEGMENTS, help="pieces of each track")
-    add("--jobs", type=number(int, -1), default=JOBS, help="processes; -1: one for every core")
+    where = parser.add_mutually_exclusive_group()
+    help_text = "processes; -1: one for every core"
+    where.add_argument("--jobs", type=number(int, -1), default=JOBS, help=help_text)
     help_text = "spread the work over this Dask cluster, for example tcp://10.0.0.1:8786"
-    add("--dask_scheduler", metavar="ADDRESS", help=help_text)
+    where.add_argument("--dask_scheduler", metavar="ADDRESS", help=help_text)
     help_text = "make all features again, and replace those of other settings or audio"
     add("--force", action="store_true", help=help_text)
     add("--strict", action="store_true", help="exit with status 1 if any file was skipped")

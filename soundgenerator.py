@@ -8,9 +8,11 @@ Out: float32 signals, (n_samples,) or (2, n_samples); used by generate.py.
     signals, latents = generator.generate(spectrograms, min_max_values)
 """
 
+import librosa
 import numpy as np
 
 from preprocess import FRAME_SIZE, SAMPLE_RATE, TOP_DB, LogSpectrogramExtractor, MinMaxNormaliser
+from support.command_line import show_progress
 from support.dataset import add_channel_axis
 from support.griffin_lim import SEED, GriffinLim
 from support.spectrograms import SILENCE_DB, resize, to_amplitude, to_image, to_log_spectrogram
@@ -142,7 +144,8 @@ class SoundGenerator:
         n_windows, errors = self.count_windows(signal.shape[-1]), []
 
         def reconstruct_windows():
-            for window in self.cut_windows(log_spectrogram, n_windows):
+            windows = self.cut_windows(log_spectrogram, n_windows)
+            for window in show_progress(windows, n_windows, "windows"):
                 shape = self.autoencoder.input_shape[:2]
                 image, min_max = to_image(
                     window, self._min_max_normaliser, top_db=self.top_db, shape=shape
@@ -166,7 +169,7 @@ class SoundGenerator:
 
 
 def join_windows(windows, n_windows, hop, n_frames):
-    """Cross-fade overlapping log spectrograms into one, in decibels, without a seam.
+    """Cross-fade overlapping log spectrograms into one, in power, without a seam.
 
     Args:
         windows: n_windows of float32 (n_bins, n_window_frames, n_channels), dB, each `hop` frames
@@ -174,7 +177,7 @@ def join_windows(windows, n_windows, hop, n_frames):
             last few is a mixture of at least two.
         n_frames: of the result.
     Returns:
-        float32 (n_bins, n_frames, n_channels), dB.
+        float32 (n_bins, n_frames, n_channels), dB, SILENCE_DB at least.
     """
     total = None
     for index, window in enumerate(windows):
@@ -185,7 +188,7 @@ def join_windows(windows, n_windows, hop, n_frames):
             weights = np.full(length, np.finfo(np.float32).tiny, np.float32)
             fade = 1 - np.abs(np.linspace(-1, 1, n_window_frames + 2, dtype=np.float32)[1:-1])
         place = slice(index * hop, index * hop + n_window_frames)
-        total[:, place] += fade[:, np.newaxis] * window
+        total[:, place] += fade[:, np.newaxis] * np.square(librosa.db_to_amplitude(window))
         weights[place] += fade
     total /= weights[:, np.newaxis]
-    return total[:, :n_frames]
+    return librosa.power_to_db(total[:, :n_frames], amin=10 ** (SILENCE_DB / 10), top_db=None)

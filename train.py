@@ -1,13 +1,16 @@
 """Fit the autoencoder to the spectrograms that preprocess.py wrote.
 
 In:  saved_data/spectrograms/**/*.npy.
-Out: model/parameters.json, model.weights.h5, settings.json, history.csv, history.png, latents.npz,
-     split.json, checkpoint.npz and logs/ for TensorBoard.
+Out: model/checkpoint.npz and logs/ for TensorBoard, while it trains; at the end, all together,
+     parameters.json, model.weights.h5, settings.json, history.csv, history.png, latents.npz and
+     split.json.
 
     python train.py --saved_data saved_data --model model --epochs 100
 """
 
 import argparse
+import concurrent.futures
+import contextlib
 import hashlib
 import json
 import math
@@ -16,15 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from support import dataset
-from support.command_line import make_parser, number, run_script
-from support.files import write_arrays, write_json
+from support.command_line import make_parser, number, run_script, show_progress
+from support.files import lock, replace_together, write_arrays, write_csv, write_json
 from support.settings import Settings
-from training.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoint import CHECKPOINT, PARAMETERS, Checkpoint, load_checkpoint
 from training.data import Pieces, Windows
 from training.devices import choose_distribution, choose_precision, prepare_devices
-from training.splits import PARTS, load_split, split_by_list, split_by_track
+from training.splits import PARTS, split_keys
 
-LEARNING_RATE = 2e-3  # the peak, after a warm-up and before a cosine decay to zero
+LEARNING_RATE = 5e-4  # the peak, after a warm-up and before a cosine decay to zero
 BATCH_SIZE = 16  # pieces
 EPOCHS = 100
 SPECTOGRAM_PATH = "saved_data/spectrograms"
@@ -42,7 +45,8 @@ VALIDATION_SPLIT = 0.1  # share of the tracks
 WARM_UP = 0.05  # share of the steps
 SHIFT_WINDOWS = True
 SEED = 0
-AFTER_CTRL_C = "the same command with --resume goes on from the last checkpoint"
+IF_INTERRUPTED = "the same command with --resume goes on from the last checkpoint"
+IF_OUT_OF_MEMORY = "lower --batch_size, --latent_space_dim or --conv_filters"
 RUN_FLAGS = (  # that the weights depend on, besides the data and the architecture
     "start",
     "learning_rate",
@@ -68,8 +72,14 @@ def load_fsdd(spectrograms_path=SPECTOGRAM_PATH, target_shape=TARGET_SHAPE, *, k
     """
     pieces = Pieces(spectrograms_path, target_shape, keys or dataset.list_keys(spectrograms_path))
     x_train = np.empty(pieces.shape, np.float32)  # (n, height, width, channels)
-    for index in range(len(pieces)):
+
+    def load(index):
         x_train[index] = pieces[index]
+
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        n_pieces = len(pieces)
+        for _ in show_progress(executor.map(load, range(n_pieces)), n_pieces, "reading"):
+            pass  # but raise what a thread has raised
     return x_train
 
 
@@ -135,6 +145,7 @@ def train(
     from training.pca_start import freeze_normalisations, start_as_pca
 
     keras.utils.set_random_seed(seed)
+    callbacks = callbacks or make_callbacks()
     checkpoint = start if isinstance(start, Checkpoint) else None
     distribution = choose_distribution()
     sharing = {"share": distribution.share, "multiple": distribution.n_devices}
@@ -143,6 +154,7 @@ def train(
         x_validation = Batches(x_validation, batch_size, None, **sharing)
     autoencoder = Autoencoder(**(architecture or choose_architecture(x_train.shape[1:])))
     if start == "pca":
+        print("start: a principal component analysis of the pieces", flush=True)
         start_as_pca(autoencoder, x_train, seed)
     elif checkpoint and checkpoint.run["start"] == "pca":
         freeze_normalisations(autoencoder)
@@ -158,8 +170,8 @@ def train(
             None,
             epochs,
             x_validation=x_validation,
-            initial_epoch=checkpoint.count_epochs(epochs) if checkpoint else 0,
-            callbacks=[batches.make_callback(), *(callbacks or make_callbacks())],
+            initial_epoch=checkpoint.count_epochs() if checkpoint else 0,
+            callbacks=[batches.make_callback(), *callbacks],
         )
     return autoencoder
 
@@ -213,16 +225,20 @@ def get_parser():
     add("--batch_size", default=BATCH_SIZE, help="pieces", **size)
     add("--epochs", default=EPOCHS, help="passes over the data", **size)
     help_text = "share of the tracks to validate on"
-    share = number(float, 0, 0.9)
-    add("--validation_split", type=share, default=VALIDATION_SPLIT, help=help_text)
+    split = parser.add_mutually_exclusive_group()
+    flag = {"type": number(float, 0, 0.9), "default": VALIDATION_SPLIT, "help": help_text}
+    split.add_argument("--validation_split", **flag)
     help_text = "JSON lists of the tracks to train and to validate on; None: at random"
-    add("--split", metavar="FILE", help=help_text)
+    split.add_argument("--split", metavar="FILE", help=help_text)
     help_text = "learn from windows at any frame of a track"
     add("--shift_windows", action=yes_or_no, default=SHIFT_WINDOWS, help=help_text)
     help_text = "stop after this many epochs without a lower loss; None: never"
     add("--patience", metavar="N", help=help_text, **size)
-    help_text = "go on with the interrupted run in --model"
-    add("--resume", action=yes_or_no, default=False, help=help_text)
+    either = parser.add_mutually_exclusive_group()
+    help_text = "go on with the run in --model, or make it longer with more --epochs"
+    either.add_argument("--resume", action="store_true", help=help_text)
+    help_text = "replace the model in --model, once the new one is ready"
+    either.add_argument("--force", action="store_true", help=help_text)
     help_text = "read pieces when they are needed; None: if they do not fit in memory"
     add("--stream", action=yes_or_no, help=help_text)
     add("--logs", action=yes_or_no, default=True, help="write logs for TensorBoard")
@@ -243,79 +259,83 @@ def main(argv=None):
     from training.callbacks import make_callbacks
     from training.tensorboard import TensorBoard
 
-    # The data.
-    spectrograms_path, settings, min_max_values = load_features(options.saved_data)
-    keys = dataset.list_keys(spectrograms_path)
-    parts = split_keys(keys, options.split, options.validation_split, options.seed)
-    fingerprint = make_fingerprint(parts, min_max_values)
-    images, x_validation = load_images(
-        spectrograms_path, options.target_shape, parts, options.stream
-    )
-    windows = Windows(images, parts["train"], min_max_values, settings.top_db)
-    x_train = windows if options.shift_windows else images
-
-    # The run: all that its weights depend on.
-    architecture = choose_architecture(
-        images.shape[1:],
-        conv_filters=options.conv_filters,
-        latent_space_dim=options.latent_space_dim,
-        precision=choose_precision(options.precision, options.coordinator),
-    )
-    run = {**architecture, **{name: getattr(options, name) for name in RUN_FLAGS}}
-    run |= {"devices": choose_distribution().n_devices, "features": fingerprint}
-    checkpoint = load_checkpoint(options.model, run) if options.resume else None
-
-    # The training.
     is_first = options.process_id == 0  # the process that writes
-    tensorboard = None
-    if options.logs and is_first:
-        part, logged = ("train", images) if x_validation is None else ("valid", x_validation)
-        logs = options.model / "logs"
-        tensorboard = TensorBoard(logs, logged, parts[part], min_max_values, settings)
-    callbacks = make_callbacks(
-        patience=options.patience,
-        model_folder=options.model if is_first else None,
-        run=run,
-        settings=settings,
-        checkpoint=checkpoint,
-        tensorboard=tensorboard,
-    )
-    autoencoder = train(
-        x_train,
-        options.learning_rate,
-        options.batch_size,
-        options.epochs,
-        x_validation=x_validation,
-        architecture=architecture,
-        start=checkpoint or options.start,
-        callbacks=callbacks,
-        seed=options.seed,
-    )
-    latents = autoencoder.encode(images)  # by all processes, for they compute together
-    if is_first:
-        save_latents(options.model / "latents.npz", parts["train"], latents, min_max_values)
-        save_split(options.model / "split.json", parts)
-        print(f"model in {options.model}")
-    choose_distribution().wait_for_all()
+    with lock(options.model, PARAMETERS, CHECKPOINT) if is_first else contextlib.nullcontext():
+        checkpoint = load_checkpoint(options.model, resume=options.resume, force=options.force)
+
+        # The data.
+        spectrograms_path, keys, settings, min_max_values = load_features(options.saved_data)
+        parts = split_keys(
+            spectrograms_path, keys, options.split, options.validation_split, options.seed
+        )
+        images, x_validation = load_images(
+            spectrograms_path, options.target_shape, parts, options.stream
+        )
+        windows = Windows(images, parts["train"], min_max_values, settings.top_db)
+
+        # The run: all that its weights depend on.
+        architecture = choose_architecture(
+            images.shape[1:],
+            conv_filters=options.conv_filters,
+            latent_space_dim=options.latent_space_dim,
+            precision=choose_precision(options.precision, options.coordinator),
+        )
+        run = {**architecture, **{name: getattr(options, name) for name in RUN_FLAGS}}
+        run["devices"] = choose_distribution().n_devices
+        run["features"] = make_fingerprint(parts, min_max_values)
+        checkpoint = checkpoint and checkpoint.continue_as(run)
+
+        # The training.
+        tensorboard = None
+        if options.logs and is_first:
+            part, logged = ("train", images) if x_validation is None else ("valid", x_validation)
+            logs = options.model / "logs"
+            tensorboard = TensorBoard(logs, logged, parts[part], min_max_values, settings)
+        callbacks = make_callbacks(
+            patience=options.patience,
+            model_folder=options.model if is_first else None,
+            run=run,
+            checkpoint=checkpoint,
+            tensorboard=tensorboard,
+        )
+        autoencoder = train(
+            windows if options.shift_windows else images,
+            options.learning_rate,
+            options.batch_size,
+            options.epochs,
+            x_validation=x_validation,
+            architecture=architecture,
+            start=checkpoint or options.start,
+            callbacks=callbacks,
+            seed=options.seed,
+        )
+
+        # The model.
+        print(f"latents of {len(images)} pieces", flush=True)
+        latents = autoencoder.encode(images)  # by all processes, for they compute together
+        if is_first:
+            with replace_together(options.model, PARAMETERS) as folder:
+                autoencoder.save(folder)
+                settings.save(folder / "settings.json")
+                save_history(folder, callbacks)
+                save_latents(folder / "latents.npz", parts["train"], latents, min_max_values)
+                save_split(folder / "split.json", parts)
+            print(f"model in {options.model}")
+        choose_distribution().wait_for_all()
 
 
 def load_features(saved_data):
-    """(folder of the spectrograms, their Settings, their min-max values)."""
+    """(folder of the spectrograms, their keys, their Settings, their min-max values)."""
     spectrograms_path = saved_data / Path(SPECTOGRAM_PATH).name
     settings = Settings.load(spectrograms_path / "settings.json")
-    min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data))
-    return spectrograms_path, settings, min_max_values
-
-
-def split_keys(keys, split, validation_split, seed):
-    """{part: keys}, by the lists in a file, or at random."""
-    if split:
-        return split_by_list(keys, load_split(split))
-    return split_by_track(keys, validation_split, seed)
+    keys = dataset.list_keys(spectrograms_path)
+    min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data), keys)
+    return spectrograms_path, keys, settings, min_max_values
 
 
 def load_images(spectrograms_path, target_shape, parts, stream):
     """(training, validation) images: arrays, or Pieces if streamed; None without any."""
+    print(f"reading {len(parts['train']) + len(parts['valid'])} pieces", flush=True)
     if stream is None:
         pieces = Pieces(spectrograms_path, target_shape, parts["train"] + parts["valid"])
         stream = pieces.needs_streaming()
@@ -340,6 +360,15 @@ def make_fingerprint(parts, min_max_values):
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
+def save_history(folder, callbacks):
+    """Write history.csv and history.png, a row per epoch, of a run's callbacks."""
+    from training.callbacks import History, plot_history
+
+    (rows,) = (callback.rows for callback in callbacks if isinstance(callback, History))
+    write_csv(folder / "history.csv", rows[0].keys(), [row.values() for row in rows])
+    plot_history(folder / "history.png", rows)
+
+
 def save_latents(path, keys, latents, min_max_values):
     """Write latents.npz: latent, min, max, key and genre (top folder) of every piece."""
     write_arrays(
@@ -358,4 +387,4 @@ def save_split(path, parts):
 
 
 if __name__ == "__main__":
-    run_script(main, AFTER_CTRL_C)
+    run_script(main, IF_INTERRUPTED, IF_OUT_OF_MEMORY)

@@ -38,7 +38,8 @@ class Split:
     def __init__(self, saved_data, patterns, seed):
         settings_path = dataset.get_settings_path(saved_data)
         self.settings = Settings.load(settings_path)
-        self.audio_files_dir = read_json(Path(saved_data) / "source.json")["audio_files_dir"]
+        source = read_json(Path(saved_data) / "source.json")
+        self.audio_files_dir = Path(saved_data) / source["audio_files_dir"]
         keys = dataset.list_keys(settings_path.parent)
         if patterns:
             parts = split_by_pattern(keys, patterns)
@@ -50,13 +51,13 @@ class Split:
             raise UserError(f"{n_held_out} of {len(keys)} pieces are held out: see --held_out")
         self.x_train = train.load_fsdd(settings_path.parent, keys=training_keys)
         self.x_held_out = train.load_fsdd(settings_path.parent, keys=self.held_out_keys)
-        min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data))
+        min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data), keys)
         self.windows = Windows(self.x_train, training_keys, min_max_values, self.settings.top_db)
         self.min_max_values = dataset.select_min_max_values(min_max_values, self.held_out_keys)
 
     def load_recording(self, key):
         """The signal that a piece was made from, at the length of a piece."""
-        path = Path(self.audio_files_dir) / dataset.get_track(key)
+        path = self.audio_files_dir / dataset.get_track(key)
         signal = self.settings.make_loader().load_piece(path, dataset.get_segment(key))
         return Padder().right_pad(signal, self.settings.n_samples - signal.shape[-1])
 

@@ -33,10 +33,11 @@ from preprocess import (
     MinMaxNormaliser,
     Saver,
 )
-from support.audio import mix, read_blocks
+from support.audio import mix
 from support.command_line import make_parser, number, run_script
 from support.errors import UserError
 from support.files import write_csv
+from support.readers import read_blocks
 from support.spectrograms import to_image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,7 +152,6 @@ def make_row(kind, program, n_files, duration, seconds, peak):
 def time_steps(kind, audio_files_dir):
     """A row for each step of a track, one process: milliseconds per minute of sound, and share."""
     import scipy.fft
-    import soundfile
     import soxr
 
     seconds, duration = {}, 0.0
@@ -169,9 +169,9 @@ def time_steps(kind, audio_files_dir):
     with tempfile.TemporaryDirectory(dir=audio_files_dir.parent) as folder:
         saver = Saver(folder, folder)
         for path in sorted(audio_files_dir.iterdir())[:N_STEP_TRACKS]:
-            with soundfile.SoundFile(path) as sound_file:
-                rate = sound_file.samplerate
-                blocks = measure("decode", list, read_blocks(sound_file, None))
+            with open(path, "rb", buffering=0) as file:
+                blocks = measure("decode", list, read_blocks(file, None, []))
+            rate = blocks[0][0]
             signal = measure("mix down", mix_blocks, blocks)
             if rate != SAMPLE_RATE:
                 signal = measure("resample", soxr.resample, signal, rate, SAMPLE_RATE)
@@ -194,7 +194,7 @@ def time_steps(kind, audio_files_dir):
 
 def mix_blocks(blocks):
     """The signal, float32 (n_samples,), of what read_blocks yields."""
-    return np.concatenate([mix(block, True) for block, _ in blocks])
+    return np.concatenate([mix(block, True) for _, block in blocks])
 
 
 def print_table(columns, rows):

@@ -7,13 +7,12 @@ Out: distances in dB.
     item = Evaluator(sound_generator, pieces, spectrograms_path, min_max_values).compare(item)
 """
 
-import math
-
 import librosa
 import numpy as np
 
 from preprocess import LogSpectrogramExtractor
 from support import dataset
+from support.command_line import show_progress
 
 N_MELS = 80  # bands
 MEL_FRAME_SIZE = 1024  # samples
@@ -22,6 +21,10 @@ MEL_TOP_DB = 80.0  # dB under the reference's peak, the floor of both
 POOLED_FRAMES = 8  # that a mel statistic is taken over
 N_NEAR = 10  # training pieces nearest in latent, whose mel distance is measured
 MAX_COMPARED = 200  # training and held-out pieces, at most, that new ones are compared with
+TYPICAL_DISTANCES = (
+    "typical latent distance between training pieces",
+    "typical mel distance between training pieces, dB",
+)
 
 
 def measure_spectral_convergence(amplitude, signal, frame_size, hop_length):
@@ -100,7 +103,8 @@ class Evaluator:
         """The Item with its distances from the nearest training piece, beside the typical ones."""
         nearest = []
         windows = self.sound_generator.cut_windows(item.log_spectrograms["new"], len(item.latents))
-        for latent, window in zip(item.latents, windows, strict=True):
+        pairs = zip(item.latents, windows, strict=True)
+        for latent, window in show_progress(pairs, len(windows), "comparing windows"):
             self.mels.append(self._extract_mel(window))
             nearest.append(self._find_nearest(latent, self.mels[-1]))
         key, _, mel_distance = min(nearest, key=lambda entry: entry[2])
@@ -108,9 +112,8 @@ class Evaluator:
             **item.figures,
             "nearest training piece": key,
             "latent distance to the nearest": min(entry[1] for entry in nearest),
-            "typical latent distance between training pieces": self.typical_distances[0],
             "mel distance to the nearest, dB": mel_distance,
-            "typical mel distance between training pieces, dB": self.typical_distances[1],
+            **self.typical_distances,
         }
         return item._replace(figures=figures)
 
@@ -123,7 +126,7 @@ class Evaluator:
         """
         if not self.held_out_keys:
             return {}
-        held_out = [self._load_mel(key) for key in self.held_out_keys]
+        held_out, training = map(self._load_mels, (self.held_out_keys, self.training_keys))
         log_spectrograms = map(self._load_log_spectrogram, self.training_keys)
         mean = self._extract_mel(sum(log_spectrograms) / len(self.training_keys))
         generator = self.sound_generator
@@ -134,7 +137,7 @@ class Evaluator:
         noise += mean.mean() - noise.mean()  # as loud as the music, in decibels
         sets = {
             "new pieces": self.mels,
-            "training pieces": [self._load_mel(key) for key in self.training_keys],
+            "training pieces": training,
             "mean spectrogram": [mean],
             "noise": [noise],
         }
@@ -146,6 +149,9 @@ class Evaluator:
 
     def _load_mel(self, key):
         return self._extract_mel(self._load_log_spectrogram(key))
+
+    def _load_mels(self, keys):
+        return [self._load_mel(key) for key in show_progress(keys, len(keys), "comparing sets")]
 
     def _extract_mel(self, log_spectrogram):
         """Mel bands in dB of a log spectrogram, float32 (N_MELS, n_frames), channels averaged."""
@@ -172,15 +178,15 @@ class Evaluator:
         return keys[best], float(distances[nearest[0]]), mel_distances[best]
 
     def _measure_typical_distances(self):
-        """The median distances of training pieces to the nearest of other tracks, if any."""
+        """{figure: median distance of training pieces to the nearest of other tracks}, if any."""
         if len({*map(dataset.get_track, self.pieces.keys)}) < 2:
-            return math.nan, math.nan
+            return {}
         nearest = []
-        for key in self.training_keys:
+        for key in show_progress(self.training_keys, len(self.training_keys), "comparing"):
             latent = self.pieces.latents[self.pieces.keys.index(key)]
             distances = self._find_nearest(latent, self._load_mel(key), dataset.get_track(key))
             nearest.append(distances[1:])
-        return np.median(nearest, axis=0).tolist()
+        return dict(zip(TYPICAL_DISTANCES, np.median(nearest, axis=0).tolist(), strict=True))
 
 
 def choose_evenly(keys):

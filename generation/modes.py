@@ -14,16 +14,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from generation.prior import Prior, load_training_pieces
+from generation.prior import Prior, check_variety, load_training_pieces
+from preprocess import MinMaxNormaliser, Padder
 from support import dataset
+from support.command_line import show_progress
 from support.dataset import add_channel_axis
 from support.errors import UserError
 from support.files import read_json
 from support.settings import Settings
-from support.spectrograms import to_amplitude
+from support.spectrograms import to_amplitude, to_image
 
 TOUR = (-2, -1, 0, 1, 2)  # standard deviations along a direction
 MAX_WAV_NAME_BYTES = 200  # file systems end at 255
+SAME_IMAGE = 1e-3  # mean absolute difference, in [0, 1]: more than float16 rounds
 RESERVED = '\\:*?"<>|'  # characters that some system does not allow in a name
 
 
@@ -45,28 +48,66 @@ class Sources(NamedTuple):
     spectrograms_path: Path
     min_max_values_path: Path
 
-    def load_recorded(self, key):
-        """The signal that a spectrogram was made of, or None if the audio is gone."""
-        try:
-            source = read_json(self.spectrograms_path.parent / "source.json")
-            loader = Settings.load(self.spectrograms_path / "settings.json").make_loader()
-            path = Path(source["audio_files_dir"]) / dataset.get_track(dataset.check_key(key))
-            return loader.load_piece(path, dataset.get_segment(key))
-        except (OSError, ValueError, KeyError, TypeError):
+
+class Recordings:
+    """The audio that features were made of, as far as it is still there and still the same.
+
+    Args:
+        spectrograms_path: the folder of features; source.json beside it names that of the audio.
+    """
+
+    def __init__(self, spectrograms_path):
+        settings = Settings.load(spectrograms_path / "settings.json")
+        self._loader, self._extractor = settings.make_loader(), settings.make_extractor()
+        self._folder = load_audio_folder(spectrograms_path.parent)
+
+    def load(self, key, spectrogram):
+        """What a feature was made of, or None if no such audio is there.
+
+        Args:
+            spectrogram: the feature, float32 (n_bins, n_frames, n_channels), in [0, 1].
+        Returns:
+            (signal, log spectrogram in dB).
+        """
+        if self._folder is None or not dataset.FEATURE_NAME.fullmatch(key):
             return None
+        path = self._folder / dataset.get_track(dataset.check_key(key))
+        try:
+            signal = self._loader.load_piece(path, dataset.get_segment(key))
+        except (OSError, UserError):
+            return None
+        if signal is None:
+            return None
+        n_missing = self._loader.n_samples - signal.shape[-1]
+        log_spectrogram = self._extractor.extract(Padder().right_pad(signal, n_missing))
+        log_spectrogram = add_channel_axis(log_spectrogram)
+        image, _ = to_image(log_spectrogram, MinMaxNormaliser(0, 1))
+        is_same = image.shape == spectrogram.shape and (
+            np.abs(image - spectrogram).mean() < SAME_IMAGE
+        )
+        return (signal, log_spectrogram) if is_same else None
 
 
-def compare_pieces(sound_generator, sources, spectrograms, min_max_values, keys):
+def load_audio_folder(saved_data):
+    """The folder of audio that a source.json names, or None if it names none."""
+    try:
+        source = read_json(saved_data / "source.json")
+    except (OSError, UserError):
+        return None
+    name = source.get("audio_files_dir") if isinstance(source, dict) else None
+    return saved_data / name if isinstance(name, str) else None
+
+
+def compare_pieces(sound_generator, recordings, spectrograms, min_max_values, keys):
     """Yield the Item of each piece: recorded, its spectrogram inverted, and reconstructed.
 
     Args:
+        recordings: the Recordings that the pieces may be of.
         spectrograms: float32 (n_bins, n_frames, n_channels), in [0, 1].
     """
     from generation.evaluation import measure_mel_distance, measure_spectral_convergence
-    from preprocess import LogSpectrogramExtractor
 
     generator = sound_generator
-    extractor = LogSpectrogramExtractor(generator.frame_size, generator.hop_length)
     signals, latents = generator.generate(spectrograms, min_max_values)
     original_signals = generator.convert_spectrograms_to_audio(spectrograms, min_max_values)
     images, generated = generator.fit_images(spectrograms), generator.autoencoder.decode(latents)
@@ -87,10 +128,10 @@ def compare_pieces(sound_generator, sources, spectrograms, min_max_values, keys)
         figures["mel distance, dB"] = measure_mel_distance(
             *sounds.values(), sample_rate=generator.sample_rate
         )
-        recorded = sources.load_recorded(key)
-        if recorded is not None:
-            sounds = {"recorded": recorded, **sounds}
-            log_spectrograms["recorded"] = add_channel_axis(extractor.extract(recorded))
+        recorded = recordings.load(key, spectrograms[index])
+        if recorded:
+            signal, log_spectrograms["recorded"] = recorded
+            sounds = {"recorded": signal, **sounds}
         yield Item(name, key, sounds, log_spectrograms, figures)
 
 
@@ -101,7 +142,7 @@ def make_samples(sound_generator, sources, count, *, genre, temperature, seed):
     latents, ranges = prior.sample(count, temperature, rng)
     log_spectrograms = [*sound_generator.decode(latents, make_min_max_values(ranges))]
     signals = sound_generator.invert_all(log_spectrograms, sound_generator.n_samples)
-    for index, signal in enumerate(signals):
+    for index, signal in enumerate(show_progress(signals, count, "new pieces")):
         yield make_new_item(
             f"sample-{make_label(genre, temperature, seed)}-{index:03d}",
             f"New piece {index + 1}",
@@ -119,6 +160,7 @@ def compose(sound_generator, sources, duration, *, genre, temperature, seed):
     n_windows = sound_generator.count_windows(n_samples)
     latents, ranges = prior.walk(n_windows, temperature, np.random.default_rng((seed, 2)))
     windows = sound_generator.decode(latents, make_min_max_values(ranges))
+    windows = show_progress(windows, n_windows, "windows")
     yield make_new_item(
         f"compose-{make_label(genre, temperature, seed)}-{duration:g}s",
         f"A piece of {duration:g} s",
@@ -139,7 +181,7 @@ def morph(sound_generator, sources, spectrograms, min_max_values, keys, *, steps
     log_spectrograms = [*sound_generator.decode(latents, ranges)]
     name, title = f"morph-{hash_text(chr(10).join(keys))}", f"{keys[0]} to {keys[1]}"
     signals = sound_generator.invert_all(log_spectrograms, sound_generator.n_samples)
-    for index, signal in enumerate(signals):
+    for index, signal in enumerate(show_progress(signals, steps, "steps")):
         step_title = f"{title}, {index + 1} of {steps}"
         yield make_new_item(f"{name}-{index:03d}", step_title, signal, log_spectrograms[index])
     joined = join_all(sound_generator, log_spectrograms)
@@ -147,10 +189,15 @@ def morph(sound_generator, sources, spectrograms, min_max_values, keys, *, steps
 
 
 def tour_components(sound_generator, sources, count):
-    """Yield a continuous sound for each of the main directions of the latent space."""
+    """Yield a continuous sound for each of the main directions of the latent space.
+
+    Raises:
+        UserError: there are no two training pieces that differ.
+    """
     from sklearn.decomposition import PCA
 
     pieces = load_training_pieces(sources.model)
+    check_variety(pieces.latents, "a tour")
     count = min(count, len(pieces.latents) - 1, pieces.latents.shape[1])
     pca = PCA(count, svd_solver="full").fit(pieces.latents)
     ranges = make_min_max_values([pieces.ranges.mean(axis=0)] * len(TOUR))
@@ -169,20 +216,22 @@ def tour_components(sound_generator, sources, count):
 def reconstruct_files(sound_generator, sources, audio_files):
     """Yield the Item of each audio file, sent through the autoencoder whole.
 
-    Raises:
-        UserError: a file cannot be read.
+    In place of one that cannot be read comes the UserError that says why.
     """
     loader = Settings.load(sources.model / "settings.json").make_loader()
     names = make_file_names([Path(path).name for path in audio_files])
     for path, name in zip(audio_files, names, strict=True):
+        remarks = []
         try:
-            signal = loader.load_whole(path)
+            signal = loader.load_whole(path, remarks)
         except UserError as error:
-            raise UserError(f"{path} {error}: give another of --audio_files") from error
+            yield UserError(f"{path}: {error}")
+            continue
+        title = f"{path} ({'; '.join(remarks)})" if remarks else str(path)
         sound, reconstructed, log_spectrogram, error = sound_generator.reconstruct(signal)
         sounds = {"recorded": signal, "new": sound}
         log_spectrograms = {"recorded": log_spectrogram, "new": reconstructed}
-        yield Item(f"song-{name}", str(path), sounds, log_spectrograms, {"image error": error})
+        yield Item(f"song-{name}", title, sounds, log_spectrograms, {"image error": error})
 
 
 @functools.cache

@@ -1,20 +1,31 @@
 """The page to hear, see and compare what was made.
 
-In:  Items whose sounds are saved.
-Out: samples/index.html, its pictures, spectrograms.png and metrics.csv.
+In:  Items whose sounds are saved; what earlier runs made in the same folder.
+Out: samples/index.html, its pictures, spectrograms.png, metrics.csv, and items.json for later runs.
 
     page = Page(Path("samples"), settings)
 """
 
 import os
+import re
 import warnings
 from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
 
-from support.files import make_printable, write_atomically, write_csv, write_figure
+from support.dataset import check_key
+from support.errors import UserError
+from support.files import (
+    make_printable,
+    read_json,
+    write_atomically,
+    write_csv,
+    write_figure,
+    write_json,
+)
 
+MAX_ITEMS_BYTES = 1 << 28  # of items.json: about 100 000 items
 MAX_COLUMNS = 2000  # of a picture
 MAX_PAIRS = 5  # in spectrograms.png
 KINDS = {  # of sounds, and what the page calls them
@@ -23,25 +34,36 @@ KINDS = {  # of sounds, and what the page calls them
     "generated": "Generated",
     "new": "New",
 }
+LEADING_PARENTS = re.compile(r"^(?:\.\./)+")
 
 
 class Page:
-    """Collects what was made, and writes it down.
+    """All that was made in a folder, by this run and by earlier ones.
 
     Args:
-        folder: to write.
+        folder: to write; its items.json, if there is one, is read.
         settings: the features' Settings.
+    Raises:
+        UserError: items.json is damaged.
     """
 
     def __init__(self, folder, settings):
         self.folder = Path(folder)
         self.settings = settings
-        self.entries = []
+        self.earlier, self.summary = load_items(self.folder)
+        self.made = {}  # entries of this run, by name
         self.pairs = []  # Items that spectrograms.png shows
-        self.rows = []  # of metrics.csv
+        template = Path(__file__).with_name("page.html").read_text()
+        environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        self._template = environment.from_string(template)
+
+    @property
+    def entries(self):
+        """What items.json holds of each item: those of this run, then the earlier ones."""
+        return [*self.made.values(), *self.earlier.values()]
 
     def add(self, item, paths):
-        """Draw an Item's pictures, and remember it.
+        """Draw an Item's pictures and put it on the page, in place of an older one of its name.
 
         Args:
             paths: {kind: path of the saved sound}.
@@ -55,33 +77,94 @@ class Page:
             players.append(
                 {
                     "kind": KINDS[kind],
-                    "sound": quote(Path(os.path.relpath(path, self.folder)).as_posix()),
-                    "picture": picture and quote(picture),
+                    "sound": Path(os.path.relpath(path, self.folder)).as_posix(),
+                    "picture": picture,
                     "seconds": item.sounds[kind].shape[-1] / self.settings.sample_rate,
                 }
             )
-        figures = format_figures(item.figures)
-        self.entries.append({"title": item.title, "players": players, "figures": figures})
-        self.rows += [(item.name, name, value) for name, value in item.figures.items()]
+        self.earlier.pop(item.name, None)
+        self.made[item.name] = {
+            "name": item.name,
+            "title": item.title,
+            "players": players,
+            "figures": item.figures,
+        }
         if {"original", "generated"} <= item.log_spectrograms.keys():
             self.pairs = [*self.pairs, item][:MAX_PAIRS]
+        self._write()
 
-    def write(self, summary):
-        """Write index.html, which needs nothing but the files beside it, and the tables.
+    def finish(self, summary):
+        """Write what needs all items of a run.
 
         Args:
-            summary: {name: value} of all items together.
+            summary: {name: value} of all new pieces together; if empty, that of an earlier run
+                stays.
         """
+        self.summary = summary or self.summary
         if self.pairs:
             plot_pairs(self.folder / "spectrograms.png", self.pairs, self.settings)
-        rows = self.rows + [("all new pieces", name, value) for name, value in summary.items()]
+        self._write()
+
+    def _write(self):
+        """Write items.json, metrics.csv, and index.html, which opens without a server."""
+        write_json(self.folder / "items.json", {"summary": self.summary, "items": self.entries})
+        rows = [
+            (entry["name"], name, value)
+            for entry in self.entries
+            for name, value in entry["figures"].items()
+        ]
+        rows += [("all new pieces", name, value) for name, value in self.summary.items()]
         write_csv(self.folder / "metrics.csv", ("item", "figure", "value"), rows)
-        template = Path(__file__).with_name("page.html").read_text()
-        environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        page = environment.from_string(template).render(
-            entries=self.entries, summary=format_figures(summary)
+        page = self._template.render(
+            entries=map(format_entry, self.entries), summary=format_figures(self.summary)
         )
         write_atomically(self.folder / "index.html", page.encode("utf-8", "replace"))
+
+
+def load_items(folder):
+    """What earlier runs made in a folder, as far as its sounds still exist.
+
+    Returns:
+        ({name: entry}, summary), as items.json holds them.
+    Raises:
+        UserError: items.json is damaged.
+    """
+    path = folder / "items.json"
+    if not path.exists():
+        return {}, {}
+    try:
+        content = read_json(path, MAX_ITEMS_BYTES)
+        entries = {entry["name"]: check_entry(entry) for entry in content["items"]}
+        summary = dict(content["summary"].items())
+    except (AttributeError, KeyError, TypeError, UserError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): delete it, which empties the page but keeps the sounds, "
+            "or name another --samples"
+        ) from error
+    for entry in entries.values():
+        entry["players"] = [
+            player for player in entry["players"] if os.path.isfile(folder / player["sound"])
+        ]
+    return {name: entry for name, entry in entries.items() if entry["players"]}, summary
+
+
+def check_entry(entry):
+    """The entry of items.json, or a UserError unless the page can show it.
+
+    Its paths must be relative; they may begin with ../, as those of an edited SAVE_DIR do.
+    """
+    players = [
+        {key: player[key] for key in ("kind", "sound", "picture", "seconds")}
+        for player in entry["players"]
+    ]
+    for player in players:
+        check_key(LEADING_PARENTS.sub("", player["sound"]))
+        if player["picture"] is not None:
+            check_key(player["picture"])
+        if not isinstance(player["seconds"], float):
+            raise UserError(f"seconds must be a number, got {player['seconds']!r}")
+    figures = dict(entry["figures"].items())
+    return {"name": entry["name"], "title": entry["title"], "players": players, "figures": figures}
 
 
 def draw_picture(path, log_spectrogram, settings):
@@ -132,6 +215,19 @@ def plot_pairs(path, items, settings):
     with warnings.catch_warnings():  # a name may have characters that the font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         write_figure(path, figure, dpi=100)
+
+
+def format_entry(entry):
+    """An entry of items.json as page.html shows it: its paths as URLs, its figures as texts."""
+    players = [
+        {
+            **player,
+            "sound": quote(player["sound"], errors="replace"),
+            "picture": player["picture"] and quote(player["picture"], errors="replace"),
+        }
+        for player in entry["players"]
+    ]
+    return {**entry, "players": players, "figures": format_figures(entry["figures"])}
 
 
 def format_figures(figures):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from support import dataset
+from support.command_line import show_progress
 from support.errors import UserError
 from support.files import load_arrays
 
@@ -22,6 +23,8 @@ PRIOR_COMPONENTS = (1, 2, 4, 8, 16)  # Gaussians to choose from
 PRIOR_MARGIN = 1e-3  # added to the variances
 PRIOR_FOLDS = 4  # of the cross-validation that chooses
 PRIOR_POINTS = 2000  # at most, that it chooses by; the chosen mixture is fitted to all
+SAME_LATENT = 1e-5  # of the largest number in any latent: more than float32 rounds
+MORE_AUDIO = "preprocess more audio and train again"  # a remedy
 KEY_WINDOWS = 4  # windows between two draws of a long walk
 
 
@@ -99,6 +102,21 @@ def list_similar(name, names):
     return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5])
 
 
+def check_variety(latents, purpose, remedy=MORE_AUDIO):
+    """Raise a UserError unless two latents, float32 (n, latent_space_dim), differ.
+
+    Args:
+        purpose, remedy: for the message: what needs them, and what to do without.
+    """
+    if len(latents) < 2:
+        got = len(latents)
+    elif np.abs(latents - latents[0]).max() <= SAME_LATENT * np.abs(latents).max():
+        got = f"{len(latents)} that are all the same"
+    else:
+        return
+    raise UserError(f"{purpose} needs at least 2 training pieces, got {got}: {remedy}")
+
+
 class Prior:
     """A density over training pieces, to draw new ones from (ex-post, Ghosh et al. 2020).
 
@@ -110,18 +128,14 @@ class Prior:
         latents: float32 (n, latent_space_dim).
         ranges: float32 (n, 2), min and max in dB.
     Raises:
-        UserError: there are fewer than two pieces.
+        UserError: there are no two pieces that differ.
     """
 
     def __init__(self, latents, ranges, seed=0):
         from sklearn.decomposition import PCA
         from threadpoolctl import threadpool_limits
 
-        if len(latents) < 2:
-            raise UserError(
-                f"a prior needs at least 2 training pieces, got {len(latents)}: name another "
-                "--genre, or preprocess more audio and train again"
-            )
+        check_variety(latents, "a prior", f"name another --genre, or {MORE_AUDIO}")
         self._mean_range, self._deviation = ranges.mean(axis=0), ranges.std(axis=0) + 1e-3
         self._limits = ranges.min(axis=0), ranges.max(axis=0)
         unit_ranges = (ranges - self._mean_range) / self._deviation
@@ -180,14 +194,13 @@ def choose_mixture(points, seed):
     folds = KFold(min(PRIOR_FOLDS, len(points)), shuffle=True, random_state=seed)
     n_fitted = min(len(fitted) for fitted, _ in folds.split(points))
     n_dims = points.shape[1]
-    scores = {}
+    candidates, scores = [], {}
     for count in PRIOR_COMPONENTS:
         needed = {"spherical": 4 * count, "diag": 4 * count, "tied": n_dims, "full": n_dims * count}
-        for covariance_type, n_needed in needed.items():
-            if n_fitted < max(n_needed, 4 * count):
-                continue
-            mixture = make_mixture(count, covariance_type, seed)
-            scores[count, covariance_type] = cross_val_score(mixture, points, cv=folds).mean()
+        candidates += [(count, kind) for kind, n in needed.items() if n_fitted >= max(n, 4 * count)]
+    for candidate in show_progress(candidates, len(candidates), "fitting the prior"):
+        mixture = make_mixture(*candidate, seed)
+        scores[candidate] = cross_val_score(mixture, points, cv=folds).mean()
     return max(scores, key=scores.get, default=(1, "spherical"))
 
 

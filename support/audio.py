@@ -6,27 +6,24 @@ Out: which of them to read; their samples, float32, at one rate.
     for block in decode("my_music/song.mp3", sample_rate=22050, mono=True): ...
 """
 
-import math
+import contextlib
+import itertools
+import operator
 import os
-import re
 import stat
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from support.dataset import FEATURE_NAME, UNSAFE_KEY, get_settings_path
+from support.dataset import FEATURE_NAME, SETTINGS_NAME, UNSAFE_KEY
 from support.errors import UserError
-from support.files import native_silence, open_regular, walk
+from support.files import is_ours, open_regular, walk
+from support.readers import read_blocks
 
-READ_BLOCK = 1 << 18  # samples decoded at a time, all channels together
 FILE_RATES = (1000, 1_000_000)  # Hz; a header with another rate is not that of audio
 MAX_SAMPLE = 1e10  # beyond it float32 spectrograms overflow
-STREAMED_BYTES = 0x7FFF0000  # a WAV header with this length or more: its writer did not know it
-CUT_LOG = re.compile(  # lines in libsndfile's log about a header that promises another length
-    r"^ *(?:data|SSND|Data Size|riff)\b.*?(?P<promised>\d+) \(should be (?P<has>\d+)|"
-    r"Calculated frame count (?P<has_frames>\d+) .*'ds64' chunk of (?P<frames>\d+)",
-    re.MULTILINE,
-)
+MAX_OFFSET = 1e-3  # of full scale; a larger constant in the samples is taken away
+CANCELLED = 0.01  # of the channels' energy; with less in mono, the user is told
 
 
 def list_audio_files(audio_files_dir):
@@ -96,8 +93,7 @@ def check_folder(audio_files_dir):
 
 def is_left_out(folder, name):
     """Whether a folder in a folder of audio is hidden, or was written by this program."""
-    settings_path = get_settings_path(os.path.join(folder, name))
-    return name.startswith(".") or os.path.exists(settings_path)
+    return name.startswith(".") or is_ours(os.path.join(folder, name), SETTINGS_NAME)
 
 
 def is_at_or_below(name, folders):
@@ -107,82 +103,87 @@ def is_at_or_below(name, folders):
     )
 
 
-def decode(file_path, sample_rate, mono, duration=None):
+def decode(file_path, sample_rate, mono, duration=None, remarks=None):
     """Yield the samples of a file in blocks, mixed down and resampled.
+
+    What a damaged file still holds is used.
 
     Args:
         sample_rate: Hz, of the result.
-        mono: mix all channels down to one; else the even ones become left, the odd ones right.
-        duration: seconds, from the start; None for all.
+        mono: mix all channels down to one; else to left and right.
+        duration: seconds, from the start; None for all, and the last block may go beyond it.
+        remarks: a list, to which what the user should know of the file is appended.
     Yields:
         float32 (n,) or, in stereo, (2, n).
     Raises:
-        UserError: the file is not audio, is damaged, or holds samples that are not finite.
+        UserError: the file is not audio, or holds no samples or some that are not finite.
     """
-    import soundfile
-    import soxr
-
-    descriptor = open_regular(file_path)
-    try:
-        if os.fstat(descriptor).st_size == 0:
+    remarks = [] if remarks is None else remarks
+    is_empty = True
+    with open(open_regular(file_path), "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size == 0:
             raise UserError("is empty")
-        with native_silence:
-            sound_file = soundfile.SoundFile(descriptor, closefd=False)
-        with sound_file:
-            check_header(sound_file)
-            resampler = None
-            if sound_file.samplerate != sample_rate:
-                n_channels = 1 if mono else 2
-                resampler = soxr.ResampleStream(
-                    sound_file.samplerate, sample_rate, n_channels, "float32", quality="HQ"
-                )
-            for block, is_last in read_blocks(sound_file, duration):
-                signal = mix(block, mono)
-                if resampler:
-                    signal = resampler.resample_chunk(signal, last=is_last)
-                yield check_samples(signal).T
-    except (soundfile.LibsndfileError, TypeError) as error:
-        reason = str(getattr(error, "error_string", "") or "headerless audio").rstrip(".")
-        raise UserError(f"not readable as audio ({reason})") from error
-    finally:
-        os.close(descriptor)
-
-
-def check_header(sound_file):
-    """Raise a UserError if an open file's header cannot be that of audio."""
-    least, most = FILE_RATES
-    if not least <= sound_file.samplerate <= most:
-        raise UserError(f"has a sample rate of {sound_file.samplerate} Hz in its header")
-    if sound_file.frames == 0:
+        with contextlib.closing(read_blocks(file, duration, remarks)) as blocks:
+            signals = mix_blocks(blocks, mono, remarks)
+            for file_rate, group in itertools.groupby(signals, key=operator.itemgetter(0)):
+                parts = (signal for _, signal in group)
+                for signal in resample(parts, file_rate, sample_rate, 1 if mono else 2):
+                    is_empty = is_empty and not len(signal)
+                    yield signal.T
+    if is_empty:
         raise UserError("holds no samples")
 
 
-def read_blocks(sound_file, duration):
-    """Yield (float32 (n, n_channels), whether it is the last) of an open file.
+def mix_blocks(blocks, mono, remarks):
+    """Yield (sample rate, float32 (n,) or, in stereo, (n, 2)) of (sample rate, (n, n_channels)).
 
-    A header may promise more than the file holds, so memory grows with what is decoded.
-
-    Raises:
-        UserError: there are fewer samples than the header promises.
+    A constant in all samples of a channel is taken away: a spectrogram shows it as a rumble.
     """
-    n_wanted = sound_file.frames
-    if duration is not None:
-        n_wanted = min(n_wanted, math.ceil(duration * sound_file.samplerate))
-    n_block, n_read = max(1, READ_BLOCK // sound_file.channels), 0
-    while n_read < n_wanted:
-        with native_silence:
-            block = sound_file.read(min(n_block, n_wanted - n_read), "float32", always_2d=True)
-        if not len(block):
-            break
-        n_read += len(block)
-        yield block, n_read == n_wanted
-    # libsndfile shortens a cut WAV without an error, and says so only in its log.
-    lengths = [
-        (int(line["promised"] or line["frames"]), int(line["has"] or line["has_frames"]))
-        for line in CUT_LOG.finditer(sound_file.extra_info)
-    ]
-    if n_read < n_wanted or any(has < promised < STREAMED_BYTES for promised, has in lengths):
-        raise UserError("is cut short: it ends before the length its header gives")
+    offset, energy, mixed_energy = None, 0.0, 0.0
+    for rate, block in blocks:
+        check_rate(rate)
+        if offset is None or len(offset) != block.shape[1]:
+            offset = measure_offset(block)
+        if offset.any():
+            block = block - offset
+        signal = check_samples(mix(block, mono))
+        if mono and block.shape[1] > 1:
+            energy += sum(float(channel @ channel) for channel in block.T) / block.shape[1]
+            mixed_energy += float(signal @ signal)
+        yield rate, signal
+    if mixed_energy < CANCELLED * energy:
+        remarks.append("has a left and a right that cancel each other out in mono: see --no-mono")
+
+
+def check_rate(rate):
+    least, most = FILE_RATES
+    if not least <= rate <= most:
+        raise UserError(f"has a sample rate of {rate} Hz in its header")
+
+
+def measure_offset(block):
+    """The constant in each channel, float32 (n_channels,); 0 where it is MAX_OFFSET or less.
+
+    A window keeps a bass tone that ends within a period from being taken for a constant.
+    """
+    offset = np.array([channel.sum() / len(block) for channel in block.T])
+    if (np.abs(offset) > MAX_OFFSET).any():
+        window = np.hanning(len(check_samples(block)) + 2)[1:-1]
+        offset = (window @ block) / window.sum()
+    return np.where(np.abs(offset) > MAX_OFFSET, offset, 0).astype(np.float32)
+
+
+def resample(signals, rate, new_rate, n_channels):
+    """Yield signals, (n,) or (n, 2), at another sample rate."""
+    import soxr
+
+    if rate == new_rate:
+        yield from signals
+        return
+    resampler = soxr.ResampleStream(rate, new_rate, n_channels, "float32", quality="HQ")
+    for signal in signals:
+        yield resampler.resample_chunk(signal)
+    yield resampler.resample_chunk(signal[:0], last=True)
 
 
 def mix(block, mono):

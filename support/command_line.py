@@ -8,28 +8,28 @@ Out: a parser; a number in its range; one line on stderr and an exit status if s
 
 import argparse
 import errno
+import math
+import os
 import signal as signals
 import sys
 
 from support.errors import UserError
 from support.files import make_printable
 
-NO_ROOM = ": make room there and start again, what is done stays"
-NO_WRITING = ": allow this, or name another folder"
-REMEDIES = {  # for what the operating system refuses
-    errno.ENOSPC: NO_ROOM,
-    errno.EDQUOT: NO_ROOM,
-    errno.EROFS: NO_WRITING,
-    errno.EACCES: NO_WRITING,
-    errno.EPERM: NO_WRITING,
-}
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def make_parser(docstring):
-    """A parser whose --help shows a script's first line, and every flag with its default."""
+    """A parser whose --help shows a script's first line, and every flag with its default.
+
+    Args:
+        docstring: of the script; None under python -OO.
+    """
     return argparse.ArgumentParser(
-        description=docstring.splitlines()[0],
+        description=(docstring or "").partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
 
 
@@ -38,6 +38,8 @@ def number(kind, least, most=None):
 
     def parse(text):
         value = kind(text)
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"must be finite, got {text}")
         if not least <= value <= (most if most is not None else value):
             limit = f"{least}..{most}" if most is not None else f"at least {least}"
             raise argparse.ArgumentTypeError(f"must be {limit}, got {text}")
@@ -47,20 +49,61 @@ def number(kind, least, most=None):
     return parse
 
 
-def run_script(main, after_ctrl_c="what is written stays"):
+def run_script(main, if_interrupted="what is written stays", if_out_of_memory="ask for less"):
     """Run a script's main; what the user can mend becomes one line on stderr and exit status 1.
 
     Everything else keeps its traceback: it is a mistake in the code.
 
     Args:
-        after_ctrl_c: what the line says after an interruption.
+        if_interrupted: what the line says after Ctrl-C, or if the disk is full.
+        if_out_of_memory: what it says if the memory does not suffice.
     """
+    open_standard_streams()
     try:
         main()
     except (OSError, UserError) as error:
-        remedy = REMEDIES.get(getattr(error, "errno", None), "")
-        sys.exit(f"error: {make_printable(' '.join(str(error).split()))}{remedy}")
+        text = f"error: {make_printable(' '.join(str(error).split()))}"
+        if getattr(error, "errno", None) in NO_ROOM:
+            text += f": make room there; {if_interrupted}"
+        if getattr(error, "errno", None) in NO_WRITING:
+            text += ": allow this, or name another folder"
+        sys.exit(text)
     except KeyboardInterrupt:
-        sys.exit(f"interrupted: {after_ctrl_c}")
+        sys.exit(f"interrupted: {if_interrupted}")
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        sys.exit(f"error: this takes more memory than there is: {if_out_of_memory}")
     finally:  # what remains is Python's own exit, which is short, and tidies up
         signals.signal(signals.SIGINT, signals.SIG_IGN)
+
+
+def open_standard_streams():
+    """Let stdout and stderr take any name; what is printed to a closed one is dropped."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # os.open takes the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r"))
+        elif descriptor and hasattr(getattr(sys, name), "reconfigure"):  # not under pytest
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def is_out_of_memory(error):
+    """Whether numpy, TensorFlow or JAX found too little memory, of the machine or of a GPU."""
+    names = ("ResourceExhaustedError", "RESOURCE_EXHAUSTED")
+    text = f"{type(error).__name__}: {error}"
+    return isinstance(error, MemoryError) or any(name in text for name in names)
+
+
+def show_progress(iterable, total, description):
+    """Iterate, and show on a terminal how far it is and the time left.
+
+    Args:
+        total: how many values there are.
+    """
+    from tqdm import tqdm
+
+    return tqdm(iterable, description, total, leave=False, disable=None)

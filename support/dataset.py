@@ -21,9 +21,9 @@ from support.files import open_regular, read_file, walk
 from support.settings import MAX_PIECE_BYTES
 
 SPECTROGRAMS_SAVE_DIR = "spectrograms"  # below SAVED_DATA
+SETTINGS_NAME = f"{SPECTROGRAMS_SAVE_DIR}/settings.json"  # below SAVED_DATA
 MIN_MAX_VALUES_SAVE_DIR = "min_max_values"  # below SAVED_DATA
 MIN_MAX_VALUES_NAME = "min_max_values.pkl"
-MAX_TABLE_BYTES = 1 << 30  # of the min-max values: those of ten million pieces
 MAX_NAME_BYTES = 255  # of a file name, on most file systems
 UNSAFE_KEY = re.compile(r"^$|\0|^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
 FEATURE_NAME = re.compile(r"(?P<track>.+)\.\d{3,}\.npy", re.DOTALL)
@@ -31,7 +31,7 @@ FEATURE_NAME = re.compile(r"(?P<track>.+)\.\d{3,}\.npy", re.DOTALL)
 
 def get_settings_path(saved_data):
     """The settings.json of a folder that preprocess.py wrote."""
-    return Path(saved_data) / SPECTROGRAMS_SAVE_DIR / "settings.json"
+    return Path(saved_data) / SETTINGS_NAME
 
 
 def get_min_max_path(saved_data):
@@ -77,11 +77,11 @@ def get_genre(key):
 
 def is_feature_name(name):
     """Whether a file's name is that of a feature."""
-    return name.endswith(".npy") and not name.startswith(".")
+    return bool(FEATURE_NAME.fullmatch(name)) and not name.startswith(".")
 
 
 def list_keys(spectrograms_path):
-    """Keys (paths relative to the folder, with /) of all .npy files below a folder.
+    """Keys (paths relative to the folder, with /) of all features below a folder.
 
     They are sorted by track, and within a track by segment: the thousandth comes last.
     """
@@ -112,7 +112,7 @@ def load_spectrogram(spectrograms_path, key):
             raise UserError("is not a finite spectrogram in [0, 1]")
     except UserError as error:
         raise UserError(f"{path} {error}: delete it and run preprocess.py again") from error
-    return add_channel_axis(spectrogram.astype(np.float32))
+    return add_channel_axis(np.asarray(spectrogram).astype(np.float32, copy=False))
 
 
 def load_array(path):
@@ -137,18 +137,21 @@ class PlainUnpickler(pickle.Unpickler):
         raise UserError(f"it asks for {module}.{name}")
 
 
-def load_min_max_values(path):
+def load_min_max_values(path, keys):
     """{key: {"min": dB, "max": dB}} as the Saver wrote it.
 
+    Args:
+        keys: of the features beside it; they bound its size, so that it takes little memory.
     Raises:
         FileNotFoundError: it does not exist.
         UserError: it is damaged, or holds anything else.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"no min-max values at {path}: run preprocess.py first")
-    data = read_file(path, MAX_TABLE_BYTES)
+    # An entry takes its key, of at most 4 bytes a character, and about 30 bytes.
+    max_bytes = 1000 + sum(100 + 4 * len(key) for key in keys)
     try:
-        values = PlainUnpickler(io.BytesIO(data)).load()
+        values = PlainUnpickler(io.BytesIO(read_file(path, max_bytes))).load()
         return {check_key(key): check_min_max(entry) for key, entry in values.items()}
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import threading
 from pathlib import Path
@@ -22,8 +23,8 @@ import numpy as np
 from support.errors import TemporaryError, UserError
 
 MAX_JSON_BYTES = 1 << 20
-TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")  # of a file that is being written
-LOCK = ".lock"  # the file that the run which writes a folder holds
+TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")  # of what is being written
+LOCK = ".generative-music.lock"  # held by the run that writes a folder; marks it as ours
 
 
 class FileSet:
@@ -114,6 +115,24 @@ def write_arrays(path, *arrays, **named_arrays):
     write_atomically(path, buffer.getbuffer())
 
 
+@contextlib.contextmanager
+def replace_together(folder, marker):
+    """A new folder to write into; its files then replace those of the same names in `folder`.
+
+    At every moment `folder` holds all of the old files, or all of the new, or has no `marker`.
+    """
+    folder = Path(folder)
+    new = folder / f".{secrets.token_hex(8)}.tmp"
+    new.mkdir(parents=True)
+    try:
+        yield new
+        (folder / marker).unlink(missing_ok=True)
+        for path in sorted(new.iterdir(), key=lambda path: path.name == marker):  # it comes last
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
 def write_figure(path, figure, dpi=120):
     """Write a matplotlib figure as PNG, atomically."""
     buffer = io.BytesIO()
@@ -194,10 +213,14 @@ def walk(root, **options):
 
 
 def remove_temporaries(*folders):
-    """Delete the files that an interrupted run was writing in the folders."""
+    """Delete what an interrupted run was writing in the folders."""
     for folder in folders:
         for path in Path(folder).glob(".*.tmp"):
-            if TEMPORARY_NAME.fullmatch(path.name):
+            if not TEMPORARY_NAME.fullmatch(path.name):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink(missing_ok=True)
 
 
@@ -209,19 +232,35 @@ def get_boot_id():
     return path.read_text().strip() if path.exists() else str(round(psutil.boot_time()))
 
 
-@contextlib.contextmanager
-def lock(folder):
-    """Keep a folder for this run alone, until it ends in whatever way.
+def is_ours(folder, *products):
+    """Whether this program wrote a folder: it has the lock, or one of the products.
 
+    Args:
+        products: paths below the folder that no other program writes.
+    """
+    return any(os.path.lexists(os.path.join(folder, name)) for name in (LOCK, *products))
+
+
+@contextlib.contextmanager
+def lock(folder, *products):
+    """Keep a folder for this run alone, until it ends in whatever way; tidy up after earlier ones.
+
+    Args:
+        products: see is_ours.
     Raises:
-        UserError: another run holds it.
+        UserError: another run holds the folder, or it holds files of others alone.
     """
     import filelock
 
+    path = Path(folder) / LOCK
+    if os.path.isdir(folder) and os.listdir(folder) and not is_ours(folder, *products):
+        raise UserError(f"{folder} is not empty and was not written here: name another folder")
     Path(folder).mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(Path(folder) / LOCK, timeout=0):
+        with filelock.FileLock(path, timeout=0):
+            remove_temporaries(folder)
             yield
+        path.touch()  # Windows deletes it
     except filelock.Timeout as error:
         raise UserError(
             f"another run is writing {folder}: wait for its end, or name another folder"

@@ -27,6 +27,8 @@ SEED = 0
 HANN_GAMMA = 0.26  # squared frame sizes: the Gaussian nearest to a Hann window (theirs: 0.25645)
 TOP_DB = 80.0  # below the peak; further down a magnitude's slope says nothing about the phase
 FRAME_STEPS, BIN_STEPS = (1, -1, 0, 0), (0, 0, 1, -1)  # to the four neighbours of a cell
+SHARED_ITERATIONS = 0.75  # share of the iterations that channels make as one
+MIN_NORM = 0.2  # of the highest: below it, at a signal's end, too few windows overlap to divide by
 N_LEVELS = 4096  # of log magnitude; phases are integrated along them from loud to soft
 
 
@@ -77,10 +79,9 @@ class GriffinLim:
         """
         amplitude = self._check(amplitude)
         n_samples = n_samples or self.hop_length * max(1, amplitude.shape[-1] - 1)
-        signals = [
-            self._invert_channel(np.ascontiguousarray(channel.T), n_samples, n_threads)
-            for channel in amplitude
-        ]
+        magnitudes = np.ascontiguousarray(amplitude.swapaxes(1, 2))  # (n_channels, frames, bins)
+        with RowThreads(n_threads) as threads:
+            signals = self._invert_channels(magnitudes, n_samples, threads)
         return signals[0] if len(signals) == 1 else np.stack(signals)
 
     def invert_all(self, amplitudes, n_samples=None):
@@ -106,40 +107,62 @@ class GriffinLim:
             raise UserError("amplitude must be finite and at least 0, got something else")
         return amplitude
 
-    def _invert_channel(self, magnitude, n_samples, n_threads):
-        """magnitude: float32 (n_frames, n_bins)."""
+    def _invert_channels(self, magnitudes, n_samples, threads):
+        """The signals of channels, which share the phase that their mean power has.
+
+        Alone, each would find phases of its own, and what is panned between them would fall apart.
+        In the last iterations each goes its own way, as far as its magnitudes ask for it.
+        """
+        shared = magnitudes[0]
+        n_shared = round(SHARED_ITERATIONS * self.n_iter) if len(magnitudes) > 1 else 0
+        if len(magnitudes) > 1:
+            shared = np.sqrt(np.square(magnitudes).mean(axis=0))
+        phase = self._make_phase(shared)
+        spectrum = np.empty(shared.shape, np.complex64)
+        threads.run(len(shared), combine, shared, phase, spectrum)
+        if n_shared:
+            _, spectrum = self._iterate(shared, spectrum, n_shared, n_samples, threads)
+            phase = np.angle(spectrum)
+        signals = []
+        for magnitude in magnitudes:
+            threads.run(len(magnitude), combine, magnitude, phase, spectrum)
+            n_iter = self.n_iter - n_shared
+            signals.append(self._iterate(magnitude, spectrum, n_iter, n_samples, threads)[0])
+        return signals
+
+    def _iterate(self, magnitude, spectrum, n_iter, n_samples, threads):
+        """Griffin-Lim from a spectrum on: (signal, the last spectrum).
+
+        Args:
+            magnitude: float32 (n_frames, n_bins).
+            spectrum: complex64, of the same shape; it is overwritten.
+        """
         n_frames, weight = len(magnitude), self.momentum / (1 + self.momentum)
         kept = slice(self.frame_size // 2, self.frame_size // 2 + n_samples)
         inverse_norm = self._make_inverse_norm(n_frames, kept)
         signal = np.zeros(max(len(inverse_norm), kept.stop), np.float32)  # as long as it is padded
-        if not magnitude.any():
-            return signal[kept]
         step = self._window, self.hop_length
-        with RowThreads(n_threads) as threads:
-            phase = self._make_phase(magnitude)
-            spectrum = np.empty(magnitude.shape, np.complex64)
-            threads.run(n_frames, combine, magnitude, phase, spectrum)
-            previous = np.zeros_like(spectrum)
-            for iteration in range(self.n_iter + 1):
-                frames = scipy.fft.irfft(
-                    spectrum, self.frame_size, axis=1, workers=threads.count, overwrite_x=True
-                )
-                threads.run(len(inverse_norm), overlap_add, frames, *step, inverse_norm, signal)
-                if iteration == self.n_iter:
-                    break
-                threads.run(n_frames, cut_frames, signal, *step, frames)
-                spectrum = scipy.fft.rfft(frames, axis=1, workers=threads.count, overwrite_x=True)
-                threads.run(n_frames, impose_magnitude, spectrum, previous, magnitude, weight)
-        return signal[kept].copy()
+        previous = np.zeros_like(spectrum)
+        for iteration in range(n_iter + 1):
+            is_last = iteration == n_iter
+            frames = scipy.fft.irfft(
+                spectrum, self.frame_size, axis=1, workers=threads.count, overwrite_x=not is_last
+            )
+            threads.run(len(inverse_norm), overlap_add, frames, *step, inverse_norm, signal)
+            if is_last:
+                break
+            threads.run(n_frames, cut_frames, signal, *step, frames)
+            spectrum = scipy.fft.rfft(frames, axis=1, workers=threads.count, overwrite_x=True)
+            threads.run(n_frames, impose_magnitude, spectrum, previous, magnitude, weight)
+        return signal[kept].copy(), spectrum
 
     def _make_inverse_norm(self, n_frames, kept):
-        """What overlapping windows are divided by, as a factor; zero in the padding."""
+        """What overlapping windows are multiplied with, once added; zero in the padding."""
         norm = np.zeros(self.hop_length * (n_frames - 1) + self.frame_size, np.float32)
         for frame in range(n_frames):
             start = frame * self.hop_length
             norm[start : start + self.frame_size] += self._window**2
-        inverse_norm = np.zeros_like(norm)
-        np.divide(1, norm, out=inverse_norm, where=norm > np.finfo(np.float32).tiny)
+        inverse_norm = 1 / np.maximum(norm, MIN_NORM * norm.max())
         inverse_norm[: kept.start] = 0
         inverse_norm[kept.stop :] = 0
         return inverse_norm
@@ -149,7 +172,8 @@ class GriffinLim:
         rng = np.random.default_rng(self.seed)
         phase = rng.uniform(0, 2 * np.pi, magnitude.shape).astype(np.float32)
         if self.init == "pghi":
-            floor = magnitude.max() * np.float32(10 ** (-TOP_DB / 20))
+            tiny = np.finfo(np.float32).tiny  # of silence
+            floor = max(magnitude.max() * np.float32(10 ** (-TOP_DB / 20)), tiny)
             log_magnitude = np.log(np.maximum(magnitude, floor))
             gamma = HANN_GAMMA * self.frame_size**2  # samples squared
             area = self.hop_length * self.frame_size  # samples squared
@@ -201,9 +225,17 @@ def count_cores():
     return joblib.cpu_count()
 
 
-# Without the GIL, threads share the work. Divisions that do not check for zero, and rows that are
-# sliced before their loop, let the compiler use vector instructions, 2 to 7 times as fast.
-compiled = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def compiled(function):
+    """A function as machine code, kept on disk if this user may write there.
+
+    Without the GIL, threads share the work. Divisions that do not check for zero, and rows that
+    are sliced before their loop, let the compiler use vector instructions, 2 to 7 times as fast.
+    """
+    options = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except (RuntimeError, OSError):  # neither here nor in the home folder
+        return numba.njit(**options)(function)
 
 
 @compiled

@@ -3,7 +3,8 @@
 In:  the outcome of each audio file.
 Out: tracks.jsonl: a line for the features' origin, and one for each file that is done.
 
-    outcomes = Journal("saved_data/min_max_values/tracks.jsonl", folder).begin(origin, stamps)
+    journal = Journal("saved_data/min_max_values/tracks.jsonl", feature_save_dir)
+    outcomes = journal.begin(origin, audio_files_dir, stamps)
 """
 
 import contextlib
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from support.audio import is_at_or_below
-from support.dataset import MAX_TABLE_BYTES, check_min_max, is_feature_name, make_key
+from support.dataset import check_min_max, is_feature_name, make_key
 from support.errors import UserError
 from support.files import TEMPORARY_NAME, get_boot_id, read_file, walk, write_atomically
+
+MAX_JOURNAL_BYTES = 1 << 30  # the lines of ten million pieces
 
 
 class Outcome(NamedTuple):
@@ -27,6 +30,7 @@ class Outcome(NamedTuple):
     checksums: list  # of its features, CRC-32
     ranges: list  # [min, max] of each of its features, dB
     reason: str  # why it was skipped, or ""
+    remark: str = ""  # what the user should know of a file that was used
 
     @classmethod
     def skip(cls, reason, stamp=None):
@@ -45,7 +49,7 @@ class Outcome(NamedTuple):
         """(name, Outcome) of a line; a UserError if it is not one."""
         name, *fields = json.loads(line)
         outcome = cls(*fields)
-        kinds = (list | None, int, list, list, str)
+        kinds = (list | None, int, list, list, str, str)
         is_valid = isinstance(name, str) and all(map(isinstance, outcome, kinds))
         if not is_valid or len(outcome.checksums) != len(outcome.ranges):
             raise UserError("not a line of a journal")
@@ -61,42 +65,47 @@ class Journal:
         self.path = Path(path)
         self.feature_save_dir = Path(feature_save_dir)
 
-    def begin(self, origin, stamps, unreachable=()):
+    def begin(self, origin, audio_files_dir, stamps, unreachable=()):
         """Start a run: keep the outcomes that still hold, and forget the others.
 
         Args:
             origin: all that features depend on besides the audio files, for JSON.
+            audio_files_dir: the folder of audio, to name in an error.
             stamps: {name: [bytes, time of change]} of the audio files.
             unreachable: files and folders that cannot be read now; what came of them is kept.
         Returns:
             {name: Outcome} of what need not be done again.
+        Raises:
+            UserError: tracks are gone, and perhaps just out of reach; nothing was changed.
         """
-        outcomes, is_rebooted = self._load(origin)
+        recorded_origin, outcomes, is_rebooted = self._load()
+        check_gone(audio_files_dir, outcomes, stamps, unreachable)
+        if recorded_origin != json.loads(json.dumps(origin)):
+            outcomes = {}
         kept = {}
         for name, outcome in outcomes.items():
             is_current = stamps.get(name) == outcome.stamp or is_at_or_below(name, unreachable)
             if outcome.stamp and is_current and self._has_features(name, outcome, is_rebooted):
                 kept[name] = outcome
         n_waiting = len(stamps.keys() - kept.keys())
-        if kept and n_waiting:
+        if kept:
             print(f"{len(kept)} files are done already, {n_waiting} are new or changed")
         if n_waiting or is_rebooted or kept.keys() != outcomes.keys():
             self.save(origin, kept)
         return kept
 
-    def _load(self, origin):
-        """({name: Outcome} as far as the file is whole, {} if its origin differs; whether the
-        machine was started anew since, so that features may not have reached its disk)."""
-        outcomes, boot_id = {}, None
+    def _load(self):
+        """(origin; {name: Outcome} as far as the file is whole; whether the machine was started
+        anew since, so that features may not have reached its disk)."""
+        origin, outcomes, boot_id = None, {}, None
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             # What is suppressed is an incomplete last line; the work it recorded is done again.
-            first, *lines = read_file(self.path, MAX_TABLE_BYTES).splitlines()
-            recorded_origin, boot_id = json.loads(first)
-            if recorded_origin == json.loads(json.dumps(origin)):
-                for line in lines:
-                    name, outcome = Outcome.parse(line)
-                    outcomes[name] = outcome
-        return outcomes, boot_id != get_boot_id()
+            first, *lines = read_file(self.path, MAX_JOURNAL_BYTES).splitlines()
+            origin, boot_id = json.loads(first)
+            for line in lines:
+                name, outcome = Outcome.parse(line)
+                outcomes[name] = outcome
+        return origin, outcomes, boot_id != get_boot_id()
 
     def _has_features(self, name, outcome, checks_content):
         """Whether all features of an Outcome exist, by their length or by their content."""
@@ -123,17 +132,52 @@ class Journal:
             file.write(outcome.format(name) + "\n")
 
     def remove_other_features(self, keys):
-        """Delete all features but those of the keys, and what interrupted runs left behind."""
+        """Delete all features but those of the keys, and what interrupted runs left behind.
+
+        Folders that this leaves empty are deleted, too.
+        """
+        changed = set()  # folders that something was deleted from
         for prefix, folder, subfolders, names in walk(self.feature_save_dir, topdown=False):
             for path in (Path(folder, name) for name in subfolders):
                 if path.is_symlink():
                     raise UserError(f"{path} is a link to elsewhere: remove it, or name another")
-                with contextlib.suppress(OSError):  # it is not empty
-                    path.rmdir()
+                if path in changed:
+                    with contextlib.suppress(OSError):  # it is not empty
+                        path.rmdir()
+                        changed.add(Path(folder))
             for name in names:
                 is_kept = not is_feature_name(name) or prefix + name in keys
                 if not is_kept or TEMPORARY_NAME.fullmatch(name):
                     Path(folder, name).unlink(missing_ok=True)
+                    changed.add(Path(folder))
+
+
+def check_gone(audio_files_dir, outcomes, stamps, unreachable):
+    """Say how many tracks with features are gone.
+
+    Args:
+        outcomes: {name: Outcome} of an earlier run.
+        stamps, unreachable: see Journal.begin.
+    Raises:
+        UserError: they may be out of reach, as on a disk that is not mounted: a folder holds no
+            audio any more, or half of all tracks are gone.
+    """
+    recorded = [name for name, outcome in outcomes.items() if outcome.ranges]
+    gone = sorted(
+        name for name in recorded if name not in stamps and not is_at_or_below(name, unreachable)
+    )
+    if not gone:
+        return
+    skipped = {name for name, outcome in outcomes.items() if outcome.reason}
+    folders = {os.path.dirname(name) for name in stamps.keys() - skipped}
+    is_sure = all(os.path.dirname(name) in folders for name in gone)
+    if not is_sure or 2 * len(gone) >= len(recorded):
+        raise UserError(
+            f"{len(gone)} of {len(recorded)} tracks are gone from {audio_files_dir} (first: "
+            f"{gone[0]}), with their whole folder or half of the collection: mount or restore it, "
+            "or add --force to make the features anew from what is there"
+        )
+    print(f"{len(gone)} tracks are gone: their features are deleted")
 
 
 def collect_min_max_values(outcomes):

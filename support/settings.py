@@ -63,6 +63,12 @@ class Settings:
         if self.format_version != FORMAT_VERSION:
             raise UserError(f"format_version must be {FORMAT_VERSION}, got {self.format_version!r}")
         check_hop_length(self.hop_length, check_frame_size(self.frame_size))
+        if self.n_samples < self.frame_size:
+            least = math.ceil(1000 * self.frame_size / self.sample_rate) / 1000
+            raise UserError(
+                f"duration must be at least {least} s (one frame of {self.frame_size} samples), "
+                f"got {self.duration}"
+            )
         n_bytes = 4 * math.prod(self.piece_shape)
         if n_bytes > MAX_PIECE_BYTES:
             raise UserError(

@@ -29,8 +29,14 @@ def to_image(log_spectrogram, normaliser, *, top_db=None, shape=None):
 
 
 def to_log_spectrogram(image, min_max, normaliser, *, shape=None):
-    """Resize an image and undo the normalisation: float32, dB; the arguments are to_image's."""
-    return normaliser.denormalise(resize(image, shape), min_max["min"], min_max["max"])
+    """Resize an image and undo the normalisation; the arguments are to_image's.
+
+    Returns:
+        float32, dB; SILENCE_DB where the image is at its floor, which is all that is known there.
+    """
+    image = resize(image, shape)
+    log_spectrogram = normaliser.denormalise(image, min_max["min"], min_max["max"])
+    return np.where(image <= normaliser.min, np.float32(SILENCE_DB), log_spectrogram)
 
 
 def to_amplitude(log_spectrogram):

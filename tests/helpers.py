@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 
 import preprocess
@@ -33,6 +34,22 @@ def make_music(duration=3.0, seed=0):
     for frequency in rng.uniform(100, 3000, 12):
         signal += 0.05 * np.sin(2 * np.pi * frequency * time) * np.exp(-(time % 0.5) * 4)
     return signal.astype(np.float32)
+
+
+def write_with_ffmpeg(path, channels, codec, layout="mono", sample_rate=44100, **options):
+    """Write float32 (n_channels, n) with one of FFmpeg's encoders; the path.
+
+    Args:
+        options: of the container, for example write_xing="0" for an MP3 without its length.
+    """
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=sample_rate, layout=layout, bit_rate=128_000)
+        resampler = av.AudioResampler(stream.format, layout, sample_rate, frame_size=1024)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels), "fltp", layout)
+        frame.sample_rate = sample_rate
+        for part in [*resampler.resample(frame), *resampler.resample(None), None]:
+            container.mux(stream.encode(part))
+    return path
 
 
 def make_images(n=24, shape=(16, 12, 1), seed=0):
@@ -79,6 +96,7 @@ def start_script(script, *flags, cwd, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & ignores it
     )
 
 
@@ -106,6 +124,12 @@ def read_csv(path):
         return [*csv.DictReader(file)]
 
 
+def load_ranges(saved_data):
+    """The min-max values of a folder that preprocess.py wrote."""
+    keys = dataset.list_keys(Path(saved_data) / dataset.SPECTROGRAMS_SAVE_DIR)
+    return dataset.load_min_max_values(dataset.get_min_max_path(saved_data), keys)
+
+
 def read_all(folder):
     """{path below a folder: bytes} of its files, but for the lock."""
     paths = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
@@ -127,10 +151,10 @@ def assert_close(weights, others):
 class DeadlyLoader(preprocess.Loader):
     """A Loader that ends its process over some files, as a fault in a C library would."""
 
-    def load_pieces(self, file_path):
+    def load_pieces(self, file_path, remarks=None):
         if "deadly" in Path(file_path).name:
             os._exit(11)
-        return super().load_pieces(file_path)
+        return super().load_pieces(file_path, remarks)
 
 
 class PlainExtractor:

@@ -94,9 +94,7 @@ def test_a_cluster_that_loses_a_worker_ends_as_one_process_does(
     _, errors = process.communicate(timeout=120)
 
     assert process.returncode == 0, errors
-    assert errors.splitlines() == [
-        "skipped 'notes.txt': not readable as audio (Format not recognised)"
-    ]
+    assert errors.splitlines() == ["skipped 'notes.txt': not readable as audio"]
     assert n_before < 120  # the kill fell into the work
     preprocess.preprocess_folder(audio, tmp_path / "alone", make_settings(), jobs=1)
     assert read_all(tmp_path / "saved") == read_all(tmp_path / "alone")
@@ -149,9 +147,9 @@ def test_a_file_that_kills_workers_costs_that_file_alone(tmp_path, write_audio, 
 class NotingLoader(preprocess.Loader):
     """A Loader that notes the process that it works in."""
 
-    def load_pieces(self, file_path):
+    def load_pieces(self, file_path, remarks=None):
         Path(file_path).with_suffix(".pid").write_text(str(os.getpid()))
-        return super().load_pieces(file_path)
+        return super().load_pieces(file_path, remarks)
 
 
 @pytest.mark.slow

@@ -37,3 +37,54 @@ def test_demo_is_the_same_for_the_same_seed(prepare):
 
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
+
+
+def interrupt_after(n_clips, prepare, monkeypatch):
+    """Make the rendering of a clip after so many raise KeyboardInterrupt, and the others fast."""
+    rendered = []
+
+    def render_clip(*arguments):
+        if len(rendered) == n_clips:
+            raise KeyboardInterrupt
+        rendered.append(arguments)
+        return np.zeros(10, np.float32)
+
+    monkeypatch.setitem(prepare["render"].__globals__, "render_clip", render_clip)
+
+
+def test_a_demo_set_that_was_interrupted_does_not_exist(tmp_path, prepare, monkeypatch):
+    folder = tmp_path / "audio"
+    interrupt_after(7, prepare, monkeypatch)
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare["render"](folder)
+
+    assert not folder.exists()
+
+
+def test_an_interrupted_demo_set_is_rendered_whole_the_next_time(tmp_path, prepare, monkeypatch):
+    interrupt_after(7, prepare, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        prepare["render"](tmp_path / "audio")
+    interrupt_after(30, prepare, monkeypatch)
+
+    prepare["render"](tmp_path / "audio")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["audio"]
+    assert len([*tmp_path.rglob("*.wav")]) == 30
+
+
+def test_clips_that_are_there_stay_and_others_join_them_all_at_once(tmp_path, prepare, monkeypatch):
+    mine = tmp_path / "audio" / "jazz" / "jazz.00001.wav"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    interrupt_after(7, prepare, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        prepare["render"](tmp_path / "audio")
+    assert [*(tmp_path / "audio").rglob("*.wav")] == [mine]
+    interrupt_after(29, prepare, monkeypatch)
+
+    prepare["render"](tmp_path / "audio")
+
+    assert len([*(tmp_path / "audio").rglob("*.wav")]) == 30
+    assert mine.read_bytes() == b"mine"

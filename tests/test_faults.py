@@ -20,6 +20,7 @@ from helpers import (
     SAMPLE_RATE,
     TIMEOUT_S,
     DeadlyLoader,
+    load_ranges,
     make_flags,
     make_music,
     make_pipeline,
@@ -38,15 +39,15 @@ N_PIECES = 4 * N_TRACKS
 
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory):
-    """A folder with tracks of four pieces, a file that is not audio, and one that is cut."""
+    """A folder with tracks of four pieces, a file that is not audio, and one that ends in NaN."""
     folder = tmp_path_factory.mktemp("tracks") / "audio"
     for track in range(N_TRACKS):
         path = folder / f"g{track % 3}" / f"{track}.flac"
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, make_music(1.2, seed=track), SAMPLE_RATE)
     (folder / "notes.txt").write_text("no audio")
-    whole = (folder / "g0" / "0.flac").read_bytes()
-    (folder / "g1" / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    signal = np.append(make_music(1.2), np.nan)
+    soundfile.write(folder / "g1" / "nan.wav", signal, SAMPLE_RATE, subtype="FLOAT")
     return folder
 
 
@@ -58,7 +59,7 @@ def unbroken(audio):
     printed, errors, status = run(audio, saved)
     assert status == 0, errors
     assert printed.startswith(f"{N_FILES} files, {N_PIECES} pieces"), printed
-    return read_all(saved), time.monotonic() - started
+    return read_written(saved), time.monotonic() - started
 
 
 def start(audio, saved, *flags):
@@ -70,6 +71,11 @@ def run(audio, saved, *flags):
     """(stdout, stderr, exit status) of a run."""
     process = start(audio, saved, *flags)
     return *process.communicate(timeout=TIMEOUT_S), process.returncode
+
+
+def read_written(saved):
+    """What a run wrote, {path: bytes}, but for source.json: it tells the way to the audio."""
+    return {name: content for name, content in read_all(saved).items() if name != "source.json"}
 
 
 def count_lines(saved):
@@ -95,9 +101,8 @@ def assert_usable(saved, whole):
             assert content == whole[name], name
     path = dataset.get_min_max_path(saved)
     if path.exists():
-        whole_path = dataset.get_min_max_path(saved.parent / "whole")
-        expected = dataset.load_min_max_values(whole_path)
-        assert dataset.load_min_max_values(path).items() <= expected.items()
+        expected = load_ranges(saved.parent / "whole")
+        assert dataset.load_min_max_values(path, expected).items() <= expected.items()
 
 
 @pytest.mark.slow
@@ -125,7 +130,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_unbroken(
         n_partial += 0 < len([*saved.rglob("*.npy")]) < N_PIECES
     preprocess.preprocess_folder(audio, saved, make_settings(), jobs=1)
 
-    assert read_all(saved) == whole
+    assert read_written(saved) == whole
     assert n_partial > 0  # else no kill fell into the work
 
 
@@ -147,11 +152,12 @@ def test_an_interrupted_run_ends_with_one_line_and_goes_on(
     assert errors.splitlines() == [
         "interrupted: what is done stays, and the same command goes on from there"
     ]
-    n_before = len(dataset.load_min_max_values(ranges_path))
+    keys = dataset.list_keys(audio.parent / "unbroken" / "spectrograms")
+    n_before = len(dataset.load_min_max_values(ranges_path, keys))
     preprocess.preprocess_folder(audio, saved, make_settings(), jobs=1)
     assert 3 * (n_lines - 2) <= n_before < N_PIECES
     assert ("files are done already" in capsys.readouterr().out) == (n_before > 0)
-    assert read_all(saved) == unbroken[0]
+    assert read_written(saved) == unbroken[0]
 
 
 @pytest.mark.slow
@@ -172,7 +178,7 @@ def test_what_ends_a_run_between_two_results_is_all_that_is_said(
         pipeline.preprocess(audio)
 
     assert [*map(str, said)] == []
-    assert 0 < len(dataset.load_min_max_values(dataset.get_min_max_path(tmp_path))) < N_PIECES
+    assert 0 < len(load_ranges(tmp_path)) < N_PIECES
 
 
 @pytest.fixture
@@ -195,7 +201,7 @@ def test_a_run_with_nothing_to_do_reads_no_audio(small, monkeypatch):
     _, process = small
     before = process()
 
-    def refuse(loader, path):
+    def refuse(loader, path, remarks):
         raise AssertionError(f"{path} was read again")
 
     monkeypatch.setattr(preprocess.Loader, "load_pieces", refuse)
@@ -226,12 +232,117 @@ def test_a_removed_file_leaves_no_feature_and_no_empty_folder(small, write_audio
     process()
     shutil.rmtree(audio / "deep")
 
-    again = process()
+    again = process(force=True)
 
     assert not any("deep" in name for name in again)
     assert not (tmp_path / "saved" / "spectrograms" / "deep").exists()
-    values = dataset.load_min_max_values(dataset.get_min_max_path(tmp_path / "saved"))
-    assert not any("deep" in key for key in values)
+    assert not any("deep" in key for key in load_ranges(tmp_path / "saved"))
+
+
+def test_a_folder_without_any_of_the_tracks_costs_no_feature(small, tmp_path):
+    audio, process = small
+    before = process()
+    for path in audio.iterdir():
+        path.unlink()
+    (audio / ".DS_Store").touch()  # as where a disk is not mounted
+
+    with pytest.raises(UserError, match="3 of 3 tracks are gone"):
+        process()
+    assert read_all(tmp_path / "saved") == before
+
+
+def test_a_folder_of_tracks_that_is_gone_costs_no_feature(small, write_audio, tmp_path):
+    audio, process = small
+    write_audio("folk/3.wav", make_tone(660, 0.3))
+    before = process()
+    (audio / "folk" / "3.wav").unlink()
+
+    with pytest.raises(UserError, match=r"1 of 4 tracks are gone .*\(first: folk/3\.wav\)"):
+        process()
+    assert read_all(tmp_path / "saved") == before
+
+
+def test_a_folder_that_holds_no_audio_any_more_counts_as_gone(small, write_audio, tmp_path):
+    audio, process = small
+    write_audio("folk/3.wav", make_tone(660, 0.3))
+    (audio / "folk" / "cover.jpg").write_bytes(b"a picture")
+    before = process()
+    (audio / "folk" / "3.wav").unlink()
+
+    with pytest.raises(UserError, match="1 of 4 tracks are gone"):
+        process()
+    assert read_all(tmp_path / "saved") == before
+
+
+def test_half_of_the_tracks_gone_costs_no_feature(small, write_audio, tmp_path):
+    audio, process = small
+    write_audio("3.wav", make_tone(660, 0.3))
+    before = process()
+    for name in ("0.wav", "3.wav"):
+        (audio / name).unlink()
+
+    with pytest.raises(UserError, match="2 of 4 tracks are gone"):
+        process()
+    assert read_all(tmp_path / "saved") == before
+
+
+def test_a_run_says_how_many_tracks_it_deletes_the_features_of(small, capsys):
+    audio, process = small
+    process()
+    (audio / "1.wav").unlink()
+
+    again = process()
+
+    assert "1 tracks are gone: their features are deleted" in capsys.readouterr().out
+    assert not any("1.wav" in name for name in again)
+
+
+def test_force_makes_the_features_of_what_is_there(small):
+    audio, process = small
+    process()
+    for name in ("0.wav", "1.wav"):
+        (audio / name).unlink()
+
+    again = process(force=True)
+
+    assert {name for name in again if name.endswith(".npy")} == {
+        "spectrograms/2.wav.000.npy",
+        "spectrograms/2.wav.001.npy",
+    }
+
+
+def test_files_of_others_among_the_features_stay(small, tmp_path):
+    audio, process = small
+    process()
+    folder = tmp_path / "saved" / "spectrograms"
+    (folder / "empty").mkdir()
+    (folder / "mine.npy").write_bytes(b"mine")
+    (audio / "1.wav").unlink()
+
+    process()
+
+    assert (folder / "empty").is_dir()
+    assert (folder / "mine.npy").read_bytes() == b"mine"
+
+
+def test_a_renamed_project_has_nothing_to_do(small, tmp_path, make_settings, monkeypatch, capsys):
+    audio, _ = small
+    project = tmp_path / "project"
+    project.mkdir()
+    audio.rename(project / "audio")
+    preprocess.preprocess_folder(project / "audio", project / "saved", make_settings(), jobs=1)
+    before = read_all(project / "saved")
+    renamed = project.rename(tmp_path / "renamed")
+    capsys.readouterr()
+
+    def refuse(loader, path, remarks):
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr(preprocess.Loader, "load_pieces", refuse)
+    preprocess.preprocess_folder(renamed / "audio", renamed / "saved", make_settings(), jobs=1)
+
+    assert "3 files are done already, 0 are new or changed" in capsys.readouterr().out
+    assert read_all(renamed / "saved") == before
 
 
 @pytest.mark.parametrize("damage", ["delete", "shorten"])
@@ -255,6 +366,15 @@ def test_what_the_program_wrote_below_the_audio_is_not_taken_for_audio(small, tm
     (tmp_path / "audio" / "saved").rename(tmp_path / "elsewhere")
     assert process("audio/saved") == before
     assert b"saved" not in before["skipped.csv"]
+
+
+def test_sounds_in_a_folder_that_the_program_wrote_are_not_learned_from(small, write_audio):
+    audio, process = small
+    before = process()
+    write_audio("samples/generated/0.wav.000.wav", make_tone(330, 0.3))
+    (audio / "samples" / files.LOCK).touch()
+
+    assert process() == before
 
 
 def test_a_journal_that_ends_anywhere_is_gone_on_from(small, tmp_path):
@@ -306,7 +426,7 @@ def test_a_piece_never_lies_beside_the_range_of_another(small, write_audio, monk
     with pytest.raises(KeyboardInterrupt):
         process()
 
-    values = dataset.load_min_max_values(dataset.get_min_max_path(tmp_path / "saved"))
+    values = load_ranges(tmp_path / "saved")
     keys = {key for key in values if key.startswith("1.wav")}
     assert not keys and len(values) == 4
     assert not [*(tmp_path / "saved").rglob("1.wav*.npy")]
@@ -370,7 +490,7 @@ def test_a_restart_of_the_machine_alone_costs_no_work(small, monkeypatch):
     process()
     monkeypatch.setattr(journal, "get_boot_id", lambda: "the machine's next start")
 
-    def refuse(loader, path):
+    def refuse(loader, path, remarks):
         raise AssertionError(f"{path} was read again")
 
     monkeypatch.setattr(preprocess.Loader, "load_pieces", refuse)
@@ -425,7 +545,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(
 
         remount("size=200m")
         preprocess.preprocess_folder(audio, saved, make_settings(), jobs=1)
-        assert read_all(saved) == whole
+        assert read_written(saved) == whole
 
 
 @pytest.mark.slow
@@ -438,7 +558,7 @@ def test_a_read_only_folder_is_one_clear_error(tmp_path, audio, unbroken):
             _, errors, status = run(audio, folder, "--force")
             assert status == 1 and len(errors.splitlines()) == 1, errors
             assert "Read-only file system" in errors and "name another folder" in errors
-        assert read_all(saved) == unbroken[0]
+        assert read_written(saved) == unbroken[0]
 
 
 @pytest.mark.slow

@@ -12,7 +12,9 @@ import json
 import math
 import os
 import pickle
+import tempfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from hypothesis import strategies as st
 
 import preprocess
 from generation.prior import load_training_pieces
-from helpers import SAMPLE_RATE, make_music, make_settings
+from helpers import SAMPLE_RATE, make_music, make_settings, write_with_ffmpeg
 from support import dataset
 from support.errors import UserError
 from support.journal import Journal, collect_min_max_values
@@ -98,10 +100,16 @@ def save(save_function, *values, **keywords):
 def make_audio():
     """Short files of the formats that differ most."""
     signal = make_music(0.15)
-    return tuple(
+    files = [
         save(soundfile.write, signal, SAMPLE_RATE, format=kind)
         for kind in ("wav", "flac", "ogg", "mp3", "aiff", "au", "caf", "w64", "rf64", "voc")
-    )
+    ]
+    files.append(save(soundfile.write, np.stack([signal] * 6, axis=1), SAMPLE_RATE, format="wav"))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, codec in (("a.m4a", "aac"), ("a.mkv", "ac3"), ("a.wma", "wmav2")):
+            path = write_with_ffmpeg(f"{folder}/{name}", signal[None], codec, sample_rate=44100)
+            files.append(Path(path).read_bytes())
+    return tuple(files)
 
 
 @fuzz
@@ -147,7 +155,12 @@ PICKLES = [pickle.dumps(values, n) for values in (VALUES, NUMPY_VALUES) for n in
 @fuzz
 @given(data=mutate(*PICKLES))
 def test_min_max_values(tmp_path_factory, data):
-    values = read(tmp_path_factory.getbasetemp(), "values.pkl", data, dataset.load_min_max_values)
+    values = read(
+        tmp_path_factory.getbasetemp(),
+        "values.pkl",
+        data,
+        lambda path: dataset.load_min_max_values(path, VALUES),
+    )
 
     for key, entry in (values or {}).items():
         assert type(key) is str and not dataset.UNSAFE_KEY.search(key)
@@ -195,10 +208,10 @@ def test_split(tmp_path_factory, data):
 
 FEATURE = b"the features of a.wav and b.wav"
 LINES = (
-    ["a.wav", [1, 2], len(FEATURE), [zlib.crc32(FEATURE)], [[-1.0, 2.0]], ""],
-    ["b.wav", [3, 4], len(FEATURE), [zlib.crc32(FEATURE)] * 2, [[-1.0, 2.0], [3.0, 3.0]], ""],
-    ["c.wav", [5, 6], 0, [], [], "bad"],
-    ["d.wav", None, 0, [], [], "cannot be opened"],
+    ["a.wav", [1, 2], len(FEATURE), [zlib.crc32(FEATURE)], [[-1.0, 2.0]], "", "ends 3.2 s before"],
+    ["b.wav", [3, 4], len(FEATURE), [zlib.crc32(FEATURE)] * 2, [[-1.0, 2.0], [3.0, 3.0]], "", ""],
+    ["c.wav", [5, 6], 0, [], [], "bad", ""],
+    ["d.wav", None, 0, [], [], "cannot be opened", ""],
 )
 STAMPS = {name: stamp or [7, 8] for name, stamp, *_ in LINES}
 JOURNAL = b"".join(json.dumps(line).encode() + b"\n" for line in ([[1], "boot"], *LINES))
@@ -213,11 +226,11 @@ def test_journal(tmp_path_factory, data):
         (folder / key).write_bytes(FEATURE)
 
     outcomes = read(
-        folder, "tracks.jsonl", data, lambda path: Journal(path, folder).begin([1], STAMPS)
+        folder, "tracks.jsonl", data, lambda path: Journal(path, folder).begin([1], "a", STAMPS)
     )
 
-    assert {*outcomes} <= {*STAMPS}
-    for entry in collect_min_max_values(outcomes).values():
+    assert {*(outcomes or {})} <= {*STAMPS}
+    for entry in collect_min_max_values(outcomes or {}).values():
         assert -np.inf < entry["min"] <= entry["max"] < np.inf
 
 

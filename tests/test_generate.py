@@ -1,9 +1,16 @@
+import io
+import sys
+
 import numpy as np
 import pytest
 import soundfile
 
 import generate
-from generation.modes import Item, make_file_names
+import preprocess
+from generation.modes import Item, Recordings, make_file_names
+from helpers import make_music
+from support import dataset, files
+from support.command_line import show_progress
 from support.errors import UserError
 
 KEYS = [f"jazz/song.{i:05d}.wav.000.npy" for i in range(30)]
@@ -91,3 +98,119 @@ def test_saved_signals_read_back(tmp_path):
     assert sample_rate == 8000
     np.testing.assert_allclose(signal.T, stereo, atol=2**-15)  # 16 bits
     np.testing.assert_allclose(soundfile.read(paths[0])[0], mono, atol=2**-15)
+
+
+@pytest.mark.parametrize(
+    "given, modes",
+    [
+        ({"seed"}, ["num_spectrograms"]),
+        ({"files"}, ["num_spectrograms"]),
+        ({"sample", "genre"}, ["sample"]),
+        ({"sample", "num_spectrograms"}, ["sample", "num_spectrograms"]),
+        ({"interpolate", "steps", "files"}, ["interpolate", "num_spectrograms"]),
+    ],
+)
+def test_modes_are_those_that_the_flags_ask_for(given, modes):
+    assert generate.choose_modes(given) == modes
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--genre", "jazz"), "--genre does nothing without --sample or --compose"),
+        (
+            ("--temperature", "1", "--num_spectrograms", "2"),
+            "nothing without --sample or --compose",
+        ),
+        (("--steps", "3", "--sample", "2"), "--steps does nothing without --interpolate"),
+        (("--files", "a", "--num_spectrograms", "2"), "not allowed with argument"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SystemExit, match="2"):
+        generate.main([*flags])
+
+    assert message in capsys.readouterr().err
+
+
+def test_help_tells_the_defaults_of_flags_that_belong_to_a_mode():
+    text = " ".join(generate.get_parser().format_help().split())
+
+    for flag, default in (("STEPS", 8), ("TEMPERATURE", 1.0), ("NUM_SPECTROGRAMS", 5)):
+        assert f"(default: {default})" in text.split(f" {flag} ")[-1]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream, is_shown", [(Terminal(), True), (io.StringIO(), False)])
+def test_progress_is_shown_on_a_terminal_alone(monkeypatch, stream, is_shown):
+    monkeypatch.setattr(sys, "stderr", stream)
+
+    assert [*show_progress("abc", 3, "letters")] == ["a", "b", "c"]
+
+    assert ("letters:   0%" in stream.getvalue()) == is_shown
+
+
+@pytest.fixture
+def features(tmp_path, write_audio, make_settings):
+    """The folder of features of two short tracks."""
+    for seed, name in enumerate(("a.wav", "b.wav")):
+        write_audio(name, make_music(0.5, seed))
+    preprocess.preprocess_folder(
+        tmp_path / "audio", tmp_path / "saved_data", make_settings(), jobs=1
+    )
+    return tmp_path / "saved_data" / "spectrograms"
+
+
+def load_recorded(features, key):
+    return Recordings(features).load(key, dataset.load_spectrogram(features, key))
+
+
+def test_recording_is_what_a_feature_was_made_of(features):
+    signal, log_spectrogram = load_recorded(features, "b.wav.001.npy")
+
+    expected = make_music(0.5, 1)[6615:]  # shorter than a piece
+    np.testing.assert_allclose(signal, expected, atol=2**-15)  # 16 bits
+    assert log_spectrogram.shape == (128, 104, 1)
+
+
+def test_audio_that_was_replaced_is_no_recording(features, write_audio):
+    write_audio("a.wav", make_music(0.5, seed=2))
+
+    assert load_recorded(features, "a.wav.000.npy") is None
+    assert load_recorded(features, "b.wav.000.npy") is not None
+
+
+def test_source_of_strangers_gives_no_audio_that_is_not_in_the_features(features, tmp_path):
+    soundfile.write(tmp_path / "a.wav", make_music(0.5, seed=3), 22050)
+    files.write_json(features.parent / "source.json", {"audio_files_dir": str(tmp_path)})
+
+    assert load_recorded(features, "a.wav.000.npy") is None
+
+
+def test_audio_folder_is_relative_to_the_features(features):
+    files.write_json(features.parent / "source.json", {"audio_files_dir": "../audio"})
+
+    assert load_recorded(features, "a.wav.000.npy") is not None
+
+
+@pytest.mark.parametrize("source", [[], {}, {"audio_files_dir": 3}, {"audio_files_dir": "gone"}])
+def test_without_an_audio_folder_there_is_no_recording(features, source):
+    files.write_json(features.parent / "source.json", source)
+
+    assert load_recorded(features, "a.wav.000.npy") is None
+
+
+def test_mistakes_in_loading_a_recording_are_not_hidden(features, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(preprocess.LogSpectrogramExtractor, "extract", fail)
+
+    with pytest.raises(ValueError, match="a mistake"):
+        load_recorded(features, "a.wav.000.npy")

@@ -11,13 +11,15 @@ import soundfile
 import generate
 import preprocess
 import train
-from generation.evaluation import measure_frechet_distance, measure_mel_distance
-from generation.modes import Item
+from autoencoder import Autoencoder
+from generation.evaluation import Evaluator, measure_frechet_distance, measure_mel_distance
+from generation.modes import Item, Sources, compose, make_samples, morph, tour_components
 from generation.page import Page
-from generation.prior import KEY_WINDOWS, Prior, load_training_pieces
-from helpers import SAMPLE_RATE, make_music, make_settings, make_tone, read_csv
-from support import dataset
+from generation.prior import KEY_WINDOWS, Prior, TrainingPieces, load_training_pieces
+from helpers import SAMPLE_RATE, make_music, make_settings, make_tone, read_all, read_csv
+from support import dataset, files
 from support.errors import UserError
+from support.settings import Settings
 
 
 def make_clusters(count=200, seed=0):
@@ -43,6 +45,7 @@ def test_prior_finds_the_clusters_and_draws_from_them():
     # The last directions hold less than a hundredth of the variance.
     np.testing.assert_allclose(drawn.std(axis=0)[:2], latents.std(axis=0)[:2], rtol=0.2)
     assert (drawn_ranges >= ranges.min(axis=0)).all() and (drawn_ranges <= ranges.max(axis=0)).all()
+    np.testing.assert_allclose(drawn_ranges.mean(axis=0), ranges.mean(axis=0), atol=0.5)  # dB
 
 
 def test_temperature_scales_how_far_draws_stray():
@@ -72,9 +75,26 @@ def test_walk_is_smooth_and_keeps_its_distance_from_the_mean():
     assert 0.7 < between / at < 1.3
 
 
+def test_walk_passes_through_its_draws_and_halfway_between_them():
+    prior = Prior(*make_clusters())
+
+    path, _ = prior.walk(2 * KEY_WINDOWS, 1, np.random.default_rng(0))
+    drawn, _ = prior.sample(3, 1, np.random.default_rng(0))
+
+    np.testing.assert_allclose(path[::KEY_WINDOWS], drawn[:2], atol=1e-4)
+    halfway = prior.mean + (drawn[:2] + drawn[1:] - 2 * prior.mean) * np.sqrt(0.5)
+    np.testing.assert_allclose(path[KEY_WINDOWS // 2 :: KEY_WINDOWS], halfway, atol=1e-4)
+
+
 def test_prior_needs_two_pieces():
     with pytest.raises(UserError, match="at least 2 training pieces, got 1"):
         Prior(np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float32))
+
+
+@pytest.mark.filterwarnings("error")
+def test_prior_needs_pieces_that_differ():
+    with pytest.raises(UserError, match="2 training pieces, got 5 that are all the same: name"):
+        Prior(np.full((5, 3), 0.7, np.float32), make_clusters(5)[1])
 
 
 def test_prior_of_two_pieces_draws_finite_ones():
@@ -154,6 +174,15 @@ def test_each_mode_writes_sound_of_the_length_asked_for(tmp_path, trained, monke
         assert f"new/{path.name}" in (tmp_path / "index.html").read_text()
 
 
+def test_latents_of_a_model_are_those_of_its_pieces(trained):
+    pieces = load_training_pieces(trained / "model")
+    images = train.load_fsdd(trained / "saved_data" / "spectrograms", keys=pieces.keys)
+
+    latents = Autoencoder.load(trained / "model").encode(images)
+
+    np.testing.assert_allclose(pieces.latents, latents, rtol=1e-4, atol=1e-4)  # float32
+
+
 def test_new_music_follows_the_seed(tmp_path, trained):
     def make(name, seed):
         run_generate(
@@ -187,12 +216,13 @@ def test_new_pieces_need_no_features(tmp_path, trained, capsys):
     shutil.copytree(trained / "model", tmp_path / "model")
 
     generate.main(
-        ["--model", str(tmp_path / "model"), "--samples", str(tmp_path), "--sample", "1"]
+        ["--model", str(tmp_path / "model"), "--samples", str(tmp_path / "made"), "--sample", "2"]
         + ["--saved_data", str(tmp_path / "nowhere")]
     )
 
-    assert len([*(tmp_path / "new").glob("*.wav")]) == 1
-    assert "are not compared with training pieces: no settings at" in capsys.readouterr().err
+    assert len([*(tmp_path / "made" / "new").glob("*.wav")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "are not compared with training pieces: no settings at" in line
 
 
 def test_pairs_are_recorded_inverted_and_reconstructed(tmp_path, trained, monkeypatch):
@@ -242,8 +272,6 @@ def test_the_documents_constants_are_the_defaults(tmp_path, trained, monkeypatch
     [
         (("--sample", "1", "--genre", "wilt"), "no genre is called 'wilt', but: wild"),
         (("--interpolate", "calm/0.wav.000", "calm/0.wav.00"), "but: calm/0.wav.00"),
-        (("--audio_files", "missing.wav"), "missing.wav cannot be opened"),
-        (("--audio_files", "saved_data/source.json"), "source.json not readable as audio"),
     ],
 )
 def test_bad_requests_are_refused(tmp_path, trained, monkeypatch, flags, message):
@@ -253,6 +281,220 @@ def test_bad_requests_are_refused(tmp_path, trained, monkeypatch, flags, message
         run_generate(trained, tmp_path / "samples", *flags)
 
     assert not (tmp_path / "samples" / "index.html").exists()
+
+
+def test_songs_that_cannot_be_read_cost_only_themselves(tmp_path, trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    songs = ["missing.wav", "saved_data/source.json", "song.wav"]
+
+    with pytest.raises(UserError, match="2 of 3 songs could not be read"):
+        run_generate(trained, tmp_path, "--audio_files", *songs, "--components", "1")
+
+    missing, not_audio = capsys.readouterr().err.splitlines()
+    assert missing.startswith("skipped missing.wav: cannot be opened")
+    assert not_audio.startswith("skipped saved_data/source.json: not readable as audio")
+    names = sorted(path.name for path in (tmp_path / "new").glob("*.wav"))
+    assert names == ["component-001.wav", "song-song.wav.wav"]
+
+
+def test_a_song_that_is_cut_is_made_and_its_shortage_is_said(tmp_path, trained, capsys):
+    data = (trained / "song.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(data[: len(data) * 2 // 3])
+
+    run_generate(trained, tmp_path / "samples", "--audio_files", str(tmp_path / "cut.wav"))
+
+    assert "cut.wav (ends 0." in capsys.readouterr().out
+
+
+def test_a_page_of_others_is_left_alone(tmp_path, trained):
+    (tmp_path / "index.html").write_text("mine")
+
+    with pytest.raises(UserError, match="was not written here: name another"):
+        run_generate(trained, tmp_path, "--sample", "1")
+
+    assert read_all(tmp_path) == {"index.html": b"mine"}
+
+
+def test_a_second_run_in_one_samples_folder_is_refused(tmp_path, trained):
+    with files.lock(tmp_path), pytest.raises(UserError, match="another run is writing"):
+        run_generate(trained, tmp_path, "--sample", "1")
+
+    assert read_all(tmp_path) == {}
+
+
+def test_runs_of_several_modes_share_one_page(tmp_path, trained):
+    run_generate(trained, tmp_path, "--num_spectrograms", "1", "--sample", "1", "--seed", "1")
+    sets = [row for row in read_csv(tmp_path / "metrics.csv") if row["item"] == "all new pieces"]
+
+    run_generate(trained, tmp_path, "--components", "1")
+
+    html = (tmp_path / "index.html").read_text()
+    assert html.index("new/component-001.wav") < html.index("new/sample-any-t1-seed1-000.wav")
+    rows = read_csv(tmp_path / "metrics.csv")
+    assert sets and [row for row in rows if row["item"] == "all new pieces"] == sets
+    assert len({row["item"] for row in rows}) == 3  # a pair, a new piece, all new pieces
+
+
+class Echo:
+    """In place of a SoundGenerator and its autoencoder: its spectrograms are latents and ranges."""
+
+    sample_rate = 10  # Hz
+    n_samples, hop_length, window_hop = 4, 1, 2
+
+    def __init__(self):
+        self.autoencoder = self
+
+    def fit_images(self, spectrograms):
+        return np.stack(spectrograms)
+
+    def encode(self, images):
+        return images
+
+    def decode(self, latents, min_max_values):
+        pairs = zip(latents, min_max_values, strict=True)
+        return [np.array([*latent, entry["min"], entry["max"]]) for latent, entry in pairs]
+
+    def invert_all(self, log_spectrograms, n_samples):
+        return log_spectrograms
+
+    def count_windows(self, n_samples):
+        return n_samples
+
+    def join(self, windows, n_windows, n_samples):
+        joined = np.stack([*windows])
+        return joined, joined
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Sources of the latents of two genres: calm ones near 0, wild ones near 100, and louder."""
+    latents = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+    latents[20:] += 100
+    keys = [f"{('calm', 'wild')[index // 20]}/{index}.wav.000.npy" for index in range(40)]
+    calm, wild = {"min": -90.0, "max": -10.0}, {"min": -70.0, "max": 10.0}
+    min_max_values = {key: calm if key < "d" else wild for key in keys}
+    train.save_latents(tmp_path / "latents.npz", keys, latents, min_max_values)
+    return Sources(tmp_path, None, None)
+
+
+def test_new_pieces_have_the_range_that_was_drawn_with_their_latent(sources):
+    items = make_samples(Echo(), sources, 12, genre=None, temperature=0.1, seed=0)
+
+    made = np.array([item.log_spectrograms["new"] for item in items])
+
+    is_wild = made[:, 0] > 50
+    assert 0 < is_wild.sum() < 12
+    np.testing.assert_array_equal(made[:, -1] > 0, is_wild)
+
+
+def test_new_pieces_are_of_the_genre_asked_for(sources):
+    items = make_samples(Echo(), sources, 12, genre="wild", temperature=1, seed=0)
+
+    assert min(item.latents.min() for item in items) > 50
+
+
+def test_a_long_piece_is_of_the_genre_asked_for(sources):
+    (item,) = compose(Echo(), sources, 1.0, genre="wild", temperature=1, seed=0)
+
+    assert item.latents.min() > 50
+
+
+def test_a_long_piece_strays_as_far_as_its_temperature(sources):
+    cool, hot = (
+        next(compose(Echo(), sources, 20.0, genre="calm", temperature=temperature, seed=0))
+        for temperature in (0.1, 1)
+    )
+
+    assert cool.latents.std(axis=0).mean() < 0.5 * hot.latents.std(axis=0).mean()
+
+
+def test_a_morph_goes_from_the_first_piece_to_the_second():
+    images = [np.full(2, level, np.float32) for level in (0, 3)]
+    min_max_values = [{"min": -90.0, "max": 0.0}, {"min": -60.0, "max": 9.0}]
+
+    *steps, whole = morph(Echo(), None, images, min_max_values, ["a", "b"], steps=4)
+
+    expected = [[0, 0, -90, 0], [1, 1, -80, 3], [2, 2, -70, 6], [3, 3, -60, 9]]
+    made = [item.log_spectrograms["new"] for item in steps]
+    np.testing.assert_allclose(made, expected, atol=1e-4)  # float32
+    np.testing.assert_array_equal(whole.log_spectrograms["new"], made)
+
+
+def test_a_tour_goes_two_standard_deviations_to_either_side(tmp_path):
+    latents = np.array([[-6, 0], [6, 0], [0, -1], [0, 1]], np.float32) + 5
+    keys = [f"{index}.wav.000.npy" for index in range(4)]
+    ranges = dict.fromkeys(keys, {"min": -80.0, "max": 0.0})
+    train.save_latents(tmp_path / "latents.npz", keys, latents, ranges)
+
+    first, _ = tour_components(Echo(), Sources(tmp_path, None, None), 2)
+
+    made = first.log_spectrograms["new"]
+    expected = 5 + np.array([-2, -1, 0, 1, 2]) * np.sqrt(72 / 3)  # of 4 values: 36 + 36, over 3
+    np.testing.assert_allclose(sorted(made[:, 0]), expected, rtol=1e-5)
+    np.testing.assert_allclose(made[:, 1:], [[5, -80, 0]] * 5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "latents, got", [(np.ones((1, 4)), "1"), (np.ones((3, 4)), "3 that are all the same")]
+)
+def test_a_tour_needs_pieces_that_differ(tmp_path, latents, got):
+    n = len(latents)
+    keys = [f"{index}.wav.000.npy" for index in range(n)]
+    arrays = {"latent": latents, "min": np.zeros(n), "max": np.ones(n), "genre": [""] * n}
+    np.savez(tmp_path / "latents.npz", **arrays, key=keys)
+
+    with pytest.raises(UserError, match=f"a tour needs at least 2 .*, got {got}: preprocess"):
+        next(tour_components(None, Sources(tmp_path, None, None), 3))
+
+
+def test_pieces_of_one_track_have_no_typical_distances(trained):
+    settings = Settings.load(trained / "model" / "settings.json")
+    saved_data = trained / "saved_data"
+    pieces = load_training_pieces(trained / "model")
+    track = dataset.get_track(pieces.keys[0])
+    pieces = pieces.take_keys([key for key in pieces.keys if dataset.get_track(key) == track])
+    keys = dataset.list_keys(saved_data / "spectrograms")
+    min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data), keys)
+
+    evaluator = Evaluator(
+        settings.make_sound_generator(None), pieces, saved_data / "spectrograms", min_max_values
+    )
+
+    assert evaluator.typical_distances == {}
+
+
+@pytest.fixture
+def make_evaluator(spectrograms):
+    """Makes an Evaluator that knows of some of six pieces of three tracks; two of each track."""
+
+    def make(latents, keys):
+        min_max_values = dict.fromkeys(dataset.list_keys(spectrograms), {"min": -80.0, "max": 0.0})
+        settings = make_settings(frame_size=32, hop_length=8, duration=88 / SAMPLE_RATE)
+        ranges = np.tile(np.float32([-80, 0]), (len(keys), 1))
+        pieces = TrainingPieces(np.float32(latents), ranges, keys, np.array([""] * len(keys)))
+        sound_generator = settings.make_sound_generator(None)
+        return Evaluator(sound_generator, pieces, spectrograms, min_max_values)
+
+    return make
+
+
+def test_typical_distances_are_those_from_other_tracks(make_evaluator, spectrograms):
+    keys = dataset.list_keys(spectrograms)
+
+    evaluator = make_evaluator([[0], [0], [5], [5], [7], [7]], keys)
+
+    # The nearest of another track is 5, 2 and 2 away; the nearest of all is the piece itself.
+    distances = evaluator.typical_distances
+    assert distances["typical latent distance between training pieces"] == 2
+    assert distances["typical mel distance between training pieces, dB"] > 0
+
+
+def test_pieces_that_were_trained_on_are_not_held_out(make_evaluator, spectrograms):
+    keys = dataset.list_keys(spectrograms)
+
+    evaluator = make_evaluator([[0], [1], [5], [6]], keys[:4])
+
+    assert evaluator.training_keys == keys[:4] and evaluator.held_out_keys == keys[4:]
 
 
 @pytest.mark.parametrize("flags", [("--temperature", "-1"), ("--compose", "0"), ("--sample", "0")])
@@ -277,7 +519,7 @@ def test_page_escapes_what_it_shows(tmp_path):
     page = Page(tmp_path, make_settings())
 
     page.add(*generate.save_item(item, {"new": tmp_path / "new"}, SAMPLE_RATE))
-    page.write({title: title})
+    page.finish({title: title})
 
     html = (tmp_path / "index.html").read_text()
     assert "<script>alert" not in html and "&lt;script&gt;alert" in html

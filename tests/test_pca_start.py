@@ -49,6 +49,16 @@ def test_the_start_works_with_fewer_images_than_latents():
     np.testing.assert_allclose(autoencoder.reconstruct(images)[0], images, atol=0.02)
 
 
+@pytest.mark.parametrize("images", [make_images(1), np.zeros((6, 16, 12, 1), np.float32)])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_the_start_of_one_image_or_of_silence_warns_of_nothing(images):
+    autoencoder = Autoencoder((16, 12, 1), (18, 72), (3, 3), (2, 2), 4)
+
+    start_as_pca(autoencoder, images)
+
+    np.testing.assert_allclose(autoencoder.reconstruct(images)[0], images, atol=0.02)
+
+
 def test_every_weight_but_the_normalisations_learns_from_the_start():
     images = make_images(64)
     keras.utils.set_random_seed(0)

@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import subprocess
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import preprocess
-from helpers import ROOT, SAMPLE_RATE, make_music, make_tone, read_all, read_csv
+from helpers import ROOT, SAMPLE_RATE, load_ranges, make_music, make_tone, read_all, read_csv
 from support import dataset
 from support.errors import UserError
 from support.spectrograms import resize
@@ -18,7 +19,7 @@ def process(tmp_path, settings, **keywords):
     """Preprocess tmp_path/audio into tmp_path/saved; the min-max values that were written."""
     audio, saved = tmp_path / "audio", tmp_path / "saved"
     preprocess.preprocess_folder(audio, saved, settings, jobs=1, **keywords)
-    return dataset.load_min_max_values(dataset.get_min_max_path(saved))
+    return load_ranges(saved)
 
 
 def read_skipped(tmp_path):
@@ -49,8 +50,10 @@ def test_loader_mixes_six_channels_down_to_two(write_audio):
 
     signal = preprocess.Loader(SAMPLE_RATE, 1.0, mono=False).load(path)
 
-    np.testing.assert_allclose(signal[0], channels[:, 0::2].mean(axis=1), atol=1e-7)
-    np.testing.assert_allclose(signal[1], channels[:, 1::2].mean(axis=1), atol=1e-7)
+    # Left, right, centre, low frequencies, left and right surround, as ITU-R BS.775 mixes them.
+    gains = np.array([[1, 0], [0, 1], [0.5**0.5] * 2, [0, 0], [0.5**0.5, 0], [0, 0.5**0.5]])
+    mixed = channels @ gains / (1 + 2 * 0.5**0.5)
+    np.testing.assert_allclose(signal, mixed.T, atol=1e-6)  # float32
 
 
 @pytest.mark.parametrize("native_rate", [8000, 44100, 48000])
@@ -187,7 +190,7 @@ def test_pipeline_keeps_equal_names_apart(tmp_path, write_audio, make_settings):
 
 
 def test_keys_are_in_the_order_of_the_segments(tmp_path):
-    names = ["a.wav.999.npy", "a.wav.1000.npy", "b.wav.000.npy", ".hidden.000.npy"]
+    names = ["a.wav.999.npy", "a.wav.1000.npy", "b.wav.000.npy", ".hidden.000.npy", "mine.npy"]
     for name in names:
         np.save(tmp_path / name, np.zeros((2, 2)))
 
@@ -218,8 +221,6 @@ def break_file(kind, write_audio):
         path.write_text("no audio at all\n" * 100)
     elif kind == "empty":
         path.write_bytes(b"")
-    elif kind == "cut":
-        path.write_bytes(data[: len(data) // 2])
     elif kind == "header":
         path.write_bytes(b"\0" * 64 + data[64:])
     elif kind == "nan":
@@ -242,7 +243,6 @@ def break_file(kind, write_audio):
     [
         ("text", "not readable as audio"),
         ("empty", "is empty"),
-        ("cut", "cut short"),
         ("header", "not readable as audio"),
         ("nan", "not finite"),
         ("sample", "shorter than one frame"),
@@ -262,14 +262,14 @@ def test_pipeline_skips_a_bad_file_and_says_why(tmp_path, write_audio, make_sett
     assert reason in read_skipped(tmp_path)[bad]
 
 
-def test_pipeline_skips_a_cut_flac(tmp_path, write_audio, make_settings):
-    write_audio("good.wav", make_tone())
+def test_pipeline_uses_a_cut_flac_as_far_as_it_goes(tmp_path, write_audio, make_settings):
     path = write_audio("cut.flac", make_music(4.0))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
-    process(tmp_path, make_settings())
+    min_max_values = process(tmp_path, make_settings())
 
-    assert [*read_skipped(tmp_path)] == ["cut.flac"]
+    assert 4 <= len(min_max_values) <= 8  # of 13 pieces, which take unlike numbers of bytes
+    assert not read_skipped(tmp_path)
 
 
 def test_pipeline_fails_when_nothing_is_kept(tmp_path, write_audio, make_settings):
@@ -300,11 +300,26 @@ def test_other_settings_need_force(tmp_path, write_audio, make_settings):
 def test_another_folder_needs_force(tmp_path, write_audio, make_settings):
     write_audio("a.wav", make_tone())
     process(tmp_path, make_settings())
-    (tmp_path / "audio").rename(tmp_path / "other")
+    before = read_all(tmp_path / "saved")
+    write_audio("../other/b.wav", make_tone())
 
     other, saved, settings = tmp_path / "other", tmp_path / "saved", make_settings()
-    with pytest.raises(UserError, match="another folder"):
+    with pytest.raises(UserError, match=r"1 of 1 tracks are gone from .*other \(first: a\.wav\)"):
         preprocess.preprocess_folder(other, saved, settings, jobs=1)
+    assert read_all(saved) == before
+    preprocess.preprocess_folder(other, saved, settings, jobs=1, force=True)
+    assert [*load_ranges(saved)] == ["b.wav.000.npy", "b.wav.001.npy", "b.wav.002.npy"]
+
+
+def test_the_folder_of_audio_is_recorded_relative_to_saved_data(
+    tmp_path, write_audio, make_settings
+):
+    write_audio("a.wav", make_tone())
+
+    process(tmp_path, make_settings())
+
+    source = json.loads((tmp_path / "saved" / "source.json").read_text())
+    assert source == {"audio_files_dir": "../audio"}
 
 
 def test_a_folder_of_others_is_left_alone(tmp_path, write_audio, make_settings):
@@ -322,10 +337,10 @@ def test_min_max_values_survive_an_interruption(tmp_path, write_audio, make_sett
     write_audio("b.wav", make_tone(duration=0.3))
     load_pieces = preprocess.Loader.load_pieces
 
-    def interrupt(loader, path):
+    def interrupt(loader, path, remarks):
         if path.name == "b.wav":
             raise KeyboardInterrupt
-        return load_pieces(loader, path)
+        return load_pieces(loader, path, remarks)
 
     monkeypatch.setattr(preprocess.Loader, "load_pieces", interrupt)
 
@@ -364,6 +379,7 @@ def test_import_leaves_tensorflow_out():
         ("hop_length", "0"),
         ("hop_length", "5000"),
         ("duration", "-1"),
+        ("duration", "0.03"),
         ("sample_rate", "x"),
         ("segments", "some"),
     ],
@@ -374,3 +390,25 @@ def test_flags_out_of_range_are_usage_errors(capsys, name, value):
 
     assert exit_.value.code == 2
     assert name in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_shortest_duration_that_an_error_names_is_allowed(make_settings):
+    with pytest.raises(UserError, match=r"duration must be at least 0\.047 s .*, got 0\.03$"):
+        make_settings(frame_size=1024, duration=0.03)
+
+    assert make_settings(frame_size=1024, duration=0.047).n_samples >= 1024
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--jobs", "2", "--dask_scheduler", "tcp://127.0.0.1:1"], "not allowed with argument"),
+        (["--dur", "1"], "unrecognized arguments: --dur"),
+    ],
+)
+def test_flags_that_would_be_ignored_or_guessed_are_usage_errors(capsys, flags, message):
+    with pytest.raises(SystemExit) as exit_:
+        preprocess.main(flags)
+
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err

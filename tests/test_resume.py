@@ -1,7 +1,9 @@
 """Runs of train.py that are interrupted, streamed, logged, or spread over processes."""
 
+import os
 import shutil
 import signal
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -10,6 +12,7 @@ import soundfile
 
 import preprocess
 import train
+from autoencoder import Autoencoder
 from helpers import (
     ROOT,
     SAMPLE_RATE,
@@ -23,6 +26,8 @@ from helpers import (
     start_script,
 )
 from support.errors import UserError
+from support.files import lock
+from training.callbacks import BestWeights
 from training.checkpoint import Checkpoint
 from training.tensorboard import N_LOGGED_PIECES
 
@@ -32,15 +37,15 @@ STOP_ITSELF = f"""import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import train
 from support.command_line import run_script
-from training.callbacks import History
+from training.callbacks import BestWeights
 
 def stop_itself(self, epoch, logs=None):
     if epoch == 4:  # the fifth
         os.kill(os.getpid(), sent)
 
 sent = int(sys.argv.pop(1))
-History.on_epoch_begin = stop_itself
-run_script(train.main, train.AFTER_CTRL_C)
+BestWeights.on_epoch_begin = stop_itself
+run_script(train.main, train.IF_INTERRUPTED)
 """  # train.py, but that it sends itself a signal when its fifth epoch begins
 SMALL = ["--conv_filters", "8", "16", "--latent_space_dim", "6", "--batch_size", "2"]
 SMALL += ["--validation_split", "0.25"]
@@ -107,13 +112,13 @@ def test_a_killed_run_resumes_and_ends_as_if_unbroken(folder, capsys, sent):
     script.write_text(STOP_ITSELF)
     flags = make_arguments(folder, "killed", "--epochs", "12")
     errors = run_script(script, int(sent), *flags, cwd=folder, CUDA_VISIBLE_DEVICES="-1").stderr
-    n_before = len(read_csv(folder / "killed" / "history.csv"))
+    assert not (folder / "killed" / "parameters.json").exists()
 
     run_training(folder, "killed", "--epochs", "12", "--resume")
 
     printed = capsys.readouterr().out.splitlines()
     first = next(line for line in printed if line.startswith("epoch "))
-    assert n_before == 4 and not first.startswith("epoch 1/")
+    assert not first.startswith("epoch 1/")
     if sent == signal.SIGINT:
         assert errors == (
             "interrupted: the same command with --resume goes on from the last checkpoint\n"
@@ -135,23 +140,108 @@ def test_resume_of_a_finished_run_changes_nothing(folder, capsys):
     run_training(folder, "model", "--epochs", "12", "--resume")
 
     assert "epoch " not in capsys.readouterr().out
-    assert_same_weights(folder / "model", folder / "model", atol=0)
     after = read_all(folder / "model")
     for name in ("history.csv", "checkpoint.npz", "latents.npz", "parameters.json"):
         assert after[name] == before[name], name
 
 
-def test_resume_without_a_checkpoint_starts_at_the_beginning(folder, capsys):
+def test_a_finished_run_is_made_longer(folder, capsys):
+    run_training(folder, "model", "--epochs", "14", "--resume")
+
+    epochs = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in epochs if line.startswith("epoch ")] == ["epoch 13/14", "epoch 14/14"]
+    rows = read_csv(folder / "model" / "history.csv")
+    assert [int(row["epoch"]) for row in rows] == [*range(15)]
+
+
+def test_a_run_that_lost_its_patience_is_finished_until_it_gets_more(folder, capsys):
+    flags = ("--epochs", "30", "--learning_rate", "1")
+    run_training(folder, "new", *flags, "--patience", "2")
+    n_rows = len(read_csv(folder / "new" / "history.csv"))
+    assert n_rows < 30
+    for patience, n_more in (("2", 0), ("4", 2)):
+        capsys.readouterr()
+
+        run_training(folder, "new", *flags, "--patience", patience, "--resume")
+
+        assert len(read_csv(folder / "new" / "history.csv")) == n_rows + n_more
+
+
+def test_resume_without_a_checkpoint_says_so_and_starts_at_the_beginning(folder, capsys):
     run_training(folder, "new", "--epochs", "1", "--resume")
 
-    assert "epoch 1/1:" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "nothing to resume" in printed and "epoch 1/1:" in printed
+
+
+@pytest.mark.parametrize("kept", ["checkpoint.npz", "parameters.json"])
+def test_a_run_is_replaced_only_when_asked(folder, kept):
+    for path in (folder / "model").iterdir():
+        if path.name in ("checkpoint.npz", "parameters.json") and path.name != kept:
+            path.unlink()
+    before = read_all(folder)
+
+    with pytest.raises(UserError, match="add --resume .* --force .* another --model"):
+        run_training(folder, "model", "--epochs", "1")
+
+    assert read_all(folder) == before
+
+
+@pytest.mark.parametrize("n_replaced", [None, 0, 1, 3])
+def test_a_model_that_is_replaced_is_whole_or_not_there(folder, monkeypatch, n_replaced):
+    def stop(self, epoch, logs=None):
+        raise KeyboardInterrupt
+
+    def replace(source, target):
+        if Path(target).parent == folder / "model":
+            if len(replaced) == n_replaced:
+                raise KeyboardInterrupt
+            replaced.append(target)
+        real_replace(source, target)
+
+    before, replaced, real_replace = read_all(folder / "model"), [], os.replace
+    if n_replaced is None:
+        monkeypatch.setattr(BestWeights, "on_epoch_begin", stop)
+    else:
+        run_training(folder, "other", "--epochs", "2")
+        shutil.copy(folder / "other" / "checkpoint.npz", folder / "model")
+        monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        flags = ("--force",) if n_replaced is None else ("--epochs", "2", "--resume")
+        run_training(folder, "model", *flags)
+    monkeypatch.undo()
+
+    names = ("parameters.json", "model.weights.h5", "settings.json", "latents.npz", "split.json")
+    after = read_all(folder / "model")
+    if n_replaced is None:
+        assert all(after[name] == before[name] for name in names)
+        return
+    with pytest.raises(FileNotFoundError, match="train.py"):
+        Autoencoder.load(folder / "model")
+    run_training(folder, "model", "--epochs", "2", "--resume")
+    assert_same_weights(folder / "model", folder / "other", atol=0)
+    assert not [*(folder / "model").glob(".*.tmp")]
+
+
+def test_two_runs_in_one_folder_are_refused(folder):
+    with lock(folder / "new"), pytest.raises(UserError, match="another run is writing"):
+        run_training(folder, "new")
+
+
+def test_a_folder_of_others_is_left_alone(folder):
+    (folder / "mine").mkdir()
+    (folder / "mine" / "settings.json").write_text("{}")
+
+    with pytest.raises(UserError, match="mine is not empty and was not written here"):
+        run_training(folder, "mine", "--force")
+
+    assert read_all(folder / "mine") == {"settings.json": b"{}"}
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
         (("--epochs", "12", "--resume", "--seed", "1"), "seed 0, got 1"),
-        (("--epochs", "12", "--resume", "--patience", "1"), "patience None, got 1"),
         (("--epochs", "12", "--resume", "--start", "random"), "start pca, got random"),
         (("--num_processes", "2"), "--num_processes and --process_id need --coordinator"),
         (("--epochs", "12", "--resume", "--latent_space_dim", "7"), "latent_space_dim 6, got 7"),
@@ -173,7 +263,7 @@ def test_two_processes_write_the_model_of_one_and_resume_together(folder):
     pytest.importorskip("jax")
     common = ["--epochs", "2", "--no-shift_windows"]  # each process would draw its own windows
     alone = start_training(folder, "alone", *common, KERAS_BACKEND="jax")
-    for flags in (("--logs",), ("--resume",)):
+    for flags in (("--logs",), ("--resume",)):  # the second finds nothing to do
         joined = ["--coordinator", f"127.0.0.1:{find_free_port()}", "--num_processes", "2", *flags]
         processes = [
             start_training(
@@ -191,7 +281,7 @@ def test_two_processes_write_the_model_of_one_and_resume_together(folder):
     assert alone.returncode == 0, errors
 
     rows = read_csv(folder / "together" / "history.csv")
-    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     assert len(np.load(folder / "together" / "latents.npz")["key"]) == 24
     assert list((folder / "together" / "logs").glob("events*"))
     weights, others = (load_weights(folder / model) for model in ("together", "alone"))
@@ -200,14 +290,14 @@ def test_two_processes_write_the_model_of_one_and_resume_together(folder):
 
 
 def test_a_log_folder_that_cannot_be_written_stops_before_training(folder, capsys):
-    (folder / "new").mkdir()
-    (folder / "new" / "logs").write_text("in the way")
+    with lock(folder / "new"):
+        (folder / "new" / "logs").write_text("in the way")
 
     with pytest.raises(OSError, match="logs"):
         run_training(folder, "new", "--logs")
 
     assert "epoch" not in capsys.readouterr().out
-    assert [path.name for path in (folder / "new").iterdir()] == ["logs"]
+    assert [*read_all(folder / "new")] == ["logs"]
 
 
 def test_a_damaged_checkpoint_is_named(folder):
@@ -220,7 +310,7 @@ def test_a_damaged_checkpoint_is_named(folder):
 
 def test_a_checkpoint_reads_back(tmp_path):
     best, state = [np.eye(2), np.arange(3)], [np.ones(index) for index in range(12)]
-    row = {"epoch": 1, "loss": 0.5, "val_loss": 0.25}
+    row = {"epoch": 0, "loss": 0.5, "val_loss": 0.25, "learning_rate": 0.0}
 
     Checkpoint({"seed": 0}, [row], best, state).save(tmp_path)
     checkpoint = Checkpoint.load(tmp_path)
@@ -257,7 +347,7 @@ def test_streaming_names_a_bad_file_before_it_trains(folder, capsys, array, mess
         run_training(folder, "new", "--stream")
 
     assert "epoch" not in capsys.readouterr().out
-    assert not (folder / "new").exists()
+    assert not read_all(folder / "new")
 
 
 def test_the_history_is_drawn(finished):
@@ -280,7 +370,7 @@ def test_logs_hold_losses_pictures_and_sound(finished):
         ("learning_rate", "learning_rate"),
     ):
         logged = [(event.step, event.value) for event in logs.Scalars(tag)]
-        expected = [(int(row["epoch"]), float(row[column])) for row in history]
+        expected = [(int(row["epoch"]), float(row[column])) for row in history[1:]]
         np.testing.assert_allclose(logged, expected, rtol=1e-6)  # float32
     tags = logs.Tags()
     assert len(tags["images"]) == N_LOGGED_PIECES

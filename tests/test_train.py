@@ -1,12 +1,17 @@
+from types import SimpleNamespace
+
 import numpy as np
+import psutil
 import pytest
 
 import preprocess
 import train
-from helpers import make_images, read_csv
+from generation.prior import load_training_pieces
+from helpers import make_images
 from support import dataset
 from support.errors import UserError
-from training.callbacks import make_callbacks
+from training.callbacks import make_callbacks, plot_history
+from training.checkpoint import Checkpoint, count_epochs_since_best, load_checkpoint
 from training.data import Pieces, Windows
 from training.splits import split_by_track
 
@@ -52,6 +57,17 @@ def test_pieces_are_used_like_the_array_of_them(spectrograms):
         np.testing.assert_array_equal(pieces[index], images[index])
 
 
+@pytest.mark.parametrize("free_bytes, is_streamed", [(9000, True), (9500, False)])
+def test_pieces_are_streamed_if_they_need_half_of_the_free_memory(
+    spectrograms, monkeypatch, free_bytes, is_streamed
+):
+    pieces = Pieces(spectrograms, None, dataset.list_keys(spectrograms))  # 6 * 16 * 12 * 4 bytes
+    memory = SimpleNamespace(available=free_bytes)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+    assert pieces.needs_streaming() == is_streamed
+
+
 def test_split_never_cuts_a_track():
     keys = [f"g/t{track}.wav.{segment:03d}.npy" for track in range(20) for segment in range(7)]
 
@@ -68,6 +84,12 @@ def test_split_follows_the_seed():
     first, again, other = (split_by_track(keys, 0.2, seed) for seed in (0, 0, 1))
 
     assert first == again != other
+
+
+def test_split_rounds_the_tracks_to_validate_on_up():
+    keys = [f"t{track}.wav.000.npy" for track in range(21)]
+
+    assert len(split_by_track(keys, 0.1, seed=0)["valid"]) == 3
 
 
 def test_split_leaves_one_track_to_train_on():
@@ -102,6 +124,17 @@ def test_windows_of_a_last_piece_move_against_the_floor(ramps):
 
     starts = {int((window[0, :, 0] == 0).sum()) for window in windows}
     assert starts == {1, 2, 3}  # the ramp's own minimum, and up to EDGE_FRAMES of floor
+
+
+def test_windows_have_their_floor_below_their_own_peak(ramps):
+    ramps.top_db = 5
+
+    windows = ramps.draw(np.zeros(20, int), np.random.default_rng(0))
+
+    # Of ten frames, 1 dB apart, those 5 dB or more below the last one lie on the floor.
+    expected = np.array([0, 0, 0, 0, 0, 0.2, 0.4, 0.6, 0.8, 1])
+    expected = np.broadcast_to(expected[:, None], windows.shape)
+    np.testing.assert_allclose(windows, expected, atol=1e-5)  # float32
 
 
 @pytest.mark.parametrize(
@@ -168,17 +201,16 @@ def test_train_learns_from_windows():
 
 
 @pytest.mark.slow
-def test_train_keeps_the_best_weights_and_the_history(tmp_path, spectrograms, make_settings):
-    from autoencoder import Autoencoder
-
+@pytest.mark.parametrize("learning_rate, is_start_best", [(1e-2, False), (1.0, True)])
+def test_train_keeps_the_best_weights_even_those_of_the_start(
+    spectrograms, learning_rate, is_start_best
+):
     x_train = train.load_fsdd(spectrograms, None)
-    callbacks = make_callbacks(
-        model_folder=tmp_path / "model", run={"start": "pca"}, settings=make_settings()
-    )
+    callbacks = make_callbacks()
 
     autoencoder = train.train(
         x_train,
-        1e-2,
+        learning_rate,
         2,
         6,
         x_validation=x_train[:2],
@@ -186,17 +218,14 @@ def test_train_keeps_the_best_weights_and_the_history(tmp_path, spectrograms, ma
         callbacks=callbacks,
     )
 
-    rows = read_csv(tmp_path / "model" / "history.csv")
-    best = min(float(row["val_loss"]) for row in rows)
+    rows = callbacks[1].rows
+    losses = [row["val_loss"] for row in rows]
     images = autoencoder.decoder(autoencoder.encoder(x_train[:2])).numpy()  # not clipped
-    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
-    assert float(rows[-1]["val_loss"]) > best  # so that the best are not the last
+    assert [row["epoch"] for row in rows] == [*range(7)]
+    assert losses[-1] > min(losses)  # so that the best are not the last
+    assert (np.argmin(losses) == 0) == is_start_best
     # Float32 means in another order.
-    assert np.square(images - x_train[:2]).mean() == pytest.approx(best, rel=1e-4)
-    np.testing.assert_array_equal(
-        Autoencoder.load(tmp_path / "model").reconstruct(x_train)[0],
-        autoencoder.reconstruct(x_train)[0],
-    )
+    assert np.square(images - x_train[:2]).mean() == pytest.approx(min(losses), rel=1e-4)
 
 
 @pytest.mark.slow
@@ -206,7 +235,7 @@ def test_train_is_the_same_for_the_same_seed(spectrograms, start):
     architecture = choose_small(x_train, 4, 4, latent_space_dim=2)
 
     first, again, other = (
-        train.train(x_train, 1e-3, 2, 1, architecture=architecture, start=start, seed=seed)
+        train.train(x_train, 5e-3, 2, 3, architecture=architecture, start=start, seed=seed)
         for seed in (0, 0, 1)
     )
 
@@ -217,12 +246,85 @@ def test_train_is_the_same_for_the_same_seed(spectrograms, start):
     assert first.encoder.get_layer("norm_1").trainable == (start == "random")
 
 
+def test_the_learning_rate_climbs_to_its_peak_and_falls_along_a_cosine():
+    schedule = train.make_schedule(2.0, 100)
+
+    rates = [float(schedule(step)) for step in (0, 1, 5, 52.5, 100)]
+
+    # 5 steps of warm-up, then half a period over 95 steps.
+    np.testing.assert_allclose(rates, [0, 0.4, 2, 1, 0], atol=1e-6)  # float32
+
+
+def test_the_learning_rate_is_zero_when_training_ends(spectrograms):
+    x_train = train.load_fsdd(spectrograms, None)
+    callbacks = make_callbacks()
+
+    train.train(
+        x_train,
+        1e-3,
+        2,
+        4,
+        architecture=choose_small(x_train, 4, latent_space_dim=2),
+        callbacks=callbacks,
+    )
+
+    rates = [row["learning_rate"] for row in callbacks[1].rows]
+    assert max(rates) > 5e-4 and rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_force_begins_anew_where_a_run_was_interrupted(tmp_path):
+    row = {"epoch": 0, "loss": 0.5, "val_loss": 0.25, "learning_rate": 0.0}
+    Checkpoint({"seed": 0}, [row], [], []).save(tmp_path)
+
+    assert load_checkpoint(tmp_path, resume=False, force=True) is None
+
+
+def test_latents_are_saved_with_the_range_and_the_genre_of_their_piece(tmp_path):
+    latents = np.arange(6, dtype=np.float32).reshape(2, 3)
+    ranges = {
+        "calm/a.wav.000.npy": {"min": -80.0, "max": 1.0},
+        "b.wav.000.npy": {"min": -70.0, "max": 2.0},
+    }
+
+    train.save_latents(tmp_path / "latents.npz", [*ranges], latents, ranges)
+    pieces = load_training_pieces(tmp_path)
+
+    np.testing.assert_array_equal(pieces.latents, latents)
+    np.testing.assert_array_equal(pieces.ranges, [[-80, 1], [-70, 2]])
+    assert (pieces.keys, pieces.genres.tolist()) == ([*ranges], ["calm", ""])
+
+
+def test_the_fingerprint_of_a_run_tells_its_pieces_their_parts_and_their_ranges():
+    ranges = {key: {"min": -80.0, "max": 0.0} for key in "abc"}
+
+    fingerprints = {
+        train.make_fingerprint({"train": [*trained], "valid": [*valid]}, values)
+        for trained, valid, values in (
+            ("ab", "c", ranges),
+            ("a", "bc", ranges),
+            ("ab", "", ranges),
+            ("ab", "c", ranges | {"c": {"min": -80.0, "max": 1.0}}),
+        )
+    }
+
+    assert len(fingerprints) == 4
+
+
 def test_train_stops_at_nan(spectrograms):
     x_train = train.load_fsdd(spectrograms, None)
     architecture = choose_small(x_train, 4, latent_space_dim=2)
 
     with pytest.raises(UserError, match="training loss became .*lower --learning_rate"):
         train.train(x_train, 1e30, 2, 9, architecture=architecture)
+
+
+def test_patience_counts_from_the_best_epoch_or_the_peak_of_the_rate():
+    rows = [
+        {"loss": 1.0, "val_loss": loss, "learning_rate": rate}
+        for loss, rate in ((0.3, 0.0), (0.4, 0.5), (0.5, 1.0), (0.6, 0.9), (0.2, 0.8), (0.4, 0.7))
+    ]
+
+    assert [count_epochs_since_best(rows[:n]) for n in range(1, 7)] == [0, 0, 0, 1, 0, 1]
 
 
 def test_patience_stops_a_run_that_gets_no_better(spectrograms, capsys):
@@ -239,5 +341,14 @@ def test_patience_stops_a_run_that_gets_no_better(spectrograms, capsys):
         callbacks=callbacks,
     )
 
-    assert len(history.rows) < 50 and history.count_epochs_since_best() == 3
+    assert len(history.rows) < 50 and count_epochs_since_best(history.rows) == 3
     assert "validation loss" not in capsys.readouterr().out  # nothing is held out
+
+
+@pytest.mark.filterwarnings("error")
+def test_history_of_silence_alone_is_drawn_without_a_warning(tmp_path):
+    row = {"epoch": 1, "loss": 0.0, "val_loss": 0.0, "learning_rate": 1e-3}
+
+    plot_history(tmp_path / "history.png", [row])
+
+    assert (tmp_path / "history.png").is_file()

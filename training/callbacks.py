@@ -1,24 +1,25 @@
 """Keras callbacks for the chores of a run.
 
 In:  the losses of each epoch, and the autoencoder that learns.
-Out: lines on stdout; model/model.weights.h5, parameters.json, settings.json, checkpoint.npz,
-     history.csv and history.png.
+Out: lines on stdout; model/checkpoint.npz.
 
     train(x_train, callbacks=make_callbacks(patience=10))
 """
 
+import datetime
 import math
 import time
 from pathlib import Path
 
-import numpy as np
+from tqdm import tqdm
 
 from autoencoder import keras
 from support.errors import UserError
-from support.files import write_csv, write_figure
-from training.checkpoint import Checkpoint, list_variables
+from support.files import write_figure
+from training.checkpoint import Checkpoint, count_epochs_since_best, find_best_row, list_variables
 
 CHECKPOINT_SHARE = 0.05  # of the time, at most, is spent on writing checkpoints
+BAR_DELAY_S = 5  # seconds of an epoch after which a terminal shows a bar
 
 
 class StopOnNaN(keras.callbacks.Callback):
@@ -33,42 +34,76 @@ class StopOnNaN(keras.callbacks.Callback):
 
 
 class History(keras.callbacks.Callback):
-    """Keeps and prints a row per epoch: losses, learning rate and seconds."""
+    """Keeps and prints a row per epoch: losses, learning rate and seconds.
+
+    Row 0 is the start, before any training; without validation its loss is the training loss.
+    """
 
     def __init__(self, rows=()):
         super().__init__()
         self.rows = [*rows]
         self._started = 0.0
+        self._bar = None
+
+    def on_train_begin(self, logs=None):
+        if self.rows:
+            return
+        started = time.perf_counter()
+        if self.x_validation is None:
+            losses = {"loss": self.autoencoder.measure(self.x_train)}
+        else:
+            losses = {"loss": math.nan, "val_loss": self.autoencoder.measure(self.x_validation)}
+        self._add(0, losses, 0.0, time.perf_counter() - started)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._started = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs):
-        row = {
-            "epoch": epoch + 1,
-            "loss": logs["loss"],
-            "val_loss": logs.get("val_loss", math.nan),
-            "learning_rate": float(self.model.optimizer.learning_rate),
-            "seconds": time.perf_counter() - self._started,
-        }
-        self.rows.append(row)
-        validation = f"validation loss {row['val_loss']:.5f}, " if "val_loss" in logs else ""
-        print(
-            f"epoch {epoch + 1}/{self.params['epochs']}: training loss {row['loss']:.5f}, "
-            f"{validation}{row['seconds']:.1f} s",
-            flush=True,
+        self._bar = tqdm(
+            total=self.params["steps"],
+            desc=f"epoch {epoch + 1}",
+            unit="batch",
+            leave=False,
+            delay=BAR_DELAY_S,
+            disable=None,
         )
 
-    def count_epochs_since_best(self):
-        """Epochs since the lowest validation loss, or training loss if nothing is held out."""
-        losses = [
-            row["loss"] if math.isnan(row["val_loss"]) else row["val_loss"] for row in self.rows
+    def on_train_batch_end(self, batch, logs=None):
+        self._bar.update()
+
+    def on_epoch_end(self, epoch, logs):
+        self._bar.close()
+        rate = float(self.model.optimizer.learning_rate)
+        self._add(epoch + 1, logs, rate, time.perf_counter() - self._started)
+
+    def _add(self, epoch, losses, learning_rate, seconds):
+        row = {
+            "epoch": epoch,
+            "loss": losses["loss"],
+            "val_loss": losses.get("val_loss", math.nan),
+            "learning_rate": learning_rate,
+            "seconds": seconds,
+        }
+        self.rows.append(row)
+        texts = [
+            f"{kind} loss {row[name]:.5f}"
+            for name, kind in (("loss", "training"), ("val_loss", "validation"))
+            if not math.isnan(row[name])
         ]
-        return len(losses) - 1 - int(np.argmin(losses))
+        if epoch:
+            texts.append(f"{seconds:.1f} s")
+        n_left = self.params["epochs"] - epoch
+        if epoch and n_left:
+            texts.append(f"{datetime.timedelta(seconds=round(n_left * seconds))} left")
+        print(f"epoch {epoch}/{self.params['epochs']}: {', '.join(texts)}", flush=True)
 
 
 class BestWeights(keras.callbacks.Callback):
-    """Ends a run with its best weights, after `patience` epochs without better ones."""
+    """Ends a run with its best weights, which may be the start's.
+
+    Args:
+        history: the run's History.
+        patience: epochs without better weights after which to stop, or None.
+        weights: the best so far, of a run that is resumed.
+    """
 
     def __init__(self, history, patience=None, weights=None):
         super().__init__()
@@ -76,69 +111,58 @@ class BestWeights(keras.callbacks.Callback):
         self.patience = patience or math.inf
         self.weights = weights
 
-    def on_epoch_end(self, epoch, logs=None):
-        n_epochs = self.history.count_epochs_since_best()
-        if n_epochs == 0:
+    def on_train_begin(self, logs=None):
+        if self.weights is None:
             self.weights = self.model.get_weights()
-        if n_epochs >= self.patience:
+
+    def on_epoch_end(self, epoch, logs=None):
+        if find_best_row(self.history.rows) == len(self.history.rows) - 1:
+            self.weights = self.model.get_weights()
+        if count_epochs_since_best(self.history.rows) >= self.patience:
             self.model.stop_training = True
 
     def on_train_end(self, logs=None):
         self.model.set_weights(self.weights)
 
 
-class SaveModel(keras.callbacks.Callback):
-    """Writes the best model so far, the history and checkpoints into a folder.
+class SaveCheckpoint(keras.callbacks.Callback):
+    """Writes checkpoints into the model folder, the last one when the last epoch ends.
 
     Args:
         folder: the model folder.
         run: all that the weights depend on, for JSON.
-        settings: the features' Settings.
         history, best: the History and BestWeights of the run.
     """
 
-    def __init__(self, folder, run, settings, history, best):
+    def __init__(self, folder, run, history, best):
         super().__init__()
         self.folder = Path(folder)
         self.run = run
-        self.settings = settings
         self.history = history
         self.best = best
         self._saved = 0.0  # when the last checkpoint was written
         self._saving_s = 0.0  # how long that took
 
     def on_epoch_end(self, epoch, logs=None):
-        rows = self.history.rows
-        write_csv(self.folder / "history.csv", rows[0].keys(), [row.values() for row in rows])
         started = time.perf_counter()
-        if started - self._saved < self._saving_s / CHECKPOINT_SHARE:
+        is_last = epoch + 1 == self.params["epochs"] or self.model.stop_training
+        if not is_last and started - self._saved < self._saving_s / CHECKPOINT_SHARE:
             return
-        if self.history.count_epochs_since_best() == 0:
-            self._save_model()
         state = [keras.ops.convert_to_numpy(value) for value in list_variables(self.model)]
-        Checkpoint(self.run, rows, self.best.weights, state).save(self.folder)
+        Checkpoint(self.run, self.history.rows, self.best.weights, state).save(self.folder)
         self._saved = time.perf_counter()
         self._saving_s = self._saved - started
 
-    def _save_model(self):
-        self.settings.save(self.folder / "settings.json")
-        self.autoencoder.save(self.folder)
-
-    def on_train_end(self, logs=None):
-        self._save_model()
-        Checkpoint(self.run, self.history.rows, self.best.weights, []).save(self.folder)
-        plot_history(self.folder / "history.png", self.history.rows)
-
 
 def make_callbacks(
-    *, patience=None, model_folder=None, run=None, settings=None, checkpoint=None, tensorboard=None
+    *, patience=None, model_folder=None, run=None, checkpoint=None, tensorboard=None
 ):
     """The callbacks of a run, in the order that they depend on each other.
 
     Args:
         patience: epochs without a lower loss after which to stop, or None.
-        model_folder: where to write, or None.
-        run, settings: see SaveModel.
+        model_folder: where to write checkpoints, or None.
+        run: see SaveCheckpoint.
         checkpoint: the Checkpoint that the run goes on from, or None.
         tensorboard: a further callback, or None.
     """
@@ -148,7 +172,7 @@ def make_callbacks(
     if tensorboard:  # before the checkpoint: a resumed run logs all epochs after that
         callbacks.append(tensorboard)
     if model_folder is not None:
-        callbacks.append(SaveModel(model_folder, run, settings, history, best))
+        callbacks.append(SaveCheckpoint(model_folder, run, history, best))
     return callbacks
 
 
@@ -159,9 +183,11 @@ def plot_history(path, rows):
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.semilogy(epochs, [row["loss"] for row in rows], label="training")
-    if not math.isnan(rows[-1]["val_loss"]):
-        axes.semilogy(epochs, [row["val_loss"] for row in rows], label="validation (other tracks)")
+    axes.plot(epochs, [row["loss"] for row in rows], label="training")
+    if not all(math.isnan(row["val_loss"]) for row in rows):
+        axes.plot(epochs, [row["val_loss"] for row in rows], label="validation (other tracks)")
+    if any(row["loss"] > 0 for row in rows):  # not after training on silence alone
+        axes.set_yscale("log")
     axes.set(xlabel="epoch", ylabel="loss")
     axes.grid(alpha=0.3, which="both")
     rate_axes = axes.twinx()

@@ -7,27 +7,34 @@ Out: the run's settings, its history, its best weights, and where it stood.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from support.errors import UserError
 from support.files import load_arrays, write_arrays
+
+CHECKPOINT = "checkpoint.npz"  # of a model folder that holds a run
+PARAMETERS = "parameters.json"  # of a model folder that holds a whole model
+EXTENDABLE = ("epochs", "patience")  # may change when a run is resumed
 
 
 class Checkpoint(NamedTuple):
     """A run after one of its epochs."""
 
     run: dict  # all that its weights depend on
-    rows: list  # of the history, a dict per epoch
+    rows: list  # of the history, a dict per epoch and one for the start
     best: list  # the arrays of the model with the lowest loss
-    state: list  # the arrays of the model and its optimizer; [] if the run is finished
+    state: list  # the arrays of the model and its optimizer
 
     def save(self, folder):
         """Write checkpoint.npz."""
         arrays = {f"best_{index}": array for index, array in enumerate(self.best)}
         arrays |= {f"state_{index}": array for index, array in enumerate(self.state)}
         description = json.dumps({"run": self.run, "rows": self.rows})
-        write_arrays(Path(folder) / "checkpoint.npz", description=description, **arrays)
+        write_arrays(Path(folder) / CHECKPOINT, description=description, **arrays)
 
     @classmethod
     def load(cls, folder):
@@ -36,7 +43,7 @@ class Checkpoint(NamedTuple):
         Raises:
             UserError: it is damaged.
         """
-        path = Path(folder) / "checkpoint.npz"
+        path = Path(folder) / CHECKPOINT
         if not path.exists():
             return None
         try:
@@ -51,20 +58,27 @@ class Checkpoint(NamedTuple):
             rows = check_rows(description["rows"])
             return cls(dict(description["run"]), rows, best, state)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{path} is damaged: run train.py without --resume") from error
+            raise UserError(f"{path} is damaged: run train.py with --force") from error
 
-    def check_run(self, run):
-        """Raise a UserError unless this checkpoint is of the same run."""
+    def continue_as(self, run):
+        """The checkpoint of a run that goes on from this one, and may be longer.
+
+        Raises:
+            UserError: it is another run.
+        """
         for name, value in json.loads(json.dumps(run)).items():
-            if value != self.run.get(name):
+            if value != self.run.get(name) and name not in EXTENDABLE:
                 raise UserError(
                     f"the run to resume has {name} {self.run.get(name)}, got {value}: "
-                    "give the flags and the features it began with, or leave out --resume"
+                    "give the flags and the features it began with, or --force to begin anew"
                 )
+        return self._replace(run=run)
 
-    def count_epochs(self, epochs):
-        """How many epochs are done; all if the run is finished."""
-        return len(self.rows) if self.state else epochs
+    def count_epochs(self):
+        """How many of the run's epochs need not be trained any more."""
+        epochs, patience = self.run["epochs"], self.run["patience"] or math.inf
+        is_over = count_epochs_since_best(self.rows) >= patience
+        return epochs if is_over else min(len(self.rows) - 1, epochs)
 
     def restore(self, model):
         """Put the weights and the optimizer of a compiled model where they were.
@@ -72,26 +86,39 @@ class Checkpoint(NamedTuple):
         Raises:
             UserError: they do not fit the model.
         """
-        if not self.state:
-            model.set_weights(self.best)
-            return
         model.optimizer.build(model.trainable_variables)
         variables = list_variables(model)
         if [tuple(v.shape) for v in variables] != [array.shape for array in self.state]:
-            raise UserError("checkpoint.npz does not fit the model: run train.py without --resume")
+            raise UserError(f"{CHECKPOINT} does not fit the model: run train.py with --force")
         for variable, array in zip(variables, self.state, strict=True):
             variable.assign(array)
 
 
-def load_checkpoint(folder, run):
-    """The checkpoint of a run in a model folder, or None if there is none.
+def load_checkpoint(folder, *, resume, force):
+    """The checkpoint in a model folder to go on from, or None to begin anew.
 
     Raises:
-        UserError: it is damaged, or of another run.
+        UserError: the folder holds a run, and neither resume nor force is asked for; or its
+            checkpoint is damaged.
     """
+    folder = Path(folder)
+    is_whole, is_begun = (folder / PARAMETERS).exists(), (folder / CHECKPOINT).exists()
+    if force or not (is_whole or is_begun):
+        if resume:
+            print(f"nothing to resume in {folder}: this run begins at the beginning", flush=True)
+        return None
+    if not resume:
+        kind = "a model" if is_whole else "a run that was interrupted"
+        raise UserError(
+            f"{folder} holds {kind}: add --resume to go on with it, --force to replace it, or "
+            "name another --model"
+        )
     checkpoint = Checkpoint.load(folder)
-    if checkpoint:
-        checkpoint.check_run(run)
+    if not checkpoint:
+        raise UserError(
+            f"{folder} holds a model without a checkpoint to resume: add --force to replace it, "
+            "or name another --model"
+        )
     return checkpoint
 
 
@@ -106,10 +133,23 @@ def get_index(name):
 
 def check_rows(rows):
     """The rows of a history, or a UserError if they are not."""
-    if not isinstance(rows, list):
+    if not isinstance(rows, list) or not rows:
         raise UserError("its history must be a list")
+    names = {"loss", "val_loss", "learning_rate"}
     for index, row in enumerate(rows):
         has_numbers = {*map(type, row.values())} <= {int, float}
-        if row["epoch"] != index + 1 or not has_numbers or not {"loss", "val_loss"} <= row.keys():
-            raise UserError(f"row {index + 1} is not one of a history")
+        if row["epoch"] != index or not has_numbers or not names <= row.keys():
+            raise UserError(f"row {index} is not one of a history")
     return rows
+
+
+def find_best_row(rows):
+    """The index of the lowest validation loss, or training loss if nothing is held out."""
+    is_held_out = not math.isnan(rows[0]["val_loss"])
+    return int(np.argmin([row["val_loss" if is_held_out else "loss"] for row in rows]))
+
+
+def count_epochs_since_best(rows):
+    """Epochs since the best one or, if that is later, since the peak of the learning rate."""
+    peak = int(np.argmax([row["learning_rate"] for row in rows]))
+    return len(rows) - 1 - max(find_best_row(rows), peak)

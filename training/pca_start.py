@@ -195,7 +195,8 @@ def set_dense_components(autoencoder, images, n_main, seed):
     maps = predict_in_batches(last_maps, images)  # (n, height, width, filters)
     main = maps[..., :n_main].reshape(len(maps), -1)
     n_components = min(autoencoder.latent_space_dim, *main.shape)
-    pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(main)
+    with np.errstate(invalid="ignore"):  # of its shares of the variance, if there is none
+        pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(main)
     components = pca.components_.reshape(n_components, *maps.shape[1:3], n_main)
     kernel, bias = (weights.copy() for weights in features.get_weights())
     kernel = kernel.reshape(-1, *maps.shape[1:])  # (latent, height, width, filters)

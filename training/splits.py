@@ -1,37 +1,74 @@
 """Which tracks are trained on, validated on, and kept for tests.
 
-In:  the keys of all pieces; a share, or a file of lists.
+In:  the folder that preprocess.py wrote; a share, or a file of lists.
 Out: the keys of each part.
 
-    parts = split_by_list(keys, load_split("data/gtzan/split.json"))
+    parts = split_keys("saved_data/spectrograms", keys, None, validation_split=0.1, seed=0)
 """
 
 import collections
 import math
 import os
+import sys
 
 import numpy as np
 
 from support import dataset
 from support.errors import UserError
 from support.files import make_printable, read_json
+from training.twins import find_twins
 
 PARTS = ("train", "valid", "test")  # of a split
 MAX_SPLIT_BYTES = 1 << 26  # of its file
 
 
-def split_by_track(keys, validation_split, seed):
-    """The keys of each part of a random split, {part: [key]}; no track is in two parts.
+def split_keys(spectrograms_path, keys, split, validation_split, seed):
+    """The keys of each part of a split, {part: [key]}.
 
-    A share of the tracks is for validation, none if there is only one; the rest is for training.
+    Args:
+        spectrograms_path: folder that holds the pieces.
+        split: file of the tracks of each part; None: at random, with twins in the same part.
+        validation_split: share of the tracks to validate on, at random.
+        seed: of the random split.
+    Raises:
+        FileNotFoundError: split does not exist.
+        UserError: split is not such a file, or has nothing to train on; a piece is damaged.
     """
+    if split:
+        parts = split_by_list(keys, load_split(split))
+        warn_of_twins(parts, find_twins(spectrograms_path, sum(parts.values(), [])))
+        return parts
+    twins = find_twins(spectrograms_path, keys) if validation_split else []
+    return split_by_track(keys, validation_split, seed, twins)
+
+
+def split_by_track(keys, validation_split, seed, twins=()):
+    """The keys of each part of a random split, {part: [key]}; no recording is in two parts.
+
+    A recording is a track with its twins. A share of them is for validation, none if there is only
+    one; the rest is for training.
+
+    Args:
+        twins: groups of tracks, as find_twins gives them.
+    """
+    first_twins = {track: tracks[0] for tracks in twins for track in tracks}
     tracks = sorted({dataset.get_track(key) for key in keys})
-    n_valid = math.ceil(validation_split * len(tracks)) if len(tracks) > 1 else 0
-    shuffled = np.random.default_rng(seed).permutation(tracks)
-    valid_tracks = {*shuffled[: min(n_valid, len(tracks) - 1)].tolist()}
+    shuffled = np.random.default_rng(seed).permutation(tracks).tolist()
+    recordings = [*dict.fromkeys(first_twins.get(track, track) for track in shuffled)]
+    n_valid = math.ceil(validation_split * len(recordings))
+    valid_recordings = {*recordings[: min(n_valid, len(recordings) - 1)]}
     parts = {part: [] for part in PARTS}
     for key in keys:
-        parts["valid" if dataset.get_track(key) in valid_tracks else "train"].append(key)
+        track = dataset.get_track(key)
+        is_valid = first_twins.get(track, track) in valid_recordings
+        parts["valid" if is_valid else "train"].append(key)
+    if twins:
+        first, second = map(make_printable, twins[0][:2])
+        print(
+            f"{len(first_twins) - len(twins)} tracks are copies of others, by their sound "
+            f"({second} of {first}): each is kept on the side of its twin",
+            flush=True,
+        )
     return parts
 
 
@@ -108,3 +145,21 @@ def split_by_list(keys, parts):
     if not chosen["train"]:
         raise UserError("the split has no track to train on in these features: see --split")
     return chosen
+
+
+def warn_of_twins(parts, twins):
+    """Say which recordings are in more than one part of a split.
+
+    Args:
+        parts: {part: [key]}.
+        twins: groups of the parts' tracks, as find_twins gives them.
+    """
+    part_of = {dataset.get_track(key): part for part, keys in parts.items() for key in keys}
+    divided = [tracks for tracks in twins if len({part_of[track] for track in tracks}) > 1]
+    if divided:
+        places = ", ".join(f"{make_printable(track)} ({part_of[track]})" for track in divided[0])
+        print(
+            f"warning: {len(divided)} recordings are in more than one part of the split, by their "
+            f"sound: {places}" + (" ..." if len(divided) > 1 else ""),
+            file=sys.stderr,
+        )

@@ -7,6 +7,7 @@ Out: model/logs for TensorBoard.
 """
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -45,39 +46,54 @@ class TensorBoard(keras.callbacks.Callback):
         self.writer = None
 
     def _open(self, step):
-        from tensorboardX import SummaryWriter
+        # Not SummaryWriter: its thread dies if the disk is full, and the run would wait for it.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         if step == 1:
             for path in sorted(self.folder.glob("events.out.tfevents.*")):
                 path.unlink()
-        self.writer = SummaryWriter(str(self.folder), purge_step=step)
+        self.writer = EventsWriter(str(self.folder / "events"))
+        start = SessionLog(status=SessionLog.START)  # what an earlier run logged from here on goes
+        self.writer.write_event(Event(wall_time=time.time(), step=step, session_log=start))
         self._log_sounds("original", self.images, step - 1)
 
+    def _log(self, summary, step):
+        from tensorboardX.proto.event_pb2 import Event
+
+        self.writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+
     def on_epoch_end(self, epoch, logs):
+        from tensorboardX.summary import scalar
+
         step, n_epochs = epoch + 1, self.params["epochs"]
         if not self.writer:
             self._open(step)
-        self.writer.add_scalar("loss/training", logs["loss"], step)
+        self._log(scalar("loss/training", logs["loss"]), step)
         if math.isfinite(logs.get("val_loss", math.nan)):
-            self.writer.add_scalar("loss/validation", logs["val_loss"], step)
-        self.writer.add_scalar("learning_rate", float(self.model.optimizer.learning_rate), step)
+            self._log(scalar("loss/validation", logs["val_loss"]), step)
+        self._log(scalar("learning_rate", float(self.model.optimizer.learning_rate)), step)
         if step in {1, *np.linspace(1, n_epochs, N_LOGGED).round().astype(int).tolist()}:
             self._log_pieces(step)
         self.writer.flush()
 
     def _log_pieces(self, step):
+        from tensorboardX.summary import image
+
         reconstructed, _ = self.autoencoder.reconstruct(self.images)
         for name, *pair in zip(self.names, self.images, reconstructed, strict=True):
             picture = color_spectrogram(np.concatenate(pair[::-1]))
-            self.writer.add_image(f"original_above/{name}", picture, step, dataformats="HWC")
+            self._log(image(f"original_above/{name}", picture, dataformats="HWC"), step)
         self._log_sounds("reconstructed", reconstructed, step)
 
     def _log_sounds(self, kind, images, step):
+        from tensorboardX.summary import audio
+
         signals = self.sound_generator.convert_spectrograms_to_audio(images, self.min_max_values)
         for name, signal in zip(self.names, signals, strict=True):
             mono = np.atleast_2d(signal).mean(axis=0)
             mono = mono / max(1, np.abs(mono).max())
-            self.writer.add_audio(f"{kind}/{name}", mono, step, self.sample_rate)
+            self._log(audio(f"{kind}/{name}", mono, self.sample_rate), step)
 
 
 def color_spectrogram(image):

@@ -5,6 +5,7 @@ Out: data/demo/audio/<style>/<style>.<clip>.wav, 16-bit mono at 22050 Hz.
     python data/demo/prepare.py
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -240,20 +241,34 @@ def render_clip(style, key, rng):
 
 
 def render(folder, clips=CLIPS, seed=SEED):
-    """Write every clip of every style below a folder; clips that are there already stay."""
+    """Write every clip of every style below a folder, when all are rendered.
+
+    Clips that are there already stay.
+    """
     import soundfile
 
+    folder = Path(folder).resolve()
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    if temporary.exists():  # left behind by an interrupted run
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
     for index, (name, style) in enumerate(STYLES.items()):
         for clip in range(clips):
-            path = Path(folder) / name / f"{name}.{clip:05d}.wav"
-            if path.exists():
+            path = temporary / name / f"{name}.{clip:05d}.wav"
+            if (folder / name / path.name).exists():
                 continue
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             rng = np.random.default_rng([seed, index, clip])
             signal = render_clip(style, int(rng.integers(52, 64)), rng)
-            temporary = path.with_name(f".{path.name}")
-            soundfile.write(temporary, signal, SAMPLE_RATE, subtype="PCM_16", format="WAV")
-            temporary.replace(path)
+            soundfile.write(path, signal, SAMPLE_RATE, subtype="PCM_16")
+    if not folder.exists():
+        temporary.rename(folder)
+        return
+    for path in sorted(temporary.rglob("*.wav")):
+        final = folder / path.relative_to(temporary)
+        final.parent.mkdir(exist_ok=True)
+        path.replace(final)
+    shutil.rmtree(temporary)
 
 
 def get_parser():

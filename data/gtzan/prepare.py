@@ -123,10 +123,13 @@ def check_tracks(folder):
     loader = preprocess.Loader(preprocess.SAMPLE_RATE, preprocess.DURATION, True)
     damaged = {}
     for track, path in existing.items():
+        remarks = []
         try:
-            loader.load_whole(path)
+            loader.load_whole(path, remarks)
         except UserError as error:
-            damaged[track] = str(error)
+            remarks.append(str(error))
+        if remarks:
+            damaged[track] = "; ".join(remarks)
     return [track for track in list_tracks() if track not in existing], damaged
 
 

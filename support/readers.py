@@ -1,0 +1,232 @@
+"""The samples of an open audio file, read by libsndfile or by FFmpeg.
+
+In:  a file object of any format that one of them reads.
+Out: blocks of samples, float32, at the file's own rate; remarks on what is missing.
+
+    for sample_rate, block in read_blocks(file, duration=None, remarks=[]): ...
+"""
+
+import math
+import os
+import re
+
+import numpy as np
+
+from support.errors import UserError
+from support.files import native_silence
+
+READ_BLOCK = 1 << 18  # samples decoded at a time, all channels together
+NOTED_S = 0.1  # seconds; when more is missing, the user is told
+STREAMED_BYTES = 0x7FFF0000  # a WAV header with this length or more: its writer did not know it
+CUT_LOG = re.compile(  # lines in libsndfile's log about a header that promises another length
+    r"^ *(?:data|SSND|Data Size|riff)\b.*?(?P<promised>\d+) \(should be (?P<has>\d+)|"
+    r"Calculated frame count (?P<has_frames>\d+) .*'ds64' chunk of (?P<frames>\d+)",
+    re.MULTILINE,
+)
+
+FFMPEG_FORMATS = (  # none that refers to other files, or takes pictures or text for audio
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,matroska,mov,mp3,mpc,mpc8,mpeg,"
+    "mpegts,ogg,tak,tta,w64,wav,wv"
+)
+FULL_SCALES = {"u8": 1 << 7, "s16": 1 << 15, "s32": 1 << 31, "flt": 1, "dbl": 1}
+DEFAULT_LAYOUTS = {  # of files that do not name their channels, by number of channels
+    3: "FL FR FC",
+    4: "FL FR BL BR",
+    5: "FL FR FC BL BR",
+    6: "FL FR FC LFE BL BR",
+    7: "FL FR FC LFE BC SL SR",
+    8: "FL FR FC LFE BL BR SL SR",
+}
+GAINS = {  # of a channel in left and right, after ITU-R BS.775
+    "FL": (1, 0),
+    "FR": (0, 1),
+    "FC": (math.sqrt(0.5), math.sqrt(0.5)),
+    "LFE": (0, 0),
+    "BL": (math.sqrt(0.5), 0),
+    "BR": (0, math.sqrt(0.5)),
+    "SL": (math.sqrt(0.5), 0),
+    "SR": (0, math.sqrt(0.5)),
+    "BC": (0.5, 0.5),
+}
+
+
+def read_blocks(file, duration, remarks):
+    """Yield (sample rate, float32 (n, n_channels)), by the library that reads the file best.
+
+    FFmpeg knows the channels' loudspeakers, and reads compressed formats to their end: libsndfile
+    1.2 takes lengths of MP3 on trust, stops in a damaged FLAC, and may lose the end of an OGG.
+    """
+    import soundfile
+
+    try:
+        with native_silence:
+            sound_file = soundfile.SoundFile(file.fileno(), closefd=False)
+    except (soundfile.LibsndfileError, TypeError):  # not a format of its own, or headerless
+        sound_file = None
+    if sound_file is None or sound_file.format in ("MP3", "FLAC", "OGG") or sound_file.channels > 2:
+        file.seek(0)
+        yield from read_with_ffmpeg(file, duration, remarks)
+    else:
+        with sound_file:
+            yield from read_with_libsndfile(sound_file, duration, remarks)
+
+
+def read_with_libsndfile(sound_file, duration, remarks):
+    """Yield (sample rate, float32 (n, n_channels)) of an open SoundFile.
+
+    A header may promise more than the file holds, so memory grows with what is decoded.
+    """
+    import soundfile
+
+    rate, n_wanted, n_read = sound_file.samplerate, sound_file.frames, 0
+    if duration is not None:
+        n_wanted = min(n_wanted, math.ceil(duration * rate))
+    n_block = READ_BLOCK // sound_file.channels
+    while n_read < n_wanted:
+        try:
+            with native_silence:
+                block = sound_file.read(min(n_block, n_wanted - n_read), "float32", always_2d=True)
+        except soundfile.LibsndfileError:
+            break
+        if not len(block):
+            break
+        n_read += len(block)
+        yield rate, block
+    n_missing = max(sound_file.frames - n_read if n_read < n_wanted else 0, count_cut(sound_file))
+    remark_shortage(n_missing / rate, remarks)
+
+
+def count_cut(sound_file):
+    """How many samples a header promises beyond the file's end, of which libsndfile's log tells.
+
+    libsndfile shortens a cut WAV without an error.
+    """
+    n_bytes = os.fstat(sound_file.name).st_size  # the name is the descriptor
+    n_missing = [0]
+    for line in CUT_LOG.finditer(sound_file.extra_info):
+        if line["frames"]:
+            n_missing.append(int(line["frames"]) - int(line["has_frames"]))
+        elif int(line["promised"]) < STREAMED_BYTES:
+            n_bytes_missing = int(line["promised"]) - int(line["has"])
+            n_missing.append(n_bytes_missing * sound_file.frames / n_bytes)
+    return max(n_missing)
+
+
+def remark_shortage(missing_s, remarks):
+    if missing_s > NOTED_S:
+        remarks.append(f"ends {missing_s:.1f} s before the length that its header gives")
+
+
+def read_with_ffmpeg(file, duration, remarks):
+    """Yield (sample rate, float32 (n, n_channels)) of the first audio stream of a file.
+
+    More than two channels become two, if the places of their loudspeakers are known.
+    """
+    import av
+
+    try:
+        # With a file object, PyAV 18.1 prints the errors of seeks in damaged files.
+        options = {"fd": str(file.fileno()), "format_whitelist": FFMPEG_FORMATS}
+        container = av.open("fd:", container_options=options, metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        raise UserError("not readable as audio") from error
+    with container:
+        if not any(stream.codec_context for stream in container.streams.audio[:1]):
+            raise UserError("holds no audio that can be decoded")
+        for frame in join_frames(decode_frames(container, duration, remarks)):
+            yield frame.sample_rate, to_block(frame)
+
+
+def decode_frames(container, duration, remarks):
+    """Yield the frames of the first audio stream; packets that are damaged are left out."""
+    import av
+
+    stream = container.streams.audio[0]
+    header_s = None
+    decoded_s = damaged_s = 0.0
+    lost_s = 0.0  # in damaged packets since the last good one
+    try:
+        for packet in container.demux(stream):
+            if header_s is None:
+                header_s = get_header_length(container, packet)
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError:
+                lost_s += float((packet.duration or 0) * stream.time_base)
+                continue
+            if frames:
+                damaged_s, lost_s = damaged_s + lost_s, 0.0
+            for frame in frames:
+                yield frame
+                decoded_s += frame.samples / frame.sample_rate
+            if duration is not None and decoded_s >= duration:
+                return
+    except av.error.FFmpegError:
+        pass  # nothing behind this place can be found
+    if damaged_s > NOTED_S:
+        remarks.append(f"lacks {damaged_s:.1f} s that are damaged")
+    remark_shortage((header_s or 0) - decoded_s - damaged_s, remarks)
+
+
+def get_header_length(container, packet):
+    """The seconds that a header gives to the stream of a file's first packet; 0 if it does not."""
+    stream, seconds = packet.stream, 0.0
+    if stream.duration:
+        seconds = float(stream.duration * stream.time_base)
+    elif container.duration and len(container.streams) == 1:
+        seconds = container.duration / 1e6
+    bit_rate = stream.codec_context.bit_rate
+    if bit_rate:  # FFmpeg estimates from it, just so, what a header does not give
+        estimate = 8 * (container.size - (packet.pos or 0)) / bit_rate
+        if abs(seconds - estimate) < 1e-3:
+            return 0.0
+    return seconds
+
+
+def join_frames(frames):
+    """Yield FFmpeg's frames joined to larger ones, with about READ_BLOCK samples in each."""
+    import av
+
+    fifo, kind = av.AudioFifo(), None
+    for frame in frames:
+        if get_kind(frame) != kind:  # as where two files were joined
+            if fifo.samples:
+                yield fifo.read()
+            fifo, kind = av.AudioFifo(), get_kind(frame)
+        frame.pts = None  # else a gap would be an error
+        fifo.write(frame)
+        if fifo.samples * frame.layout.nb_channels >= READ_BLOCK:
+            yield fifo.read()
+    if fifo.samples:
+        yield fifo.read()
+
+
+def get_kind(frame):
+    return frame.sample_rate, frame.format.name, frame.layout.name
+
+
+def to_block(frame):
+    """The samples of one of FFmpeg's frames, float32 (n, n_channels), within +-1."""
+    n_channels, kind = frame.layout.nb_channels, frame.format.name.removesuffix("p")
+    if kind not in FULL_SCALES:
+        raise UserError(f"holds samples of a kind that cannot be read ({kind})")
+    block = frame.to_ndarray()  # (n_channels, n) if planar, else (1, n * n_channels)
+    block = block.T if frame.format.is_planar else block.reshape(-1, n_channels)
+    with np.errstate(over="ignore"):  # infinity is noticed later
+        block = block.astype(np.float32, copy=False)
+    if kind == "u8":
+        block = block - FULL_SCALES[kind]
+    if FULL_SCALES[kind] != 1:
+        block = block / FULL_SCALES[kind]
+    return block if n_channels <= 2 else place_channels(block, frame.layout)
+
+
+def place_channels(block, layout):
+    """(n, n_channels) as left and right, (n, 2), or as it is if FFmpeg's layout is not known."""
+    names = [channel.name for channel in layout.channels]
+    if "NONE" in names:
+        names = DEFAULT_LAYOUTS.get(len(names), "").split()
+    if not names or not GAINS.keys() >= {*names}:
+        return block
+    gains = np.array([GAINS[name] for name in names], np.float32)  # (n_channels, 2)
+    return block @ (gains / gains.sum(axis=0).max())  # full scale everywhere does not clip

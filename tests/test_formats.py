@@ -1,0 +1,422 @@
+"""What is read of audio files of many formats, whole, cut, joined and damaged."""
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+import preprocess
+from helpers import SAMPLE_RATE, make_music, make_tone, write_with_ffmpeg
+from support import dataset
+from support.errors import UserError
+
+TOLERANCE_S = 0.1  # seconds by which a length may differ: codecs add up to two of their frames
+
+
+def write_mp3(path, duration=3.0, **options):
+    """Write noise, for which a variable bit rate varies, as MP3; the path."""
+    envelope = np.linspace(0.001, 0.5, int(duration * 44100))
+    signal = envelope * np.random.default_rng(0).standard_normal(len(envelope))
+    return write_with_ffmpeg(path, signal[None].astype(np.float32), "libmp3lame", **options)
+
+
+def read(path, mono=True, duration=0.5):
+    """The samples of a file at SAMPLE_RATE, and the remarks on it."""
+    remarks = []
+    signal = preprocess.Loader(SAMPLE_RATE, duration, mono).load_whole(path, remarks)
+    return signal, remarks
+
+
+def measure_length(path):
+    return read(path)[0].shape[-1] / SAMPLE_RATE
+
+
+def measure_pitch(signal):
+    """The strongest frequency, Hz."""
+    return np.abs(np.fft.rfft(signal)).argmax() * SAMPLE_RATE / len(signal)
+
+
+def measure_levels(signal, frequencies):
+    """Amplitudes of sines that have whole periods in a second, in the first second of a signal."""
+    spectrum = np.abs(np.fft.rfft(signal[..., :SAMPLE_RATE])) / SAMPLE_RATE * 2
+    return spectrum[..., frequencies]
+
+
+@pytest.mark.parametrize(
+    "name, codec",
+    [
+        ("a.m4a", "aac"),
+        ("a.aac", "aac"),
+        ("a.m4a", "alac"),
+        ("a.wma", "wmav2"),
+        ("a.mkv", "ac3"),
+        ("a.webm", "libopus"),
+        ("a.avi", "mp2"),
+        ("a.wv", "wavpack"),
+    ],
+)
+def test_what_libsndfile_cannot_read_is_read(tmp_path, name, codec):
+    signal = make_tone(440, 1.0, 48000)
+    path = write_with_ffmpeg(tmp_path / name, signal[None], codec, sample_rate=48000)
+
+    signal, remarks = read(path)
+
+    assert len(signal) / SAMPLE_RATE == pytest.approx(1.0, abs=TOLERANCE_S)
+    assert measure_pitch(signal) == pytest.approx(440, abs=2)
+    assert np.sqrt(np.mean(signal**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.1)  # lossy
+    assert not remarks
+
+
+def test_the_first_sound_of_a_video_is_read(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        video = container.add_stream("mpeg4", rate=10)
+        video.width = video.height = 32
+        picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))
+        packets = [*video.encode(picture), *video.encode(None)]
+        for frequency in (440, 880):
+            sound = container.add_stream("aac", rate=44100, layout="mono")
+            tone = make_tone(frequency, 1.0, 44100)[None]
+            frame = av.AudioFrame.from_ndarray(tone, "fltp", "mono")
+            frame.sample_rate = 44100
+            packets += [*sound.encode(frame), *sound.encode(None)]
+        container.mux(packets)
+
+    signal, _ = read(tmp_path / "a.mp4")
+
+    assert measure_pitch(signal) == pytest.approx(440, abs=2)
+
+
+def test_a_picture_is_refused(tmp_path):
+    with av.open(str(tmp_path / "a.jpg"), "w", format="image2") as container:
+        stream = container.add_stream("mjpeg", rate=1)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuvj420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+
+    with pytest.raises(UserError, match="not readable as audio"):
+        read(tmp_path / "a.jpg")
+
+
+def test_a_video_without_sound_is_refused(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1)
+        stream.width = stream.height = 32
+        picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))
+        container.mux([*stream.encode(picture), *stream.encode(None)])
+
+    with pytest.raises(UserError, match="holds no audio"):
+        read(tmp_path / "a.mp4")
+
+
+def test_an_unknown_codec_is_refused(tmp_path):
+    signal = make_tone(440, 0.5, 48000)
+    path = write_with_ffmpeg(tmp_path / "a.mkv", signal[None], "libopus", sample_rate=48000)
+    path.write_bytes(path.read_bytes().replace(b"A_OPUS", b"A_XXXX"))
+
+    with pytest.raises(UserError, match="holds no audio that can be decoded"):
+        read(path)
+
+
+def test_a_playlist_opens_no_other_file(tmp_path):
+    soundfile.write(tmp_path / "secret.wav", make_tone(), SAMPLE_RATE)
+    (tmp_path / "a.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nsecret.wav\n#EXT-X-ENDLIST\n")
+
+    with pytest.raises(UserError, match="not readable as audio"):
+        read(tmp_path / "a.m3u8")
+
+
+@pytest.mark.parametrize("options", [{}, {"write_xing": "0"}])
+def test_an_mp3_has_its_length_with_and_without_a_header_of_it(tmp_path, options):
+    path = write_mp3(tmp_path / "a.mp3", 3.0, **options)
+
+    signal, remarks = read(path)
+
+    assert len(signal) / SAMPLE_RATE == pytest.approx(3.0, abs=TOLERANCE_S)
+    assert not remarks
+
+
+def test_two_joined_mp3s_are_read_to_the_end(tmp_path):
+    data = write_mp3(tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "joined.mp3").write_bytes(data + data)
+
+    assert measure_length(tmp_path / "joined.mp3") == pytest.approx(6.0, abs=2 * TOLERANCE_S)
+
+
+def test_joined_mp3s_of_other_rates_and_channels_are_read_to_the_end(tmp_path):
+    stereo = np.stack([make_tone(440, 1.0, 32000)] * 2)
+    first = write_mp3(tmp_path / "a.mp3", 1.0)
+    second = write_with_ffmpeg(tmp_path / "b.mp3", stereo, "libmp3lame", "stereo", 32000)
+    (tmp_path / "joined.mp3").write_bytes(first.read_bytes() + second.read_bytes())
+
+    signal, _ = read(tmp_path / "joined.mp3")
+
+    assert len(signal) / SAMPLE_RATE == pytest.approx(2.0, abs=2 * TOLERANCE_S)
+    assert measure_pitch(signal[-SAMPLE_RATE // 2 :]) == pytest.approx(440, abs=2)
+
+
+def test_an_mp3_that_begins_in_the_middle_of_a_frame_is_read(tmp_path):
+    path = write_mp3(tmp_path / "a.mp3", 3.0, write_xing="0")
+    path.write_bytes(path.read_bytes()[1000:])
+
+    assert measure_length(path) == pytest.approx(3.0, abs=2 * TOLERANCE_S)
+
+
+def test_an_mp3_with_zeros_behind_its_tags_is_read(tmp_path):
+    path = write_mp3(tmp_path / "a.mp3")
+    data = path.read_bytes()
+    start = 10 + int.from_bytes(data[8:10]) % 128 + 128 * data[8]  # of the audio, behind ID3
+    path.write_bytes(data[:start] + bytes(3000) + data[start:])
+
+    assert measure_length(path) == pytest.approx(3.0, abs=TOLERANCE_S)
+
+
+def test_a_flac_that_does_not_know_its_length_is_read(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, make_tone(), SAMPLE_RATE)
+    data = bytearray(path.read_bytes())
+    data[21:26] = bytes([data[21] & 0xF0, 0, 0, 0, 0])  # 36 bits of STREAMINFO: samples, 0 unknown
+    path.write_bytes(data)
+
+    signal, remarks = read(path)
+
+    np.testing.assert_allclose(signal, make_tone(), atol=1e-4)  # 16 bits
+    assert not remarks
+
+
+def cut(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.au", "a.w64", "a.rf64", "a.flac"])
+def test_a_cut_file_is_used_and_its_shortage_is_said(tmp_path, name):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(4 * SAMPLE_RATE)
+    soundfile.write(tmp_path / name, noise, SAMPLE_RATE, format=name[2:])
+
+    signal, remarks = read(cut(tmp_path / name, 0.5))
+
+    assert len(signal) / SAMPLE_RATE == pytest.approx(2.0, abs=0.25)  # a block of FLAC
+    np.testing.assert_allclose(signal[:40000], noise[:40000], atol=1e-4)  # 16 bits
+    shortage = f"{4 - len(signal) / SAMPLE_RATE:.1f}"
+    assert remarks == [f"ends {shortage} s before the length that its header gives"]
+
+
+def test_a_cut_mp3_is_used_and_its_shortage_is_said(tmp_path):
+    path = write_mp3(tmp_path / "a.mp3", 4.0)
+
+    signal, (remark,) = read(cut(path, 0.5))
+
+    assert remark.endswith(" s before the length that its header gives")
+    shortage_s = float(remark.split()[1])
+    assert shortage_s == pytest.approx(4 - len(signal) / SAMPLE_RATE, abs=TOLERANCE_S)
+
+
+def test_an_mp3_with_a_picture_is_not_said_to_be_short(tmp_path):
+    data = write_mp3(tmp_path / "a.mp3", 3.0, write_xing="0", write_id3v1="0").read_bytes()
+    tag = b"APIC" + (100_000).to_bytes(4) + bytes(2) + b"\0image/png\0\3\0" + bytes(99_987)
+    sizes = [(len(tag) >> shift) & 127 for shift in (21, 14, 7, 0)]
+    audio_start = data.index(b"\xff\xfb")
+    path = tmp_path / "b.mp3"
+    path.write_bytes(b"ID3\3\0\0" + bytes(sizes) + tag + data[audio_start:])
+
+    assert read(path)[1] == []
+
+
+def test_a_few_missing_samples_are_used_without_a_word(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, make_tone(), SAMPLE_RATE)
+    path.write_bytes(path.read_bytes()[:-3000])  # 1500 samples
+
+    signal, remarks = read(path)
+
+    assert len(signal) == SAMPLE_RATE - 1500
+    assert not remarks
+
+
+def promise_more(data, n_samples):
+    """The bytes of an OGG whose last page tells of more samples, and has the right checksum."""
+    data, place = bytearray(data), data.rindex(b"OggS")
+    length = int.from_bytes(data[place + 6 : place + 14], "little")
+    data[place + 6 : place + 14] = (length + n_samples).to_bytes(8, "little")
+    data[place + 22 : place + 26] = bytes(4)
+    checksum = 0
+    for byte in data[place:]:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1) ^ (0x104C11DB7 if checksum >> 31 else 0)
+    data[place + 22 : place + 26] = checksum.to_bytes(4, "little")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("n_samples, remarks", [(2000, 0), (2 * SAMPLE_RATE, 1)])
+def test_an_ogg_that_ends_before_its_length_is_used(tmp_path, n_samples, remarks):
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, make_music(2.0), SAMPLE_RATE)
+    path.write_bytes(promise_more(path.read_bytes(), n_samples))
+
+    signal, found = read(path)
+
+    assert len(signal) / SAMPLE_RATE == pytest.approx(2.0, abs=TOLERANCE_S)
+    assert found == ["ends 2.0 s before the length that its header gives"] * remarks
+
+
+def test_damaged_packets_are_left_out_and_said(tmp_path):
+    signal = make_music(4.0)
+    path = write_with_ffmpeg(tmp_path / "a.m4a", signal[None], "aac", sample_rate=SAMPLE_RATE)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"mdat") + 4
+    middle = slice(place + (len(data) - place) // 3, place + (len(data) - place) // 2)
+    data[middle] = np.random.default_rng(0).bytes(middle.stop - middle.start)
+    path.write_bytes(data)
+
+    signal, remarks = read(path)
+
+    assert len(signal) > 2 * SAMPLE_RATE
+    assert len(remarks) == 1 and remarks[0].endswith("s that are damaged")
+
+
+def test_a_file_without_one_sample_is_refused(tmp_path):
+    path = write_mp3(tmp_path / "a.mp3", 1.0)
+    path.write_bytes(path.read_bytes()[:300])
+
+    with pytest.raises(UserError, match="holds no samples|not readable"):
+        read(path)
+
+
+def test_reading_prints_nothing(tmp_path, capfd):
+    data = bytearray(write_mp3(tmp_path / "a.mp3").read_bytes())
+    data[5000:9000] = np.random.default_rng(0).bytes(4000)
+    (tmp_path / "a.mp3").write_bytes(data)
+
+    read(tmp_path / "a.mp3")
+
+    assert capfd.readouterr() == ("", "")
+
+
+SPEAKERS = {  # channels in the order of a file, by what they are in left and right
+    3: "L R C",
+    4: "L R l r",
+    5: "L R C l r",
+    6: "L R C - l r",
+    7: "L R C - c l r",
+    8: "L R C - l r l r",
+}
+LEVELS = {"L": (1, 0), "R": (0, 1), "l": (0.707, 0), "r": (0, 0.707), "-": (0, 0)}
+LEVELS |= {"C": (0.707, 0.707), "c": (0.5, 0.5)}
+
+
+def write_surround(path, n_channels):
+    """Write a tone of its own in each channel, at full scale together; their frequencies in Hz."""
+    frequencies = [200 * (index + 1) for index in range(n_channels)]
+    signal = np.stack([make_tone(f, 1.0, level=1.0) for f in frequencies], axis=1)
+    soundfile.write(path, signal, SAMPLE_RATE, subtype="FLOAT")
+    return frequencies
+
+
+@pytest.mark.parametrize("n_channels", SPEAKERS)
+def test_surround_is_mixed_down_to_stereo(tmp_path, n_channels):
+    frequencies = write_surround(tmp_path / "a.wav", n_channels)
+
+    signal, _ = read(tmp_path / "a.wav", mono=False)
+
+    gains = np.array([LEVELS[name] for name in SPEAKERS[n_channels].split()]).T
+    gains /= gains.sum(axis=1, keepdims=True)  # what is at full scale does not clip
+    np.testing.assert_allclose(measure_levels(signal, frequencies), gains, atol=1e-3)
+
+
+def test_surround_is_mixed_down_to_mono_without_its_bass_channel(tmp_path):
+    frequencies = write_surround(tmp_path / "a.wav", 6)
+
+    signal, _ = read(tmp_path / "a.wav")
+
+    gains = np.array([0.5, 0.5, 0.707, 0, 0.354, 0.354]) / 2.414
+    np.testing.assert_allclose(measure_levels(signal, frequencies), gains, atol=1e-3)
+
+
+def test_surround_does_not_clip(tmp_path):
+    signal = np.ones((SAMPLE_RATE, 6)) * make_tone(440, level=1.0)[:, None]
+    soundfile.write(tmp_path / "a.wav", signal, SAMPLE_RATE, subtype="FLOAT")
+
+    signal, _ = read(tmp_path / "a.wav", mono=False)
+
+    assert np.abs(signal).max() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_layout_that_a_file_names_is_obeyed(tmp_path):
+    tones = np.stack([make_tone(f, 1.0, 48000) for f in (200, 400, 600)])
+    path = write_with_ffmpeg(tmp_path / "a.wav", tones, "pcm_s16le", "2.1", 48000)
+
+    signal, _ = read(path, mono=False)
+
+    expected = [[0.5, 0, 0], [0, 0.5, 0]]  # the third is for low frequencies alone
+    np.testing.assert_allclose(measure_levels(signal, [200, 400, 600]), expected, atol=0.01)
+
+
+def test_channels_without_places_are_averaged(tmp_path):
+    frequencies = write_surround(tmp_path / "a.wav", 16)
+
+    signal, _ = read(tmp_path / "a.wav")
+
+    np.testing.assert_allclose(measure_levels(signal, frequencies), 1 / 16, atol=1e-3)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_samples_of_every_kind_have_their_level(tmp_path, subtype):
+    channels = np.stack([make_tone()] * 3, axis=1)
+    soundfile.write(tmp_path / "a.wav", channels, SAMPLE_RATE, subtype=subtype)
+
+    signal, _ = read(tmp_path / "a.wav")
+
+    atol = 0.01 if subtype == "PCM_U8" else 1e-4
+    np.testing.assert_allclose(signal, make_tone(), atol=atol)
+
+
+def test_opposite_channels_are_said_in_mono(write_audio):
+    tone = make_tone()
+    path = write_audio("a.wav", np.stack([tone, -tone], axis=1))
+
+    _, remarks = read(path)
+
+    assert remarks == ["has a left and a right that cancel each other out in mono: see --no-mono"]
+
+
+@pytest.mark.parametrize("right", [make_tone(600), make_tone(440), np.zeros(SAMPLE_RATE)])
+def test_other_stereo_is_not_said_to_cancel(write_audio, right):
+    path = write_audio("a.wav", np.stack([make_tone(440), right], axis=1))
+
+    _, remarks = read(path)
+
+    assert not remarks
+
+
+def test_a_constant_is_taken_away_from_all_of_a_file(write_audio, monkeypatch):
+    monkeypatch.setattr("support.readers.READ_BLOCK", 1 << 14)
+    tones = np.stack([make_tone(duration=2.0), make_tone(660, duration=2.0)], axis=1)
+    path = write_audio("a.wav", tones + [0.1, -0.02], subtype="FLOAT")
+
+    signal, _ = read(path, mono=False)
+
+    np.testing.assert_allclose(signal, tones.T, atol=2e-5)
+
+
+@pytest.mark.parametrize("frequency", [55.3, 440.1])
+def test_a_short_tone_is_not_taken_for_a_constant(write_audio, frequency):
+    tone = make_tone(frequency, 0.3)
+    path = write_audio("a.wav", tone, subtype="FLOAT")
+
+    np.testing.assert_array_equal(read(path)[0], tone)
+
+
+def test_the_user_is_told_once_what_is_short(tmp_path, write_audio, make_settings, capsys):
+    cut(write_audio("a.wav", make_tone(duration=4.0)), 0.5)
+    folders = tmp_path / "audio", tmp_path / "saved"
+    preprocess.preprocess_folder(*folders, make_settings(), jobs=1)
+    first = capsys.readouterr()
+
+    preprocess.preprocess_folder(*folders, make_settings(), jobs=1)
+
+    note = "note: 'a.wav' ends 2.0 s before the length that its header gives\n"
+    assert first.err == note and "0 skipped" in first.out
+    assert capsys.readouterr().err == ""
+    assert len(dataset.list_keys(tmp_path / "saved" / "spectrograms")) == 7

@@ -1,0 +1,144 @@
+"""The page of a folder of samples, and its items.json, over several runs."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import generate
+from generation.modes import Item
+from generation.page import Page
+from helpers import SAMPLE_RATE, make_settings, read_csv
+from support import files
+from support.errors import UserError
+
+SOUND = {"new": np.zeros(SAMPLE_RATE // 10, np.float32)}
+PLAYER = {"kind": "New", "sound": "new/a.wav", "picture": None, "seconds": 1.0}
+
+
+def make_items(*names):
+    return [Item(name, f"Piece {name}", SOUND, {}, {"seed": 0}) for name in names]
+
+
+def run(folder, items, summary=None):
+    """What a run of generate.py does with its Items; the Page."""
+    page = Page(folder, make_settings())
+    for item in items:
+        page.add(*generate.save_item(item, {"new": folder / "new"}, SAMPLE_RATE))
+    page.finish(summary or {})
+    return page
+
+
+def list_titles(folder):
+    """The titles on the page, from top to bottom."""
+    lines = (folder / "index.html").read_text().splitlines()
+    return [line.split(">")[1].split("<")[0] for line in lines if 'id="item-' in line]
+
+
+def test_page_keeps_what_earlier_runs_made_below_the_newest(tmp_path):
+    run(tmp_path, make_items("a", "b"))
+
+    run(tmp_path, make_items("c", "d"))
+
+    assert list_titles(tmp_path) == ["Piece c", "Piece d", "Piece a", "Piece b"]
+    assert [row["item"] for row in read_csv(tmp_path / "metrics.csv")] == ["c", "d", "a", "b"]
+
+
+def test_item_of_the_same_name_replaces_the_older_one(tmp_path):
+    run(tmp_path, make_items("a", "b"))
+
+    run(tmp_path, [make_items("b")[0]._replace(title="Piece b again")])
+
+    assert list_titles(tmp_path) == ["Piece b again", "Piece a"]
+
+
+def test_item_whose_sound_was_deleted_leaves_the_page(tmp_path):
+    run(tmp_path, make_items("a", "b"))
+    (tmp_path / "new" / "a.wav").unlink()
+
+    run(tmp_path, make_items("c"))
+
+    assert list_titles(tmp_path) == ["Piece c", "Piece b"]
+
+
+def test_page_shows_all_that_was_made_before_an_error(tmp_path):
+    def make():
+        yield from make_items("a", "b")
+        raise RuntimeError("the third")
+
+    page, sound_generator = (
+        Page(tmp_path, make_settings()),
+        SimpleNamespace(sample_rate=SAMPLE_RATE),
+    )
+    with pytest.raises(RuntimeError, match="the third"):
+        generate.save_items(make(), page, {"new": tmp_path / "new"}, sound_generator, None)
+
+    assert list_titles(tmp_path) == ["Piece a", "Piece b"]
+    assert len(read_csv(tmp_path / "metrics.csv")) == 2
+
+
+def test_summary_stays_until_there_is_another(tmp_path):
+    run(tmp_path, make_items("a"), {"distance, dB": 3.5})
+
+    run(tmp_path, make_items("b"))
+
+    assert "<dt>distance, dB</dt><dd>3.5</dd>" in (tmp_path / "index.html").read_text()
+
+
+def test_sounds_may_lie_beside_the_page(tmp_path):
+    folder = tmp_path / "samples"
+    for name in ("a", "b"):
+        page = Page(folder, make_settings())
+        page.add(*generate.save_item(*make_items(name), {"new": tmp_path / "new"}, SAMPLE_RATE))
+
+    assert list_titles(folder) == ["Piece b", "Piece a"]
+    assert 'src="../new/a.wav"' in (folder / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        b"",
+        b"[]",
+        b"[" * 100_000,
+        [1],
+        [{"name": "a"}],
+        [{"name": [], "title": "", "figures": {}, "players": []}],
+        [{"name": "a", "title": "", "figures": [], "players": []}],
+        *(
+            [{"name": "a", "title": "", "figures": {}, "players": [{**PLAYER, **changes}]}]
+            for changes in (
+                {"sound": "//host/a.wav"},
+                {"sound": "..//host/a.wav"},
+                {"sound": r"\\host\a.wav"},
+                {"sound": "/etc/passwd"},
+                {"sound": 3},
+                {"picture": "new/../../a.png"},
+                {"seconds": "long"},
+            )
+        ),
+    ],
+)
+def test_damaged_items_are_named(tmp_path, items):
+    if isinstance(items, bytes):
+        (tmp_path / "items.json").write_bytes(items)
+    else:
+        files.write_json(tmp_path / "items.json", {"summary": {}, "items": items})
+
+    with pytest.raises(UserError, match=r"items\.json is (damaged|not a JSON).*: delete it"):
+        Page(tmp_path, make_settings())
+
+
+def test_items_of_strangers_put_no_script_into_the_page(tmp_path):
+    script = "<script>alert(1)</script>"
+    name = 'a" onerror="alert(1)'
+    player = {"kind": script, "sound": f"{name}.wav", "picture": f"{name}.png", "seconds": 1.0}
+    item = {"name": script, "title": script, "players": [player], "figures": {script: script}}
+    (tmp_path / f"{name}.wav").touch()
+    files.write_json(tmp_path / "items.json", {"summary": {script: script}, "items": [item]})
+
+    page = run(tmp_path, make_items("b"))
+
+    html = (tmp_path / "index.html").read_text()
+    assert len(page.entries) == 2
+    assert "<script>alert" not in html and " onerror=" not in html

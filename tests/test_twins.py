@@ -1,0 +1,171 @@
+import json
+
+import numpy as np
+import pytest
+
+import preprocess
+from helpers import make_music, make_settings
+from support import dataset
+from support.errors import UserError
+from training.splits import split_by_track, split_keys
+from training.twins import MIN_SIMILARITY, extract_fingerprint, find_twins, label_groups
+
+
+@pytest.fixture
+def make_features(tmp_path, write_audio):
+    """Preprocesses {name: signal}; the folder of the spectrograms, and their keys."""
+
+    def make(signals, **fields):
+        for name, signal in signals.items():
+            write_audio(name, signal)
+        preprocess.preprocess_folder(
+            tmp_path / "audio", tmp_path / "saved", make_settings(**fields)
+        )
+        spectrograms_path = tmp_path / "saved" / "spectrograms"
+        return spectrograms_path, dataset.list_keys(spectrograms_path)
+
+    return make
+
+
+def make_recordings(n):
+    """{name: signal} of different recordings."""
+    return {f"{seed}.wav": make_music(duration=1.0, seed=seed) for seed in range(n)}
+
+
+def get_tracks(keys):
+    return {dataset.get_track(key) for key in keys}
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("0.mp3", lambda signal: signal),
+        ("0.ogg", lambda signal: signal),
+        ("folder/0.wav", lambda signal: signal),
+        ("half as loud.wav", lambda signal: signal / 2),
+        ("later.wav", lambda signal: np.pad(signal, (200, 0))),  # 9 ms, of pieces of 0.3 s
+    ],
+)
+def test_a_copy_is_a_twin(make_features, name, change):
+    recordings = make_recordings(3)
+
+    twins = find_twins(*make_features(recordings | {name: change(recordings["0.wav"])}))
+
+    assert twins == [sorted(["0.wav", name])]
+
+
+def test_other_recordings_are_no_twins(make_features):
+    assert find_twins(*make_features(make_recordings(12))) == []
+
+
+def test_silent_tracks_are_no_twins(make_features):
+    silence = np.zeros(22050, np.float32)
+
+    assert find_twins(*make_features({"a.wav": silence, "b.wav": silence})) == []
+
+
+def test_stereo_has_twins(make_features):
+    signal = np.stack([make_music(seed=0), make_music(seed=1)], axis=1)
+
+    twins = find_twins(*make_features({"a.wav": signal, "b.ogg": signal}, mono=False))
+
+    assert twins == [["a.wav", "b.ogg"]]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1), (1, 1), (700, 5)])
+def test_pieces_of_any_shape_have_a_fingerprint(tmp_path, shape):
+    image = np.random.default_rng(0).random(shape, np.float32)
+    preprocess.Saver(tmp_path, tmp_path).save_feature(image, "a.wav.000.npy")
+
+    fingerprint = extract_fingerprint(tmp_path, ["a.wav.000.npy"])
+
+    n_rows = (shape[0] + 1) // 2  # one row has no neighbour to differ from
+    assert np.linalg.norm(fingerprint) == pytest.approx(float(n_rows > 1), abs=1e-6)  # float32
+
+
+def test_the_twin_of_a_twin_is_a_twin_across_blocks():
+    angles = np.arccos(MIN_SIMILARITY) * np.array([0.0, 0.9, 1.8])  # of neighbours alone
+    fingerprints = np.zeros((900, 902), np.float32)
+    fingerprints[np.arange(900), np.arange(900)] = 1
+    for index, angle in zip((10, 400, 800), angles, strict=True):
+        fingerprints[index] = 0
+        fingerprints[index, -2:] = np.cos(angle), np.sin(angle)
+
+    labels = label_groups(fingerprints)
+
+    assert np.flatnonzero(labels != np.arange(900)).tolist() == [400, 800]
+    assert labels[400] == labels[800] == 10
+
+
+def test_a_damaged_piece_is_named(make_features):
+    spectrograms_path, keys = make_features(make_recordings(2))
+    (spectrograms_path / keys[0]).write_bytes(b"\x93NUMPY rubbish")
+
+    with pytest.raises(UserError, match=r"0\.wav\.000\.npy is damaged"):
+        find_twins(spectrograms_path, keys)
+
+
+def test_a_random_split_keeps_copies_in_one_part(make_features, capsys):
+    recordings = make_recordings(6)
+    copies = {name.replace(".wav", ".mp3"): signal for name, signal in recordings.items()}
+    spectrograms_path, keys = make_features(recordings | copies)
+    capsys.readouterr()
+
+    for seed in range(5):
+        parts = split_keys(spectrograms_path, keys, None, 0.3, seed)
+
+        stems = [{track.split(".")[0] for track in get_tracks(parts[p])} for p in parts]
+        assert [*map(len, stems)] == [4, 2, 0] and not stems[0] & stems[1]
+        assert sorted(parts["train"] + parts["valid"]) == sorted(keys)
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "6 tracks are copies of others, by their sound (0.wav of 0.mp3): "
+        "each is kept on the side of its twin"
+    )
+
+
+def test_twins_leave_the_order_of_the_others_alone():
+    keys = [f"{track:02d}.wav.000.npy" for track in range(30)]
+    alone = split_by_track(keys, 0.1, seed=0)["valid"]
+    twins = [sorted(get_tracks(keys) - get_tracks(alone))[:2]]
+
+    assert split_by_track(keys, 0.1, seed=0, twins=twins)["valid"] == alone
+
+
+def test_copies_of_one_recording_are_all_trained_on():
+    keys = ["a.mp3.000.npy", "a.wav.000.npy"]
+
+    parts = split_by_track(keys, 0.5, seed=0, twins=[["a.mp3", "a.wav"]])
+
+    assert parts == {"train": keys, "valid": [], "test": []}
+
+
+def test_without_validation_no_twins_are_looked_for(tmp_path):
+    keys = ["a.wav.000.npy", "b.wav.000.npy"]  # that do not exist
+
+    assert split_keys(tmp_path, keys, None, 0, seed=0)["train"] == keys
+
+
+def test_copies_in_two_parts_of_a_list_are_named(tmp_path, make_features, capsys):
+    recordings = make_recordings(3)
+    spectrograms_path, keys = make_features(recordings | {"copy.ogg": recordings["0.wav"]})
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": ["0.wav", "1.wav"], "valid": ["2.wav", "copy.ogg"]}))
+
+    parts = split_keys(spectrograms_path, keys, split, 0.1, seed=0)
+
+    assert get_tracks(parts["valid"]) == {"2.wav", "copy.ogg"}
+    assert capsys.readouterr().err == (
+        "warning: 1 recordings are in more than one part of the split, by their sound: "
+        "0.wav (train), copy.ogg (valid)\n"
+    )
+
+
+def test_copies_in_one_part_of_a_list_are_fine(tmp_path, make_features, capsys):
+    recordings = make_recordings(2)
+    spectrograms_path, keys = make_features(recordings | {"copy.ogg": recordings["0.wav"]})
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": ["0.wav", "copy.ogg"], "valid": ["1.wav"]}))
+
+    split_keys(spectrograms_path, keys, split, 0.1, seed=0)
+
+    assert capsys.readouterr().err == ""

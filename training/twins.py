@@ -1,0 +1,89 @@
+"""Which tracks hold the same recording: in two formats, under two names, or in two folders.
+
+In:  the folder that preprocess.py wrote, and the keys of its pieces.
+Out: groups of tracks.
+
+    twins = find_twins("saved_data/spectrograms", keys)
+"""
+
+import concurrent.futures
+import functools
+
+import numpy as np
+
+from support import dataset
+
+N_PIECES = 2  # that are compared, at a track's start
+N_BINS, N_FRAMES = 256, 8  # cells of a piece's lower half
+MIN_SIMILARITY = 0.75  # most copies in lossy formats have over 0.85, other music at most 0.5
+BLOCK_SIZE = 256  # tracks compared with all others at once
+
+
+def find_twins(spectrograms_path, keys):
+    """The tracks that are twins, [[track, ...], ...]; the twin of a twin is one, too.
+
+    Two tracks are twins if the cosine similarity of their fingerprints is MIN_SIMILARITY or more.
+
+    Args:
+        spectrograms_path: folder that holds the pieces.
+        keys: of all pieces of the tracks, in the order of dataset.list_keys.
+    Raises:
+        UserError: a piece that is compared is damaged.
+    """
+    pieces = {}  # {track: keys}
+    for key in keys:
+        pieces.setdefault(dataset.get_track(key), []).append(key)
+    fingerprints = np.empty((len(pieces), N_PIECES * (N_BINS - 1) * N_FRAMES), np.float32)
+    extract = functools.partial(extract_fingerprint, spectrograms_path)
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        for index, fingerprint in enumerate(executor.map(extract, pieces.values())):
+            fingerprints[index] = fingerprint
+    groups = {}  # {index of a group's first track: tracks}
+    for track, first in zip(pieces, label_groups(fingerprints), strict=True):
+        groups.setdefault(first, []).append(track)
+    return [tracks for tracks in groups.values() if len(tracks) > 1]
+
+
+def extract_fingerprint(spectrograms_path, keys):
+    """What a track's copies share whatever their format and level.
+
+    It is where the level rises and falls from bin to bin: the differences between neighbouring
+    bins, averaged over an eighth of a piece, in the lower half of the bins, which lossy formats
+    keep best. Their square roots are taken so that a few strong partials do not decide.
+
+    Args:
+        keys: of the track's pieces.
+    Returns:
+        float32 (N_PIECES * (N_BINS - 1) * N_FRAMES,), a vector of length 1; 0 for silence.
+    Raises:
+        UserError: a piece is damaged.
+    """
+    slopes = np.zeros((N_PIECES, N_BINS - 1, N_FRAMES), np.float32)
+    for index, key in enumerate(keys[:N_PIECES]):
+        image = dataset.load_spectrogram(spectrograms_path, key)  # (n_bins, n_frames, n_channels)
+        image = image[: (len(image) + 1) // 2].mean(axis=-1)
+        cells = average_cells(average_cells(image, N_FRAMES).T, N_BINS)  # (N_FRAMES, N_BINS)
+        slopes[index] = np.diff(cells).T
+    roots = np.sign(slopes) * np.sqrt(np.abs(slopes))
+    return roots.ravel() / (np.linalg.norm(roots) or 1)
+
+
+def average_cells(rows, n_cells):
+    """The means of n_cells equal parts of each row, float (n_rows, n_cells).
+
+    Rows of fewer than n_cells values are stretched: their values repeat.
+    """
+    edges = np.arange(n_cells + 1) * rows.shape[1] // n_cells
+    return np.add.reduceat(rows, edges[:-1], axis=1) / np.maximum(np.diff(edges), 1)
+
+
+def label_groups(fingerprints):
+    """For each track the index of the first one of its group, int (n_tracks,)."""
+    labels = np.arange(len(fingerprints))
+    for start in range(0, len(fingerprints), BLOCK_SIZE):
+        block = fingerprints[start : start + BLOCK_SIZE]
+        are_twins = block @ fingerprints[start:].T >= MIN_SIMILARITY  # (block, tracks from start)
+        for row in are_twins[are_twins.sum(axis=1) > 1]:  # more than itself
+            joined = np.unique(labels[start:][row])
+            labels[np.isin(labels, joined)] = joined[0]
+    return labels

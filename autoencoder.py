@@ -275,7 +275,9 @@ class Autoencoder:
         """
         path = Path(folder) / "parameters.json"
         if not path.is_file():
-            raise FileNotFoundError(f"no model in {folder}: run train.py first")
+            raise FileNotFoundError(
+                f"no model in {folder}: run train.py, with --resume if it was interrupted"
+            )
         parameters = read_json(path)
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(parameters, dict) or parameters.keys() != names:

@@ -34,6 +34,7 @@ from support.command_line import make_parser, number, run_script, show_progress
 from support.errors import UserError
 from support.files import lock, make_printable, remove_temporaries, write_atomically
 from support.settings import Settings
+from support.texture import Texture
 from training.data import Pieces
 from training.splits import load_split
 
@@ -333,6 +334,9 @@ def get_parser():
     add("--audio_files", nargs="+", metavar="FILE", help=help_text)
     help_text = f"tour this many main directions of what was learned; without N: {COMPONENTS}"
     add("--components", nargs="?", const=COMPONENTS, metavar="N", help=help_text, **count)
+    help_text = "put back the scatter and the level that reconstructions lack"
+    yes_or_no = argparse.BooleanOptionalAction
+    add("--texture", action=yes_or_no, default=True, help=help_text)
     add("--seed", type=number(int, 0, 2**32 - 1), default=SEED, help="of all chance")
     return parser
 
@@ -364,12 +368,13 @@ def main(argv=None):
 
     autoencoder = Autoencoder.load(options.model)
     settings = Settings.load(options.model / "settings.json")
-    sound_generator = settings.make_sound_generator(autoencoder, options.seed)
+    texture = Texture.load(options.model, settings.frame_size // 2) if options.texture else None
+    sound_generator = settings.make_sound_generator(autoencoder, options.seed, texture)
     items = make_items(sound_generator, sources, modes, {**DEFAULTS, **vars(options)})
     folder = options.samples or Path(SAMPLES)
     with lock(folder, *PRODUCTS):
         remove_temporaries(*save_dirs.values(), *folder.glob("pictures/*"))
-        page = Page(folder, settings)
+        page = Page(folder, settings, texture)
         n_skipped = save_items(items, page, save_dirs, sound_generator, sources)
     index = make_printable(folder / "index.html")
     print(f"open {index}: {len(page.entries)} items, {len(page.made)} of this run")

@@ -32,7 +32,8 @@ class SoundGenerator:
         n_samples: length of a piece; None makes it hop_length * (n_frames - 1).
         sample_rate: Hz.
         top_db: dB kept below the peak of a window.
-        seed: of the phases that no slope implies.
+        seed: of the phases that no slope implies, and of the texture.
+        texture: the Texture that the autoencoder's spectrograms lack, or None.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class SoundGenerator:
         sample_rate=SAMPLE_RATE,
         top_db=TOP_DB,
         seed=SEED,
+        texture=None,
     ):
         self.autoencoder = autoencoder
         self.hop_length = hop_length
@@ -52,6 +54,9 @@ class SoundGenerator:
         self.n_samples = n_samples
         self.sample_rate = sample_rate
         self.top_db = top_db
+        self.seed = seed
+        self.texture = texture
+        self._extractor = LogSpectrogramExtractor(frame_size, hop_length, top_db=None)
         self._griffin_lim = GriffinLim(frame_size, hop_length, seed=seed)
         self._min_max_normaliser = MinMaxNormaliser(0, 1)
 
@@ -78,13 +83,27 @@ class SoundGenerator:
         generated_spectrograms, latents = self.autoencoder.reconstruct(
             self.fit_images(spectrograms)
         )
-        signals = self.convert_spectrograms_to_audio(generated_spectrograms, min_max_values)
+        signals = self.convert_spectrograms_to_audio(
+            generated_spectrograms, min_max_values, is_generated=True
+        )
         return signals, latents
 
-    def convert_spectrograms_to_audio(self, spectrograms, min_max_values):
-        """The signals of normalised log spectrograms of any size; see generate()."""
+    def convert_spectrograms_to_audio(self, spectrograms, min_max_values, *, is_generated=False):
+        """The signals of normalised log spectrograms of any size; see generate().
+
+        Args:
+            is_generated: whether they came out of the autoencoder, and lack texture.
+        """
         log_spectrograms = map(self.restore_log_spectrogram, spectrograms, min_max_values)
+        if is_generated:
+            log_spectrograms = map(self.add_texture, log_spectrograms)
         return [*self.invert_all(log_spectrograms, self.n_samples)]
+
+    def add_texture(self, log_spectrogram):
+        """A generated log spectrogram of any length, in dB, with what it lacks; see Texture."""
+        if self.texture is None:
+            return log_spectrogram
+        return self.texture.apply(log_spectrogram, self._extractor, self.seed)
 
     def fit_images(self, spectrograms):
         """Spectrograms at the autoencoder's size, float32 (n, height, width, n_channels)."""
@@ -107,7 +126,10 @@ class SoundGenerator:
         return self._griffin_lim.invert_all(map(to_amplitude, log_spectrograms), n_samples)
 
     def decode(self, latents, min_max_values):
-        """Yield the log spectrogram of each latent, float32 (n_bins, n_frames, n_channels), dB."""
+        """Yield the log spectrogram of each latent, float32 (n_bins, n_frames, n_channels), dB.
+
+        They have no texture yet: it is added to what is joined of them.
+        """
         for start in range(0, len(latents), DECODE_BATCH_SIZE):
             batch = slice(start, start + DECODE_BATCH_SIZE)
             images = self.autoencoder.decode(latents[batch])
@@ -128,6 +150,7 @@ class SoundGenerator:
         """
         n_frames = 1 + n_samples // self.hop_length
         log_spectrogram = join_windows(windows, n_windows, self.window_hop, n_frames)
+        log_spectrogram = self.add_texture(log_spectrogram)
         return self.invert(log_spectrogram, n_samples), log_spectrogram
 
     def reconstruct(self, signal):
@@ -139,8 +162,7 @@ class SoundGenerator:
             (signal, log spectrogram in dB, that of the recording, the mean squared error of the
             windows' images).
         """
-        extractor = LogSpectrogramExtractor(self.frame_size, self.hop_length, top_db=None)
-        log_spectrogram = add_channel_axis(extractor.extract(signal))
+        log_spectrogram = add_channel_axis(self._extractor.extract(signal))
         n_windows, errors = self.count_windows(signal.shape[-1]), []
 
         def reconstruct_windows():

@@ -2,8 +2,8 @@
 
 In:  saved_data/spectrograms/**/*.npy.
 Out: model/checkpoint.npz and logs/ for TensorBoard, while it trains; at the end, all together,
-     parameters.json, model.weights.h5, settings.json, history.csv, history.png, latents.npz and
-     split.json.
+     parameters.json, model.weights.h5, settings.json, texture.json, history.csv, history.png,
+     latents.npz and split.json.
 
     python train.py --saved_data saved_data --model model --epochs 100
 """
@@ -22,6 +22,7 @@ from support import dataset
 from support.command_line import make_parser, number, run_script, show_progress
 from support.files import lock, replace_together, write_arrays, write_csv, write_json
 from support.settings import Settings
+from support.texture import measure_texture
 from training.checkpoint import CHECKPOINT, PARAMETERS, Checkpoint, load_checkpoint
 from training.data import Pieces, Windows
 from training.devices import choose_distribution, choose_precision, prepare_devices
@@ -45,6 +46,7 @@ VALIDATION_SPLIT = 0.1  # share of the tracks
 WARM_UP = 0.05  # share of the steps
 SHIFT_WINDOWS = True
 SEED = 0
+TEXTURE_IMAGES = 100  # held-out ones, that the missing texture is measured on
 IF_INTERRUPTED = "the same command with --resume goes on from the last checkpoint"
 IF_OUT_OF_MEMORY = "lower --batch_size, --latent_space_dim or --conv_filters"
 RUN_FLAGS = (  # that the weights depend on, besides the data and the architecture
@@ -286,11 +288,11 @@ def main(argv=None):
         checkpoint = checkpoint and checkpoint.continue_as(run)
 
         # The training.
+        part, measured = ("train", images) if x_validation is None else ("valid", x_validation)
         tensorboard = None
         if options.logs and is_first:
-            part, logged = ("train", images) if x_validation is None else ("valid", x_validation)
             logs = options.model / "logs"
-            tensorboard = TensorBoard(logs, logged, parts[part], min_max_values, settings)
+            tensorboard = TensorBoard(logs, measured, parts[part], min_max_values, settings)
         callbacks = make_callbacks(
             patience=options.patience,
             model_folder=options.model if is_first else None,
@@ -310,14 +312,17 @@ def main(argv=None):
             seed=options.seed,
         )
 
-        # The model.
+        # The model, by all processes, for they compute together.
         print(f"latents of {len(images)} pieces", flush=True)
-        latents = autoencoder.encode(images)  # by all processes, for they compute together
+        latents = autoencoder.encode(images)
+        ranges = dataset.select_min_max_values(min_max_values, parts[part])
+        texture = measure_missing_texture(autoencoder, measured, ranges, settings)
         if is_first:
             with replace_together(options.model, PARAMETERS) as folder:
                 autoencoder.save(folder)
                 settings.save(folder / "settings.json")
                 save_history(folder, callbacks)
+                texture.save(folder)
                 save_latents(folder / "latents.npz", parts["train"], latents, min_max_values)
                 save_split(folder / "split.json", parts)
             print(f"model in {options.model}")
@@ -367,6 +372,18 @@ def save_history(folder, callbacks):
     (rows,) = (callback.rows for callback in callbacks if isinstance(callback, History))
     write_csv(folder / "history.csv", rows[0].keys(), [row.values() for row in rows])
     plot_history(folder / "history.png", rows)
+
+
+def measure_missing_texture(autoencoder, images, min_max_values, settings):
+    """The Texture that the reconstructions of some of these images lack."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, TEXTURE_IMAGES).astype(int))
+    images, ranges = images[chosen], [min_max_values[index] for index in chosen]
+    generator = settings.make_sound_generator(autoencoder)
+    log_spectrograms, reconstructed = (
+        map(generator.restore_log_spectrogram, kind, ranges)
+        for kind in (images, autoencoder.reconstruct(images)[0])
+    )
+    return measure_texture([*log_spectrograms], [*reconstructed], settings.make_extractor())
 
 
 def save_latents(path, keys, latents, min_max_values):

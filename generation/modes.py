@@ -113,10 +113,11 @@ def compare_pieces(sound_generator, recordings, spectrograms, min_max_values, ke
     images, generated = generator.fit_images(spectrograms), generator.autoencoder.decode(latents)
     for index, (key, name) in enumerate(zip(keys, make_file_names(keys), strict=True)):
         sounds = {"original": original_signals[index], "generated": signals[index]}
-        log_spectrograms = {
-            kind: generator.restore_log_spectrogram(image, min_max_values[index])
-            for kind, image in (("original", spectrograms[index]), ("generated", generated[index]))
-        }
+        original, restored = (
+            generator.restore_log_spectrogram(image, min_max_values[index])
+            for image in (spectrograms[index], generated[index])
+        )
+        log_spectrograms = {"original": original, "generated": generator.add_texture(restored)}
         figures = {"image error": float(np.square(generated[index] - images[index]).mean())}
         for kind, log_spectrogram in log_spectrograms.items():
             figures[f"spectral convergence of the {kind}, dB"] = measure_spectral_convergence(
@@ -140,7 +141,8 @@ def make_samples(sound_generator, sources, count, *, genre, temperature, seed):
     prior = fit_prior(sources.model, genre, seed)
     rng = np.random.default_rng((seed, 1))
     latents, ranges = prior.sample(count, temperature, rng)
-    log_spectrograms = [*sound_generator.decode(latents, make_min_max_values(ranges))]
+    decoded = sound_generator.decode(latents, make_min_max_values(ranges))
+    log_spectrograms = [*map(sound_generator.add_texture, decoded)]
     signals = sound_generator.invert_all(log_spectrograms, sound_generator.n_samples)
     for index, signal in enumerate(show_progress(signals, count, "new pieces")):
         yield make_new_item(
@@ -178,13 +180,14 @@ def morph(sound_generator, sources, spectrograms, min_max_values, keys, *, steps
     ends = np.array([[entry["min"], entry["max"]] for entry in min_max_values], np.float32)
     latents = (1 - share) * first + share * last
     ranges = make_min_max_values((1 - share) * ends[0] + share * ends[1])
-    log_spectrograms = [*sound_generator.decode(latents, ranges)]
+    windows = [*sound_generator.decode(latents, ranges)]
+    log_spectrograms = [*map(sound_generator.add_texture, windows)]
     name, title = f"morph-{hash_text(chr(10).join(keys))}", f"{keys[0]} to {keys[1]}"
     signals = sound_generator.invert_all(log_spectrograms, sound_generator.n_samples)
     for index, signal in enumerate(show_progress(signals, steps, "steps")):
         step_title = f"{title}, {index + 1} of {steps}"
         yield make_new_item(f"{name}-{index:03d}", step_title, signal, log_spectrograms[index])
-    joined = join_all(sound_generator, log_spectrograms)
+    joined = join_all(sound_generator, windows)
     yield make_new_item(f"{name}-whole", f"{title}, continuous", *joined)
 
 

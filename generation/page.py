@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
+import numpy as np
 
 from support.dataset import check_key
 from support.errors import UserError
@@ -28,6 +29,7 @@ from support.files import (
 MAX_ITEMS_BYTES = 1 << 28  # of items.json: about 100 000 items
 MAX_COLUMNS = 2000  # of a picture
 MAX_PAIRS = 5  # in spectrograms.png
+TEXTURE_PICTURE = "texture.png"
 KINDS = {  # of sounds, and what the page calls them
     "recorded": "Recorded",
     "original": "Its spectrogram, inverted",
@@ -43,13 +45,15 @@ class Page:
     Args:
         folder: to write; its items.json, if there is one, is read.
         settings: the features' Settings.
+        texture: the Texture that generated sounds get, to draw, or None.
     Raises:
         UserError: items.json is damaged.
     """
 
-    def __init__(self, folder, settings):
+    def __init__(self, folder, settings, texture=None):
         self.folder = Path(folder)
         self.settings = settings
+        self.texture = texture
         self.earlier, self.summary = load_items(self.folder)
         self.made = {}  # entries of this run, by name
         self.pairs = []  # Items that spectrograms.png shows
@@ -103,6 +107,8 @@ class Page:
         self.summary = summary or self.summary
         if self.pairs:
             plot_pairs(self.folder / "spectrograms.png", self.pairs, self.settings)
+        if self.texture:
+            plot_texture(self.folder / TEXTURE_PICTURE, self.texture, self.settings)
         self._write()
 
     def _write(self):
@@ -116,7 +122,9 @@ class Page:
         rows += [("all new pieces", name, value) for name, value in self.summary.items()]
         write_csv(self.folder / "metrics.csv", ("item", "figure", "value"), rows)
         page = self._template.render(
-            entries=map(format_entry, self.entries), summary=format_figures(self.summary)
+            entries=map(format_entry, self.entries),
+            summary=format_figures(self.summary),
+            texture=TEXTURE_PICTURE if (self.folder / TEXTURE_PICTURE).exists() else None,
         )
         write_atomically(self.folder / "index.html", page.encode("utf-8", "replace"))
 
@@ -215,6 +223,20 @@ def plot_pairs(path, items, settings):
     with warnings.catch_warnings():  # a name may have characters that the font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         write_figure(path, figure, dpi=100)
+
+
+def plot_texture(path, texture, settings):
+    """Write a picture of how much scatter each frequency gets back."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    frequencies = np.arange(len(texture.amounts)) * settings.sample_rate / settings.frame_size
+    axes.plot(frequencies, texture.amounts)
+    axes.set(xlabel="Hz", ylabel="scatter (noise: 1)", ylim=(0, None))
+    axes.set_title(f"level {texture.level_db:+.1f} dB", fontsize=9)
+    axes.grid(alpha=0.3)
+    write_figure(path, figure, dpi=100)
 
 
 def format_entry(entry):

@@ -99,7 +99,7 @@ class Settings:
 
         return LogSpectrogramExtractor(self.frame_size, self.hop_length, top_db=self.top_db)
 
-    def make_sound_generator(self, autoencoder, seed=0):
+    def make_sound_generator(self, autoencoder, seed=0, texture=None):
         from soundgenerator import SoundGenerator
 
         return SoundGenerator(
@@ -110,6 +110,7 @@ class Settings:
             sample_rate=self.sample_rate,
             top_db=self.top_db,
             seed=seed,
+            texture=texture,
         )
 
     def save(self, path):

@@ -69,7 +69,7 @@ def test_stereo_stays_stereo_through_all_three(tmp_path, audio, monkeypatch):
     "main, flags, message",
     [
         (train.main, [], "run preprocess.py first"),
-        (generate.main, [], "run train.py first"),
+        (generate.main, [], "no model in model: run train.py"),
         (preprocess.main, ["--audio_files_dir", "empty"], "empty is empty"),
     ],
 )

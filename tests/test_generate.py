@@ -7,8 +7,8 @@ import soundfile
 
 import generate
 import preprocess
-from generation.modes import Item, Recordings, make_file_names
-from helpers import make_music
+from generation.modes import Item, Recordings, Sources, make_file_names
+from helpers import make_music, make_settings
 from support import dataset, files
 from support.command_line import show_progress
 from support.errors import UserError
@@ -165,6 +165,13 @@ def features(tmp_path, write_audio, make_settings):
         tmp_path / "audio", tmp_path / "saved_data", make_settings(), jobs=1
     )
     return tmp_path / "saved_data" / "spectrograms"
+
+
+def test_features_of_other_settings_than_the_models_are_refused(features, tmp_path):
+    make_settings(hop_length=32).save(tmp_path / "model" / "settings.json")
+
+    with pytest.raises(UserError, match="features of other settings than .*: run train"):
+        generate.load_spectrograms(Sources(tmp_path / "model", features, None))
 
 
 def load_recorded(features, key):

@@ -12,6 +12,7 @@ import preprocess
 from helpers import ROOT, SAMPLE_RATE, load_ranges, make_music, make_tone, read_all, read_csv
 from support import dataset
 from support.errors import UserError
+from support.settings import count_samples
 from support.spectrograms import resize
 
 
@@ -95,6 +96,20 @@ def test_loader_keeps_a_last_piece_above_half(write_audio):
     assert [len(piece) for piece in pieces] == [11025, 6615]
 
 
+@pytest.mark.parametrize("n_last", [8820, 4410])  # a whole piece, and just half of one
+def test_loader_keeps_a_last_piece_of_half_or_more(write_audio, n_last):
+    path = write_audio("a.wav", make_tone()[: 8820 + n_last])
+    loader = preprocess.Loader(SAMPLE_RATE, 0.4, mono=True)
+
+    pieces = [*loader.load_pieces(path)]
+
+    assert [len(piece) for piece in pieces] == [8820, n_last]
+
+
+def test_a_piece_has_all_the_samples_of_its_duration():
+    assert count_samples(100, 0.29) == 29  # in floating point 28.999999999999996
+
+
 def test_padder_pads_the_last_axis_alone():
     stereo = np.ones((2, 3))
     padder = preprocess.Padder("constant")
@@ -161,6 +176,16 @@ def test_resize_round_trip_keeps_a_smooth_image():
 
     assert small.shape == (32, 24, 1)
     np.testing.assert_allclose(again, image, atol=0.01)  # a cubic's error at this curvature
+
+
+def test_resize_makes_a_loud_first_frame_hardly_louder():
+    image = np.full((8, 8, 1), 0.1, np.float32)
+    image[:, 0] = 0.5
+
+    first = resize(image, (8, 16))[:, :2]
+
+    assert first.max() < 0.62  # 0.58, where a spline that is not natural gives 0.66
+    np.testing.assert_allclose(first.mean(axis=1), 0.5, atol=1e-6)  # float32
 
 
 def test_pipeline_writes_features_settings_and_plain_min_max(tmp_path, write_audio, make_settings):

@@ -58,6 +58,22 @@ def test_other_recordings_are_no_twins(make_features):
     assert find_twins(*make_features(make_recordings(12))) == []
 
 
+def test_recordings_that_only_begin_alike_are_no_twins(make_features):
+    start, *ends = (make_music(duration=0.3, seed=seed) for seed in range(3))
+    recordings = {f"{i}.wav": np.concatenate([start, end]) for i, end in enumerate(ends)}
+
+    assert find_twins(*make_features(recordings)) == []
+
+
+@pytest.mark.parametrize("similarity, are_twins", [(0.7, False), (0.8, True)])
+def test_tracks_are_twins_from_a_similarity_of_three_quarters(similarity, are_twins):
+    fingerprints = np.array([[1, 0], [similarity, np.sqrt(1 - similarity**2)]], np.float32)
+
+    labels = label_groups(fingerprints)
+
+    assert (labels[0] == labels[1]) == are_twins
+
+
 def test_silent_tracks_are_no_twins(make_features):
     silence = np.zeros(22050, np.float32)
 

@@ -193,6 +193,13 @@ class MinMaxNormaliser:
         return unit * (original_max - original_min) + original_min
 
 
+def check_length(signal, frame_size):
+    """Raise a UserError if a signal, (..., n_samples), is shorter than one frame."""
+    n_samples = signal.shape[-1]
+    if n_samples < frame_size:
+        raise UserError(f"is shorter than one frame: {n_samples} of {frame_size} samples")
+
+
 class Saver:
     """Writes features as .npy files and their min-max values as one pickle, beside a journal."""
 
@@ -346,11 +353,8 @@ class PreprocessingPipeline:
         else:
             signals = [self.loader.load(path, remarks)]
         for segment, signal in enumerate(signals):
-            if segment == 0 and signal.shape[-1] < self.extractor.frame_size:
-                raise UserError(
-                    f"is shorter than one frame: {signal.shape[-1]} of "
-                    f"{self.extractor.frame_size} samples at {self.loader.sample_rate} Hz"
-                )
+            if segment == 0:
+                check_length(signal, self.extractor.frame_size)
             yield signal
 
     def _is_padding_necessary(self, signal):

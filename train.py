@@ -316,7 +316,9 @@ def main(argv=None):
         print(f"latents of {len(images)} pieces", flush=True)
         latents = autoencoder.encode(images)
         ranges = dataset.select_min_max_values(min_max_values, parts[part])
-        texture = measure_missing_texture(autoencoder, measured, ranges, settings)
+        texture = measure_missing_texture(
+            lambda images: autoencoder.reconstruct(images)[0], measured, ranges, settings
+        )
         if is_first:
             with replace_together(options.model, PARAMETERS) as folder:
                 autoencoder.save(folder)
@@ -374,16 +376,21 @@ def save_history(folder, callbacks):
     plot_history(folder / "history.png", rows)
 
 
-def measure_missing_texture(autoencoder, images, min_max_values, settings):
-    """The Texture that the reconstructions of some of these images lack."""
+def measure_missing_texture(reconstruct, images, min_max_values, settings):
+    """The Texture that the reconstructions of some of these images lack.
+
+    Args:
+        reconstruct: images to images, float32 (n, height, width, channels).
+        images: an array or Pieces.
+        min_max_values: {"min": dB, "max": dB} of each.
+    """
     chosen = np.unique(np.linspace(0, len(images) - 1, TEXTURE_IMAGES).astype(int))
     images, ranges = images[chosen], [min_max_values[index] for index in chosen]
-    generator = settings.make_sound_generator(autoencoder)
+    restore = settings.make_sound_generator(None).restore_log_spectrogram
     log_spectrograms, reconstructed = (
-        map(generator.restore_log_spectrogram, kind, ranges)
-        for kind in (images, autoencoder.reconstruct(images)[0])
+        [*map(restore, kind, ranges)] for kind in (images, reconstruct(images))
     )
-    return measure_texture([*log_spectrograms], [*reconstructed], settings.make_extractor())
+    return measure_texture(log_spectrograms, reconstructed, settings.make_extractor())
 
 
 def save_latents(path, keys, latents, min_max_values):

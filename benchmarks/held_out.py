@@ -1,20 +1,23 @@
 """The pieces of a folder that are held out, and how near their reconstructions sound.
 
 In:  a folder that preprocess.py wrote, and the audio it was made from.
-Out: images, their mean squared error, and mel distances in dB.
+Out: images, their mean squared error, mel distances and levels in dB, and WAV files.
 
     split = Split("saved_data", ["*/x.wav"], seed=0)
-    distance = SoundComparison(split, n_pieces=60).measure(split.x_held_out)
+    nearness = SoundComparison(split, n_pieces=60).measure(split.x_held_out)
 """
 
 import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 import librosa
 import numpy as np
 
 import train
-from generation.evaluation import measure_mel_distance
+from generate import save_signals
+from generation.evaluation import POOLED_FRAMES, measure_mel_distance
+from generation.modes import make_file_names
 from preprocess import Padder
 from support import dataset
 from support.errors import UserError
@@ -22,7 +25,7 @@ from support.files import read_json
 from support.settings import Settings
 from support.spectrograms import to_amplitude
 from training.data import Windows
-from training.splits import split_by_track
+from training.splits import split_keys
 
 
 class Split:
@@ -44,7 +47,7 @@ class Split:
         if patterns:
             parts = split_by_pattern(keys, patterns)
         else:
-            parts = split_by_track(keys, train.VALIDATION_SPLIT, seed)
+            parts = split_keys(settings_path.parent, keys, None, train.VALIDATION_SPLIT, seed)
         training_keys, self.held_out_keys = parts["train"], parts["valid"]
         if not training_keys or not self.held_out_keys:
             n_held_out = len(self.held_out_keys)
@@ -53,6 +56,7 @@ class Split:
         self.x_held_out = train.load_fsdd(settings_path.parent, keys=self.held_out_keys)
         min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data), keys)
         self.windows = Windows(self.x_train, training_keys, min_max_values, self.settings.top_db)
+        self.training_ranges = dataset.select_min_max_values(min_max_values, training_keys)
         self.min_max_values = dataset.select_min_max_values(min_max_values, self.held_out_keys)
 
     def load_recording(self, key):
@@ -72,6 +76,14 @@ def split_by_pattern(keys, patterns):
     return parts
 
 
+class Nearness(NamedTuple):
+    """How near sounds are to recordings, on average."""
+
+    mel_distance_db: float
+    pooled_mel_distance_db: float  # of mel spectrograms averaged over POOLED_FRAMES
+    level_db: float  # above the recordings
+
+
 class SoundComparison:
     """Measures how near the sounds of held-out images are to what was recorded.
 
@@ -85,17 +97,28 @@ class SoundComparison:
         self.indices = places.round().astype(int)
         self.recordings = [split.load_recording(split.held_out_keys[i]) for i in self.indices]
         self.min_max_values = [split.min_max_values[i] for i in self.indices]
+        self.names = make_file_names([split.held_out_keys[i] for i in self.indices])
         self.generator = split.settings.make_sound_generator(None)
 
-    def measure(self, images):
-        """The mean mel distance in dB between images' sounds and the recordings.
+    def measure(self, images, texture=None, save_dir=None):
+        """How near images' sounds are to the recordings.
 
         Args:
             images: float32 (n, height, width, channels), of all held-out pieces.
+            texture: the Texture that they lack, or None.
+            save_dir: folder to write the sounds into, or None.
+        Returns:
+            a Nearness.
         """
-        chosen = images[self.indices]
-        signals = self.generator.convert_spectrograms_to_audio(chosen, self.min_max_values)
-        return self._measure_signals(signals)
+        self.generator.texture = texture
+        signals = self.generator.convert_spectrograms_to_audio(
+            images[self.indices], self.min_max_values, is_generated=True
+        )
+        return self._measure_signals(signals, save_dir)
+
+    def save_recordings(self, save_dir):
+        """Write the recordings, under the names that measure() gives their reconstructions."""
+        save_signals(self.recordings, save_dir, self.names, self.generator.sample_rate)
 
     def measure_zero_phase(self, images):
         """The same without phase recovery: the inverse transform of the amplitude alone."""
@@ -111,13 +134,23 @@ class SoundComparison:
             )
         return self._measure_signals(signals)
 
-    def _measure_signals(self, signals):
+    def _measure_signals(self, signals, save_dir=None):
         sample_rate = self.generator.sample_rate
-        distances = [
-            measure_mel_distance(recording, signal, sample_rate)
-            for recording, signal in zip(self.recordings, signals, strict=True)
+        if save_dir is not None:
+            save_signals(signals, save_dir, self.names, sample_rate)
+        pairs = [*zip(self.recordings, signals, strict=True)]
+        levels = [
+            10 * np.log10(np.square(signal).sum() / np.square(recording).sum())
+            for recording, signal in pairs
+            if recording.any() and np.any(signal)
         ]
-        return float(np.mean(distances))
+        return Nearness(
+            *(
+                float(np.mean([measure_mel_distance(*pair, sample_rate, n) for pair in pairs]))
+                for n in (1, POOLED_FRAMES)
+            ),
+            float(np.mean(levels)),
+        )
 
 
 def measure_error(images, reconstructed):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 import train
-from benchmarks.held_out import SoundComparison, Split, measure_error
+from benchmarks.held_out import Nearness, SoundComparison, Split, measure_error
 from preprocess import SAVED_DATA
 from support.command_line import make_parser, number, run_script
 from support.files import write_csv, write_figure
@@ -38,7 +38,7 @@ COLUMNS = (
     "latent_space_dim",
     "held_out_mse",
     "training_mse",
-    "mel_distance_db",
+    *Nearness._fields,
     "seconds",
     "steps",
     "parameters",
@@ -153,7 +153,7 @@ def fit_ours(split, latent_space_dim, budget_s, n_epochs, precision, seed):
         history, started = History(), time.perf_counter()
         run(N_TRIAL_EPOCHS, [history])
         trial_s = time.perf_counter() - started
-        epoch_s = float(np.mean([row["seconds"] for row in history.rows[1:]]))
+        epoch_s = float(np.mean([row["seconds"] for row in history.rows[2:]]))
         start_s = trial_s - N_TRIAL_EPOCHS * epoch_s
         n_epochs = max(2, int((budget_s - start_s) / epoch_s))
     curve = ErrorCurve(split.x_held_out, budget_s / N_CURVE)
@@ -216,21 +216,26 @@ def make_bounds(split, comparison):
     ):
         row = dict.fromkeys(COLUMNS, 0)
         row["method"] = f"untouched, {inversion}"
-        row["mel_distance_db"] = measure(split.x_held_out)
-        yield row
+        yield row | measure(split.x_held_out)._asdict()
 
 
-def make_row(name, fitted, split, comparison):
-    """The errors of the held-out and of as many training pieces, the sound, and the effort."""
+def make_row(name, fitted, split, comparison, save_dir):
+    """The errors of the held-out and of as many training pieces, the sound, and the effort.
+
+    Each method's sounds get the texture that its reconstructions of training pieces lack.
+    """
     reconstructed = fitted.reconstruct(split.x_held_out)
     count = min(len(split.x_train), len(split.x_held_out))
     chosen = split.x_train[np.linspace(0, len(split.x_train) - 1, count).astype(int)]
+    texture = train.measure_missing_texture(
+        fitted.reconstruct, split.x_train, split.training_ranges, split.settings
+    )
     return {
         "method": name,
         "latent_space_dim": fitted.latent_space_dim,
         "held_out_mse": measure_error(split.x_held_out, reconstructed),
         "training_mse": measure_error(chosen, fitted.reconstruct(chosen)),
-        "mel_distance_db": comparison.measure(reconstructed),
+        **comparison.measure(reconstructed, texture, save_dir)._asdict(),
         "seconds": fitted.seconds,
         "steps": fitted.steps,
         "parameters": fitted.parameters,
@@ -241,7 +246,9 @@ def make_row(name, fitted, split, comparison):
 def print_row(row):
     print(
         f"{row['method']:<28}{row['latent_space_dim'] or '':>6}{row['held_out_mse']:>10.6f}"
-        f"{row['training_mse']:>10.6f}{row['mel_distance_db']:>8.2f} dB{row['seconds']:>8.1f} s"
+        f"{row['training_mse']:>10.6f}{row['mel_distance_db']:>8.2f} dB"
+        f"{row['pooled_mel_distance_db']:>8.2f} dB{row['level_db']:>+8.2f} dB"
+        f"{row['seconds']:>8.1f} s"
         f"{row['steps']:>7}{row['parameters'] / 1e6:>8.2f} M"
         f"{row['operations_per_piece'] / 1e6:>9.1f} M",
         flush=True,
@@ -322,6 +329,8 @@ def get_parser():
     add("--methods", choices=METHODS, nargs="+", default=METHODS, help="methods to compare")
     help_text = "of the weights, the order and the split"
     add("--seed", type=number(int, 0, 2**32 - 1), default=train.SEED, help=help_text)
+    help_text = "folder to write the compared sounds into, a folder for each method"
+    add("--sounds", type=Path, metavar="FOLDER", help=help_text)
     help_text = "table and figure to write: this name with .csv and .png"
     add("--output", default="reconstruction", help=help_text)
     return parser
@@ -337,6 +346,9 @@ def main(argv=None):
     )
     print(f"columns: {', '.join(COLUMNS)}")
     rows, curves = [], {}
+    if options.sounds:
+        comparison.save_recordings(options.sounds / "recorded")
+        comparison.measure(split.x_held_out, save_dir=options.sounds / "untouched")
     for row in make_bounds(split, comparison):
         print_row(row)
         rows.append(row)
@@ -349,7 +361,10 @@ def main(argv=None):
         options.precision,
         options.seed,
     ):
-        row = make_row(method, fitted, split, comparison)
+        save_dir = None
+        if options.sounds:
+            save_dir = options.sounds / f"{method} {fitted.latent_space_dim}".replace(" ", "_")
+        row = make_row(method, fitted, split, comparison, save_dir)
         print_row(row)
         rows.append(row)
         if fitted.curve:

@@ -41,20 +41,26 @@ def measure_spectral_convergence(amplitude, signal, frame_size, hop_length):
     return float(20 * np.log10(error / max(np.linalg.norm(amplitude), np.finfo(np.float32).tiny)))
 
 
-def measure_mel_distance(reference, signal, sample_rate):
+def measure_mel_distance(reference, signal, sample_rate, pooled_frames=1):
     """Mean absolute difference in dB of two signals' log mel spectrograms.
 
     Both are float32 (n_samples,) or (n_channels, n_samples), of one length; the floor of both
     lies MEL_TOP_DB under the reference's peak.
+
+    Args:
+        pooled_frames: whose power is averaged first, so that the scatter of noise counts less.
     """
     reference_mel, mel = (
         librosa.power_to_db(
-            librosa.feature.melspectrogram(
-                y=np.atleast_2d(y),
-                sr=sample_rate,
-                n_fft=MEL_FRAME_SIZE,
-                hop_length=MEL_HOP_LENGTH,
-                n_mels=N_MELS,
+            pool_frames(
+                librosa.feature.melspectrogram(
+                    y=np.atleast_2d(y),
+                    sr=sample_rate,
+                    n_fft=MEL_FRAME_SIZE,
+                    hop_length=MEL_HOP_LENGTH,
+                    n_mels=N_MELS,
+                ),
+                pooled_frames,
             ),
             top_db=None,
         )
@@ -62,6 +68,13 @@ def measure_mel_distance(reference, signal, sample_rate):
     )
     floor = reference_mel.max() - MEL_TOP_DB
     return float(np.abs(np.maximum(reference_mel, floor) - np.maximum(mel, floor)).mean())
+
+
+def pool_frames(mel, count):
+    """The means of each `count` frames, (..., n_frames / count); fewer at the end."""
+    starts = np.arange(0, mel.shape[-1], count)
+    widths = np.diff([*starts, mel.shape[-1]])
+    return np.add.reduceat(mel, starts, axis=-1) / widths
 
 
 class Evaluator:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from generation.prior import Prior, check_variety, load_training_pieces
-from preprocess import MinMaxNormaliser, Padder
+from preprocess import MinMaxNormaliser, Padder, check_length
 from support import dataset
 from support.command_line import show_progress
 from support.dataset import add_channel_axis
@@ -227,6 +227,7 @@ def reconstruct_files(sound_generator, sources, audio_files):
         remarks = []
         try:
             signal = loader.load_whole(path, remarks)
+            check_length(signal, sound_generator.frame_size)
         except UserError as error:
             yield UserError(f"{path}: {error}")
             continue

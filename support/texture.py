@@ -63,7 +63,9 @@ class Texture(NamedTuple):
         """
         path = Path(folder) / TEXTURE_NAME
         if not path.exists():
-            raise FileNotFoundError(f"no {path}: run train.py again, or add --no-texture")
+            raise FileNotFoundError(
+                f"no {path}: complete the model with train.py --resume, or add --no-texture"
+            )
         values = read_json(path)
         try:
             amounts, level_db = np.array(values["amounts"], np.float32), float(values["level_db"])

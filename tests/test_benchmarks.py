@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -33,7 +35,7 @@ def has_several_colours(path):
 @pytest.mark.slow
 def test_reconstruction_measures_every_method_on_the_tracks_held_out(tmp_path, saved_data, capsys):
     benchmarks.reconstruction.main(
-        ["--held_out", "*/3.wav", "--latent_space_dims", "3", "--budget_s", "1"]
+        ["--held_out", "*/3.wav", "--latent_space_dims", "3", "--budget_s", "1", "--sounds", "wav"]
     )
 
     rows = {row["method"]: row for row in read_csv("reconstruction.csv")}
@@ -50,6 +52,9 @@ def test_reconstruction_measures_every_method_on_the_tracks_held_out(tmp_path, s
     assert all(float(row["mel_distance_db"]) > 0 for row in rows.values())
     sounds = [float(row["mel_distance_db"]) for row in rows.values()]
     assert min(sounds) == float(rows["untouched, Griffin-Lim"]["mel_distance_db"])
+    folders = {path.name: len([*path.iterdir()]) for path in Path("wav").iterdir()}
+    assert folders.keys() >= {"recorded", "untouched", "PCA_3", "ours_3"}
+    assert {*folders.values()} == {4}
     # The mean of the training pieces, against the oracle.
     pieces = {
         path.name: np.load(path) for path in sorted((saved_data / "spectrograms").rglob("*.npy"))

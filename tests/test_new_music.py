@@ -120,6 +120,9 @@ def test_mel_distance_is_zero_for_itself_and_the_gain_for_a_gain():
     assert measure_mel_distance(tone, tone, SAMPLE_RATE) == 0
     # 6 dB of gain, less if both lie at the floor
     assert 5 < measure_mel_distance(tone, 2 * tone, SAMPLE_RATE) <= 6.03
+    first, second = (np.random.default_rng(seed).standard_normal(30000) for seed in (0, 1))
+    single = measure_mel_distance(first, second, SAMPLE_RATE)  # of noise that scatters
+    assert measure_mel_distance(first, second, SAMPLE_RATE, pooled_frames=8) < single / 2
 
 
 @pytest.fixture(scope="module")
@@ -286,15 +289,17 @@ def test_bad_requests_are_refused(tmp_path, trained, monkeypatch, flags, message
 
 def test_songs_that_cannot_be_read_cost_only_themselves(tmp_path, trained, monkeypatch, capsys):
     monkeypatch.chdir(trained)
-    songs = ["missing.wav", "saved_data/source.json", "song.wav"]
+    songs = ["missing.wav", "saved_data/source.json", "song.wav", str(tmp_path / "short.wav")]
+    soundfile.write(tmp_path / "short.wav", np.ones(1), 192_000)
 
-    with pytest.raises(UserError, match="2 of 3 songs could not be read"):
-        run_generate(trained, tmp_path, "--audio_files", *songs, "--components", "1")
+    with pytest.raises(UserError, match="3 of 4 songs could not be read"):
+        run_generate(trained, tmp_path / "samples", "--audio_files", *songs, "--components", "1")
 
-    missing, not_audio = capsys.readouterr().err.splitlines()
+    missing, not_audio, short = capsys.readouterr().err.splitlines()
     assert missing.startswith("skipped missing.wav: cannot be opened")
     assert not_audio.startswith("skipped saved_data/source.json: not readable as audio")
-    names = sorted(path.name for path in (tmp_path / "new").glob("*.wav"))
+    assert "short.wav: holds no samples" in short  # at 22050 Hz
+    names = sorted(path.name for path in (tmp_path / "samples" / "new").glob("*.wav"))
     assert names == ["component-001.wav", "song-song.wav.wav"]
 
 

@@ -65,15 +65,6 @@ def test_recordings_that_only_begin_alike_are_no_twins(make_features):
     assert find_twins(*make_features(recordings)) == []
 
 
-@pytest.mark.parametrize("similarity, are_twins", [(0.7, False), (0.8, True)])
-def test_tracks_are_twins_from_a_similarity_of_three_quarters(similarity, are_twins):
-    fingerprints = np.array([[1, 0], [similarity, np.sqrt(1 - similarity**2)]], np.float32)
-
-    labels = label_groups(fingerprints)
-
-    assert (labels[0] == labels[1]) == are_twins
-
-
 def test_silent_tracks_are_no_twins(make_features):
     silence = np.zeros(22050, np.float32)
 

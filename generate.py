@@ -235,7 +235,7 @@ def make_evaluator(sound_generator, sources):
     try:
         check_settings(sources)
         pieces = load_training_pieces(sources.model)
-        say(f"comparing with {len(pieces.keys)} training pieces", sys.stderr)
+        say(f"comparing with {len(pieces.keys)} training pieces")
         return Evaluator(
             sound_generator,
             pieces,

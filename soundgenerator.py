@@ -111,11 +111,17 @@ class SoundGenerator:
         return np.stack([resize(add_channel_axis(image), shape) for image in spectrograms])
 
     def restore_log_spectrogram(self, spectrogram, min_max):
-        """Undo resizing and normalisation: float32 (n_bins, n_frames, n_channels), dB."""
+        """Undo resizing and normalisation.
+
+        Returns:
+            float32 (n_bins, n_frames, n_channels), dB; SILENCE_DB where the spectrogram is at its
+            floor: what was below is not known, and the floor itself would be heard as hiss.
+        """
         image = add_channel_axis(np.asarray(spectrogram, np.float32))
         n_frames = self.n_frames if self.n_samples else image.shape[1]
-        shape = self.frame_size // 2, n_frames
-        return to_log_spectrogram(image, min_max, self._min_max_normaliser, shape=shape)
+        image = resize(image, (self.frame_size // 2, n_frames))
+        log_spectrogram = to_log_spectrogram(image, min_max, self._min_max_normaliser)
+        return np.where(image <= 0, np.float32(SILENCE_DB), log_spectrogram)
 
     def invert(self, log_spectrogram, n_samples=None):
         """The signal of one log spectrogram of any length, as decode() yields them."""

@@ -11,8 +11,6 @@ Out: model/checkpoint.npz and logs/ for TensorBoard, while it trains; at the end
 import argparse
 import concurrent.futures
 import contextlib
-import hashlib
-import json
 import math
 from pathlib import Path
 
@@ -20,13 +18,19 @@ import numpy as np
 
 from support import dataset
 from support.command_line import make_parser, number, run_script, show_progress
-from support.files import lock, replace_together, write_arrays, write_csv, write_json
+from support.files import lock, replace_together
 from support.settings import Settings
-from support.texture import measure_texture
 from training.checkpoint import CHECKPOINT, PARAMETERS, Checkpoint, load_checkpoint
 from training.data import Pieces, Windows
 from training.devices import choose_distribution, choose_precision, prepare_devices
-from training.splits import PARTS, split_keys
+from training.outputs import (
+    make_fingerprint,
+    measure_missing_texture,
+    save_history,
+    save_latents,
+    save_split,
+)
+from training.splits import split_keys
 
 LEARNING_RATE = 5e-4  # the peak, after a warm-up and before a cosine decay to zero
 BATCH_SIZE = 16  # pieces
@@ -46,7 +50,6 @@ VALIDATION_SPLIT = 0.1  # share of the tracks
 WARM_UP = 0.05  # share of the steps
 SHIFT_WINDOWS = True
 SEED = 0
-TEXTURE_IMAGES = 100  # held-out ones, that the missing texture is measured on
 IF_INTERRUPTED = "the same command with --resume goes on from the last checkpoint"
 IF_OUT_OF_MEMORY = "lower --batch_size, --latent_space_dim or --conv_filters"
 RUN_FLAGS = (  # that the weights depend on, besides the data and the architecture
@@ -356,58 +359,6 @@ def load_images(spectrograms_path, target_shape, parts, stream):
         else:
             images.append(load_fsdd(spectrograms_path, target_shape, keys=keys))
     return images
-
-
-def make_fingerprint(parts, min_max_values):
-    """A checksum of the pieces that are trained on and held out, and of their decibel ranges."""
-    keys = parts["train"] + parts["valid"]
-    chosen = dataset.select_min_max_values(min_max_values, keys)
-    ranges = [[key, sorted(entry.items())] for key, entry in zip(keys, chosen, strict=True)]
-    text = json.dumps([len(parts["train"]), ranges])
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def save_history(folder, callbacks):
-    """Write history.csv and history.png, a row per epoch, of a run's callbacks."""
-    from training.callbacks import History, plot_history
-
-    (rows,) = (callback.rows for callback in callbacks if isinstance(callback, History))
-    write_csv(folder / "history.csv", rows[0].keys(), [row.values() for row in rows])
-    plot_history(folder / "history.png", rows)
-
-
-def measure_missing_texture(reconstruct, images, min_max_values, settings):
-    """The Texture that the reconstructions of some of these images lack.
-
-    Args:
-        reconstruct: images to images, float32 (n, height, width, channels).
-        images: an array or Pieces.
-        min_max_values: {"min": dB, "max": dB} of each.
-    """
-    chosen = np.unique(np.linspace(0, len(images) - 1, TEXTURE_IMAGES).astype(int))
-    images, ranges = images[chosen], [min_max_values[index] for index in chosen]
-    restore = settings.make_sound_generator(None).restore_log_spectrogram
-    log_spectrograms, reconstructed = (
-        [*map(restore, kind, ranges)] for kind in (images, reconstruct(images))
-    )
-    return measure_texture(log_spectrograms, reconstructed, settings.make_extractor())
-
-
-def save_latents(path, keys, latents, min_max_values):
-    """Write latents.npz: latent, min, max, key and genre (top folder) of every piece."""
-    write_arrays(
-        path,
-        latent=latents,
-        min=np.array([min_max_values[key]["min"] for key in keys]),
-        max=np.array([min_max_values[key]["max"] for key in keys]),
-        key=np.array(keys),
-        genre=np.array([dataset.get_genre(key) for key in keys]),
-    )
-
-
-def save_split(path, parts):
-    """Write split.json: the tracks of each part."""
-    write_json(path, {part: sorted({*map(dataset.get_track, parts[part])}) for part in PARTS})
 
 
 if __name__ == "__main__":

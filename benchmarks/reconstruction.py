@@ -21,6 +21,7 @@ from benchmarks.held_out import Nearness, SoundComparison, Split, measure_error
 from preprocess import SAVED_DATA
 from support.command_line import make_parser, number, run_script
 from support.files import write_csv, write_figure
+from training.outputs import measure_missing_texture
 
 LATENT_SPACE_DIMS = (128,)
 BUDGET_S = 240.0  # of training, for each trained method and bottleneck
@@ -227,7 +228,7 @@ def make_row(name, fitted, split, comparison, save_dir):
     reconstructed = fitted.reconstruct(split.x_held_out)
     count = min(len(split.x_train), len(split.x_held_out))
     chosen = split.x_train[np.linspace(0, len(split.x_train) - 1, count).astype(int)]
-    texture = train.measure_missing_texture(
+    texture = measure_missing_texture(
         fitted.reconstruct, split.x_train, split.training_ranges, split.settings
     )
     return {

@@ -12,7 +12,7 @@ SILENCE_DB = -100.0  # librosa.amplitude_to_db of digital silence
 
 
 def to_image(log_spectrogram, normaliser, *, top_db=None, shape=None):
-    """Floor, normalise and resize a log spectrogram; to_log_spectrogram is the inverse.
+    """Floor, normalise and resize a log spectrogram; to_log_spectrogram goes back.
 
     Args:
         log_spectrogram: float32, dB.
@@ -28,15 +28,9 @@ def to_image(log_spectrogram, normaliser, *, top_db=None, shape=None):
     return resize(normaliser.normalise(log_spectrogram), shape), min_max
 
 
-def to_log_spectrogram(image, min_max, normaliser, *, shape=None):
-    """Resize an image and undo the normalisation; the arguments are to_image's.
-
-    Returns:
-        float32, dB; SILENCE_DB where the image is at its floor, which is all that is known there.
-    """
-    image = resize(image, shape)
-    log_spectrogram = normaliser.denormalise(image, min_max["min"], min_max["max"])
-    return np.where(image <= normaliser.min, np.float32(SILENCE_DB), log_spectrogram)
+def to_log_spectrogram(image, min_max, normaliser):
+    """Undo to_image's normalisation: float32, dB."""
+    return normaliser.denormalise(image, min_max["min"], min_max["max"])
 
 
 def to_amplitude(log_spectrogram):

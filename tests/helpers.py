@@ -1,5 +1,6 @@
 """What several test files share: sounds, images, settings, and scripts in fresh processes."""
 
+import contextlib
 import csv
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 
 import preprocess
 from support import dataset, files
@@ -109,6 +111,21 @@ def run_script(script, *flags, cwd, **environment):
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
+
+
+@contextlib.contextmanager
+def mount(folder, options):
+    """A tmpfs, or a skipped test where this is not allowed."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    try:
+        yield lambda options: subprocess.run(
+            ["mount", "-o", f"remount,{options}", str(folder)], check=True
+        )
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def find_free_port():

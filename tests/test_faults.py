@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -25,6 +24,7 @@ from helpers import (
     make_music,
     make_pipeline,
     make_tone,
+    mount,
     read_all,
     start_script,
 )
@@ -509,21 +509,6 @@ def test_features_of_a_track_that_turns_out_bad_do_not_appear(tmp_path):
         preprocess.Saver(tmp_path, tmp_path).save_features(make_features())
 
     assert [*tmp_path.iterdir()] == []
-
-
-@contextlib.contextmanager
-def mount(folder, options):
-    """A tmpfs, or a skipped test where this is not allowed."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("cannot mount a tmpfs here")
-    try:
-        yield lambda options: subprocess.run(
-            ["mount", "-o", f"remount,{options}", str(folder)], check=True
-        )
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.slow

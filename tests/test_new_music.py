@@ -21,6 +21,7 @@ from soundgenerator import SoundGenerator
 from support import dataset, files
 from support.errors import UserError
 from support.settings import Settings
+from training import outputs
 
 
 def make_clusters(count=200, seed=0):
@@ -382,7 +383,7 @@ def sources(tmp_path):
     keys = [f"{('calm', 'wild')[index // 20]}/{index}.wav.000.npy" for index in range(40)]
     calm, wild = {"min": -90.0, "max": -10.0}, {"min": -70.0, "max": 10.0}
     min_max_values = {key: calm if key < "d" else wild for key in keys}
-    train.save_latents(tmp_path / "latents.npz", keys, latents, min_max_values)
+    outputs.save_latents(tmp_path / "latents.npz", keys, latents, min_max_values)
     return Sources(tmp_path, None, None)
 
 
@@ -433,7 +434,7 @@ def test_a_tour_goes_two_standard_deviations_to_either_side(tmp_path):
     latents = np.array([[-6, 0], [6, 0], [0, -1], [0, 1]], np.float32) + 5
     keys = [f"{index}.wav.000.npy" for index in range(4)]
     ranges = dict.fromkeys(keys, {"min": -80.0, "max": 0.0})
-    train.save_latents(tmp_path / "latents.npz", keys, latents, ranges)
+    outputs.save_latents(tmp_path / "latents.npz", keys, latents, ranges)
 
     first, _ = tour_components(Echo(), Sources(tmp_path, None, None), 2)
 

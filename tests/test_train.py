@@ -10,6 +10,7 @@ from generation.prior import load_training_pieces
 from helpers import make_images
 from support import dataset
 from support.errors import UserError
+from training import outputs
 from training.callbacks import make_callbacks, plot_history
 from training.checkpoint import Checkpoint, count_epochs_since_best, load_checkpoint
 from training.data import Pieces, Windows
@@ -286,7 +287,7 @@ def test_latents_are_saved_with_the_range_and_the_genre_of_their_piece(tmp_path)
         "b.wav.000.npy": {"min": -70.0, "max": 2.0},
     }
 
-    train.save_latents(tmp_path / "latents.npz", [*ranges], latents, ranges)
+    outputs.save_latents(tmp_path / "latents.npz", [*ranges], latents, ranges)
     pieces = load_training_pieces(tmp_path)
 
     np.testing.assert_array_equal(pieces.latents, latents)
@@ -298,7 +299,7 @@ def test_the_fingerprint_of_a_run_tells_its_pieces_their_parts_and_their_ranges(
     ranges = {key: {"min": -80.0, "max": 0.0} for key in "abc"}
 
     fingerprints = {
-        train.make_fingerprint({"train": [*trained], "valid": [*valid]}, values)
+        outputs.make_fingerprint({"train": [*trained], "valid": [*valid]}, values)
         for trained, valid, values in (
             ("ab", "c", ranges),
             ("a", "bc", ranges),

@@ -64,6 +64,12 @@ class TensorBoard(keras.callbacks.Callback):
         self.writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def on_epoch_end(self, epoch, logs):
+        try:
+            self._log_epoch(epoch, logs)
+        except OSError as error:  # which does not name the file if the disk is full
+            raise OSError(error.errno, error.strerror, str(self.folder)) from error
+
+    def _log_epoch(self, epoch, logs):
         from tensorboardX.summary import scalar
 
         step, n_epochs = epoch + 1, self.params["epochs"]

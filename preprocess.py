@@ -302,10 +302,10 @@ class PreprocessingPipeline:
                 min_max_values |= collect_min_max_values({name: outcomes[name]})
                 journal.add(name, outcomes[name])
         finally:
+            if waiting:  # a worker that ended in the middle may have left some
+                journal.remove_other_features(min_max_values.keys())
             self.saver.save_min_max_values(min_max_values)
             print_remarks({name: outcomes[name] for name in waiting if name in outcomes})
-        if waiting:
-            journal.remove_other_features(min_max_values.keys())  # of a worker that died
         journal.save(origin, outcomes)
         return outcomes
 

@@ -27,6 +27,8 @@ from support.spectrograms import SILENCE_DB
 
 TEXTURE_NAME = "texture.json"  # in a model folder
 MAX_AMOUNT = 1.5  # of noise's own scatter
+RANGE_DB = 80.0  # below the peak: there, and in silence, nothing is added
+FADE_DB = 30.0  # above that, all is
 
 
 class Texture(NamedTuple):
@@ -44,8 +46,9 @@ class Texture(NamedTuple):
             seed: of the noise, which all channels share, so that it does not part them.
         """
         scatter = make_scatter(extractor, log_spectrogram.shape[1], seed)
-        textured = log_spectrogram + (self.amounts[:, np.newaxis] * scatter)[..., np.newaxis]
-        textured += np.float32(self.level_db)
+        added = self.amounts[:, np.newaxis] * scatter + np.float32(self.level_db)
+        height = log_spectrogram - (log_spectrogram.max() - RANGE_DB)
+        textured = log_spectrogram + np.clip(height / FADE_DB, 0, 1) * added[..., np.newaxis]
         return np.where(log_spectrogram <= SILENCE_DB, np.float32(SILENCE_DB), textured)
 
     def save(self, folder):

@@ -23,11 +23,13 @@ from pathlib import Path
 from support.errors import UserError
 
 DASK_ADDRESS = re.compile(r"(?:(?:tcp|tls|ws|wss)://)?[^/\s]+:\d+")
-# glibc returns freed arrays to the system, which clears the next ones page by page: a third of a
-# worker's time. Other systems ignore these variables.
-WORKER_ENVIRONMENT = {  # bytes
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
+WORKER_ENVIRONMENT = {
+    # glibc returns freed arrays to the system, which clears the next ones page by page: a third of
+    # a worker's time. Other systems ignore these variables.
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 28),  # bytes
     "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
+    # loky warns of a semaphore if its workers are stopped while they work.
+    "PYTHONWARNINGS": "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker",
 }
 PARENT_CHECK_S = 0.2  # seconds between a worker's checks whether its run goes on
 WATCH_S = 5  # seconds between checks whether a cluster has workers

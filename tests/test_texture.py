@@ -58,6 +58,17 @@ def test_silence_gets_no_texture():
     assert (again[:, 50:100] == -100).all() and (again[:, :50] > -90).all()
 
 
+def test_what_is_near_the_floor_gets_little_texture():
+    _, mean = make_noise()
+    mean[:, 50:100] -= 65  # dB; 15 above the floor
+
+    again = Texture(np.ones(128, np.float32), 4.0).apply(mean, EXTRACTOR)
+
+    changes = [(again - mean)[2:, part] for part in (slice(0, 50), slice(50, 100))]
+    assert changes[1].std() == pytest.approx(changes[0].std() / 2, rel=0.1)
+    assert changes[1].mean() == pytest.approx(2, abs=0.3)
+
+
 def test_channels_share_their_texture():
     mean = np.full((128, 50, 2), -30.0, np.float32)
 

@@ -9,7 +9,6 @@ Out: their reconstructions and latents; a folder with parameters.json and model.
 
 import dataclasses
 import io
-import json
 import os
 import warnings
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from support.errors import UserError
-from support.files import FileSet, native_silence, read_json
+from support.files import FileSet, format_json, native_silence, read_json
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 try:
@@ -262,8 +261,7 @@ class Autoencoder:
         keras.Model(self.model.input, self.model.output).save_weights(weights)
         with FileSet() as files:
             files.add(Path(folder) / "model.weights.h5", weights.getbuffer())
-            parameters = json.dumps(self.parameters, indent=2) + "\n"
-            files.add(Path(folder) / "parameters.json", parameters.encode())
+            files.add(Path(folder) / "parameters.json", format_json(self.parameters))
 
     @classmethod
     def load(cls, folder):

@@ -88,9 +88,14 @@ def has_content(path, data):
     return has_length and path.read_bytes() == data
 
 
+def format_json(values):
+    """The bytes of a dict as indented JSON."""
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
 def write_json(path, values):
     """Write a dict as indented JSON, atomically."""
-    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
+    write_atomically(path, format_json(values))
 
 
 def write_csv(path, columns, rows):

@@ -101,7 +101,8 @@ def measure_texture(log_spectrograms, reconstructed, extractor):
     count = np.zeros(extractor.frame_size // 2)
     for pair in zip(log_spectrograms, reconstructed, strict=True):
         steps = np.diff(pair, axis=2)  # from frame to frame
-        sounds = (np.minimum(*pair) > SILENCE_DB)[:, 1:] & (np.minimum(*pair) > SILENCE_DB)[:, :-1]
+        is_heard = np.minimum(*pair) > SILENCE_DB
+        sounds = is_heard[:, 1:] & is_heard[:, :-1]
         squares += np.square(steps).sum(axis=(2, 3), where=sounds)
         count += sounds.sum(axis=(1, 2))
     noise = np.square(np.diff(make_scatter(extractor, 1000, seed=1))).mean()

@@ -59,6 +59,8 @@ class Autoencoder:
         latent_space_dim: width of the Dense bottleneck.
         bins_as_channels: make it a 1-D convolution over time whose input channels are the bins
             (times the image's channels); an int is then a kernel or stride over time.
+        bin_hz: Hz from one row of the image to the next; then rows count as the mel scale spaces
+            them, in the loss and in what the convolutions see. 0: all count alike.
         precision: one of PRECISIONS, the arithmetic while it trains; its weights, and all that it
             computes afterwards, are float32.
     Raises:
@@ -72,6 +74,7 @@ class Autoencoder:
     latent_space_dim: int
     _: dataclasses.KW_ONLY
     bins_as_channels: bool = False
+    bin_hz: float = 0.0
     precision: str = "float32"
 
     def __post_init__(self):
@@ -90,6 +93,8 @@ class Autoencoder:
             raise UserError(
                 f"bins_as_channels must be true or false, got {self.bins_as_channels!r}"
             )
+        if not isinstance(self.bin_hz, (int, float)) or not 0 <= self.bin_hz <= MAX_SIZE:
+            raise UserError(f"bin_hz must be in 0..{MAX_SIZE}, got {self.bin_hz!r}")
         if self.precision not in PRECISIONS:
             raise UserError(
                 f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
@@ -108,6 +113,7 @@ class Autoencoder:
         return tuple(pairs)
 
     def _build(self):
+        self.row_weights = weigh_rows(self.input_shape[0], self.bin_hz)  # (height, 1, 1)
         self.encoder, shapes = self._build_encoder()
         self.decoder = self._build_decoder(shapes)
         image = keras.Input(self.input_shape, name="image")  # (batch, height, width, channels)
@@ -115,7 +121,8 @@ class Autoencoder:
 
     def _build_encoder(self):
         """The encoder, and the shapes of each convolution's input and of the last one's output."""
-        image = x = keras.Input(self.input_shape, name="image")  # (batch, height, width, channels)
+        image = keras.Input(self.input_shape, name="image")  # (batch, height, width, channels)
+        x = image * np.sqrt(self.row_weights)  # so that a squared error counts by them
         if self.bins_as_channels:
             x = self._bins_to_channels(x)  # (batch, 1, width, height * channels)
         shapes = [x.shape[1:]]
@@ -134,6 +141,7 @@ class Autoencoder:
             x = self._deconv_block(x, index, shapes[index])  # (batch, *shapes[index])
         if self.bins_as_channels:
             x = self._channels_to_bins(x)
+        x = x / np.sqrt(self.row_weights)
         return keras.Model(latent, x, name="decoder")  # (batch, height, width, channels), linear
 
     def _conv_block(self, x, index):
@@ -191,10 +199,12 @@ class Autoencoder:
         optimizer = keras.optimizers.Adam(learning_rate, beta_2=BETA_2)
         if self.precision == "float16":  # small gradients would round to zero
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        # On processors TensorFlow's convolutions are up to twice as fast as those of XLA, which
-        # Keras would choose.
-        jit_compile = False if keras.config.backend() == "tensorflow" else "auto"
-        self.model.compile(optimizer=optimizer, loss="mse", jit_compile=jit_compile)
+        self.model.compile(optimizer=optimizer, loss=self.weighted_error)
+
+    def weighted_error(self, images, reconstructed):
+        """The mean squared error of each image, whose rows count by row_weights."""
+        errors = keras.ops.square(images - reconstructed)  # (batch, height, width, channels)
+        return keras.ops.mean(self.row_weights * errors, axis=(1, 2, 3))
 
     def train(
         self, x_train, batch_size, epochs, *, x_validation=None, initial_epoch=0, callbacks=()
@@ -328,6 +338,18 @@ def predict_in_batches(model, inputs):
     return np.concatenate(batches).astype(np.float32, copy=False)
 
 
+def weigh_rows(height, bin_hz):
+    """How much the rows of an image count: as the mel scale spaces them, 1 on average.
+
+    The scale's density is nearly 1 / (1 + f / 700 Hz) (O'Shaughnessy 1987).
+
+    Returns:
+        float32 (height, 1, 1).
+    """
+    weights = 1 / (1 + bin_hz / 700 * np.arange(height))
+    return (weights / weights.mean()).astype(np.float32)[:, np.newaxis, np.newaxis]
+
+
 def crop_to(x, shape, deconv):
     """Cut what a transposed convolution adds if its stride does not divide a side.
 
@@ -359,6 +381,6 @@ def check_sizes(name, sizes, count=None):
 
 
 if __name__ == "__main__":
-    from train import LATENT_SPACE_DIM, choose_architecture
+    from train import choose_architecture
 
-    Autoencoder(**choose_architecture((512, 256, 1), latent_space_dim=LATENT_SPACE_DIM)).summary()
+    Autoencoder(**choose_architecture((512, 256, 1))).summary()

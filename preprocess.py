@@ -155,16 +155,20 @@ class LogSpectrogramExtractor:
         self.hop_length = check_hop_length(hop_length, frame_size)
         self.top_db = top_db
 
-    def extract(self, signal):
+    def extract(self, signal, *, is_extended=False):
         """The log spectrogram of a signal.
 
         Args:
             signal: float32 (n_samples,) or (2, n_samples).
+            is_extended: whether frame_size / 2 samples of what comes before it, and as many of
+                what comes after it, are at its ends; else silence is put there.
         Returns:
             float32 (n_bins, n_frames) or (n_bins, n_frames, 2), dB re 1.0; n_bins is
             frame_size / 2, n_frames 1 + n_samples // hop_length.
         """
-        stft = librosa.stft(signal, n_fft=self.frame_size, hop_length=self.hop_length)
+        stft = librosa.stft(
+            signal, n_fft=self.frame_size, hop_length=self.hop_length, center=not is_extended
+        )
         spectrogram = np.abs(stft[..., :-1, :])  # (..., n_bins, n_frames), Nyquist row left out
         log_spectrogram = librosa.amplitude_to_db(spectrogram, top_db=self.top_db)
         return log_spectrogram if signal.ndim == 1 else np.moveaxis(log_spectrogram, 0, -1)
@@ -191,6 +195,32 @@ class MinMaxNormaliser:
         """The inverse of normalise(), given the range that it was applied to."""
         unit = (array - self.min) / (self.max - self.min)
         return unit * (original_max - original_min) + original_min
+
+
+def extend_pieces(signals, n_samples):
+    """Yield each of a track's pieces with the last samples of the piece before it and the first
+    ones of the piece after it, n_samples each, so that its first and last frames are whole.
+
+    Before the first one and after the last one is silence.
+
+    Args:
+        signals: float32 (..., at least n_samples), the pieces in their order.
+    """
+    before, signal = None, None
+    for after in itertools.chain(signals, [None]):
+        if signal is not None:
+            silence = np.zeros_like(signal[..., :n_samples])
+            first = silence if before is None else before[..., -n_samples:]
+            last = silence if after is None else after[..., :n_samples]
+            yield np.concatenate([first, signal, last], axis=-1)
+        before, signal = signal, after
+
+
+def cut_samples(signal, start, stop):
+    """Samples start to stop of a signal, (..., n_samples); silence before and behind it."""
+    n_samples = signal.shape[-1]
+    widths = [(0, 0)] * (signal.ndim - 1) + [(max(0, -start), max(0, stop - n_samples))]
+    return np.pad(signal[..., max(0, start) : max(0, min(stop, n_samples))], widths)
 
 
 def check_length(signal, frame_size):
@@ -338,13 +368,16 @@ class PreprocessingPipeline:
 
     def _make_features(self, path, name, ranges, remarks):
         """Yield the (key, image) of each piece of a file, and append its [min, max] to ranges."""
-        for segment, signal in enumerate(self._load(path, remarks)):
-            if self._is_padding_necessary(signal):
-                signal = self._apply_padding(signal)
-            log_spectrogram = self.extractor.extract(signal)
+        for segment, signal in enumerate(self.load_extended(path, remarks)):
+            log_spectrogram = self.extractor.extract(signal, is_extended=True)
             image, min_max = to_image(log_spectrogram, self.normaliser)
             ranges.append([min_max["min"], min_max["max"]])
             yield make_key(name, segment), image
+
+    def load_extended(self, path, remarks=None):
+        """Yield the signals of a file's pieces, padded, with half a frame more at both ends."""
+        signals = map(self._apply_padding, self._load(path, remarks))
+        return extend_pieces(signals, self.extractor.frame_size // 2)
 
     def _load(self, path, remarks):
         """Yield the signals of a file's pieces."""
@@ -357,11 +390,9 @@ class PreprocessingPipeline:
                 check_length(signal, self.extractor.frame_size)
             yield signal
 
-    def _is_padding_necessary(self, signal):
-        return signal.shape[-1] < self.loader.n_samples
-
     def _apply_padding(self, signal):
-        return self.padder.right_pad(signal, self.loader.n_samples - signal.shape[-1])
+        n_missing = self.loader.n_samples - signal.shape[-1]
+        return self.padder.right_pad(signal, n_missing) if n_missing else signal
 
     def _describe_origin(self):
         """All that the features depend on besides the audio files, for JSON."""
@@ -416,16 +447,7 @@ def preprocess_folder(
     """
     saved_data = Path(saved_data)
     saver = Saver(saved_data / SPECTROGRAMS_SAVE_DIR, saved_data / MIN_MAX_VALUES_SAVE_DIR)
-    pipeline = PreprocessingPipeline(
-        settings.make_loader(),
-        Padder(),
-        settings.make_extractor(),
-        MinMaxNormaliser(0, 1),
-        saver,
-        segments=settings.segments,
-        jobs=jobs,
-        dask_scheduler=dask_scheduler,
-    )
+    pipeline = settings.make_pipeline(saver, jobs=jobs, dask_scheduler=dask_scheduler)
     check_folder(audio_files_dir)
     with lock(saved_data, SETTINGS_NAME):
         remove_temporaries(saver.journal.path.parent)

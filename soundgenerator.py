@@ -11,13 +11,21 @@ Out: float32 signals, (n_samples,) or (2, n_samples); used by generate.py.
 import librosa
 import numpy as np
 
-from preprocess import FRAME_SIZE, SAMPLE_RATE, TOP_DB, LogSpectrogramExtractor, MinMaxNormaliser
+from preprocess import (
+    FRAME_SIZE,
+    SAMPLE_RATE,
+    TOP_DB,
+    LogSpectrogramExtractor,
+    MinMaxNormaliser,
+    cut_samples,
+)
 from support.command_line import show_progress
 from support.dataset import add_channel_axis
 from support.griffin_lim import SEED, GriffinLim
 from support.spectrograms import SILENCE_DB, resize, to_amplitude, to_image, to_log_spectrogram
 
 DECODE_BATCH_SIZE = 32  # windows of a long sound, decoded at a time
+MAX_SKETCHED = 4096  # frames of a long sound that are kept to be drawn
 
 
 class SoundGenerator:
@@ -99,11 +107,15 @@ class SoundGenerator:
             log_spectrograms = map(self.add_texture, log_spectrograms)
         return [*self.invert_all(log_spectrograms, self.n_samples)]
 
-    def add_texture(self, log_spectrogram):
-        """A generated log spectrogram of any length, in dB, with what it lacks; see Texture."""
+    def add_texture(self, log_spectrogram, first_frame=0):
+        """A generated log spectrogram of any length, in dB, with what it lacks; see Texture.
+
+        Args:
+            first_frame: where it begins in a longer one.
+        """
         if self.texture is None:
             return log_spectrogram
-        return self.texture.apply(log_spectrogram, self._extractor, self.seed)
+        return self.texture.apply(log_spectrogram, self._extractor, self.seed, first_frame)
 
     def fit_images(self, spectrograms):
         """Spectrograms at the autoencoder's size, float32 (n, height, width, n_channels)."""
@@ -123,13 +135,10 @@ class SoundGenerator:
         log_spectrogram = to_log_spectrogram(image, min_max, self._min_max_normaliser)
         return np.where(image <= 0, np.float32(SILENCE_DB), log_spectrogram)
 
-    def invert(self, log_spectrogram, n_samples=None):
-        """The signal of one log spectrogram of any length, as decode() yields them."""
-        return self._griffin_lim.invert(to_amplitude(log_spectrogram), n_samples)
-
     def invert_all(self, log_spectrograms, n_samples=None):
-        """Yield the signals of log spectrograms of one length, one per core at a time."""
-        return self._griffin_lim.invert_all(map(to_amplitude, log_spectrograms), n_samples)
+        """Yield the signals of log spectrograms of pieces, one per core at a time."""
+        amplitudes = map(to_amplitude, log_spectrograms)
+        return self._griffin_lim.invert_all(amplitudes, n_samples, is_extended=True)
 
     def decode(self, latents, min_max_values):
         """Yield the log spectrogram of each latent, float32 (n_bins, n_frames, n_channels), dB.
@@ -146,18 +155,25 @@ class SoundGenerator:
         n_frames = 1 + n_samples // self.hop_length
         return 1 + max(0, -(-(n_frames - self.n_frames) // self.window_hop))
 
-    def join(self, windows, n_windows, n_samples):
+    def join(self, windows, n_samples):
         """One sound of windows that overlap by half.
 
         Args:
-            windows: n_windows log spectrograms, as decode() yields them.
+            windows: count_windows(n_samples) log spectrograms, as decode() yields them.
         Returns:
-            (signal, log spectrogram in dB).
+            (signal, log spectrogram in dB, of which a long one has only every n-th frame).
         """
         n_frames = 1 + n_samples // self.hop_length
-        log_spectrogram = join_windows(windows, n_windows, self.window_hop, n_frames)
-        log_spectrogram = self.add_texture(log_spectrogram)
-        return self.invert(log_spectrogram, n_samples), log_spectrogram
+        sketch = Sketch(n_frames)
+
+        def make_amplitudes():
+            for log_spectrogram in join_windows(windows, self.window_hop, n_frames):
+                textured = self.add_texture(log_spectrogram, first_frame=sketch.n_seen)
+                sketch.add(textured)
+                yield to_amplitude(textured)
+
+        stretches = self._griffin_lim.invert_long(make_amplitudes(), n_samples)
+        return np.concatenate([*stretches], axis=-1), sketch.get()
 
     def reconstruct(self, signal):
         """A recording of any length through the autoencoder.
@@ -166,15 +182,18 @@ class SoundGenerator:
             signal: float32 (n_samples,) or (2, n_samples).
         Returns:
             (signal, log spectrogram in dB, that of the recording, the mean squared error of the
-            windows' images).
+            windows' images); of long log spectrograms only every n-th frame.
         """
-        log_spectrogram = add_channel_axis(self._extractor.extract(signal))
-        n_windows, errors = self.count_windows(signal.shape[-1]), []
+        n_samples = signal.shape[-1]
+        sketch, errors = Sketch(1 + n_samples // self.hop_length), []
+        shape = self.autoencoder.input_shape[:2]
 
         def reconstruct_windows():
-            windows = self.cut_windows(log_spectrogram, n_windows)
-            for window in show_progress(windows, n_windows, "windows"):
-                shape = self.autoencoder.input_shape[:2]
+            windows = show_progress(
+                self.cut_windows(signal), self.count_windows(n_samples), "windows"
+            )
+            for index, window in enumerate(windows):
+                sketch.add(window[:, sketch.n_seen - index * self.window_hop :])
                 image, min_max = to_image(
                     window, self._min_max_normaliser, top_db=self.top_db, shape=shape
                 )
@@ -182,41 +201,76 @@ class SoundGenerator:
                 errors.append(np.square(reconstructed - image).mean())
                 yield self.restore_log_spectrogram(reconstructed, min_max)
 
-        sound, reconstructed = self.join(reconstruct_windows(), n_windows, signal.shape[-1])
-        return sound, reconstructed, log_spectrogram, float(np.mean(errors))
+        sound, reconstructed = self.join(reconstruct_windows(), n_samples)
+        return sound, reconstructed, sketch.get(), float(np.mean(errors))
 
-    def cut_windows(self, log_spectrogram, n_windows):
-        """The windows of one log spectrogram, the last one padded with silence; see join()."""
-        n_frames = (n_windows - 1) * self.window_hop + self.n_frames
-        n_missing = max(0, n_frames - log_spectrogram.shape[1])
-        padded = np.pad(
-            log_spectrogram, [(0, 0), (0, n_missing), (0, 0)], constant_values=SILENCE_DB
-        )
-        starts = range(0, n_windows * self.window_hop, self.window_hop)
-        return [padded[:, start : start + self.n_frames] for start in starts]
+    def cut_windows(self, signal):
+        """Yield the log spectrograms of the windows that cover a signal; see join().
+
+        Args:
+            signal: float32 (n_samples,) or (2, n_samples); behind its end is silence.
+        """
+        half_frame = self.frame_size // 2
+        for index in range(self.count_windows(signal.shape[-1])):
+            start = index * self.window_hop * self.hop_length
+            stop = start + (self.n_frames - 1) * self.hop_length
+            samples = cut_samples(signal, start - half_frame, stop + half_frame)
+            yield add_channel_axis(self._extractor.extract(samples, is_extended=True))
 
 
-def join_windows(windows, n_windows, hop, n_frames):
+class Sketch:
+    """A log spectrogram that comes in parts; of a long one every n-th frame, enough to draw.
+
+    Args:
+        n_frames: how many will come, or fewer than come.
+    """
+
+    def __init__(self, n_frames):
+        self.n_frames = n_frames
+        self.n_seen = 0
+        self._step = -(-n_frames // MAX_SKETCHED)
+        self._parts = []
+
+    def add(self, log_spectrogram):
+        """The next frames, float32 (n_bins, any, n_channels), dB."""
+        kept = log_spectrogram[:, : self.n_frames - self.n_seen]
+        self._parts.append(kept[:, -self.n_seen % self._step :: self._step].copy())
+        self.n_seen += kept.shape[1]
+
+    def get(self):
+        """The frames so far, float32 (n_bins, any, n_channels), dB."""
+        return np.concatenate(self._parts, axis=1)
+
+
+def join_windows(windows, hop, n_frames):
     """Cross-fade overlapping log spectrograms into one, in power, without a seam.
 
     Args:
-        windows: n_windows of float32 (n_bins, n_window_frames, n_channels), dB, each `hop` frames
-            after the one before; hop <= n_window_frames / 2, so every frame but the first and
-            last few is a mixture of at least two.
-        n_frames: of the result.
-    Returns:
-        float32 (n_bins, n_frames, n_channels), dB, SILENCE_DB at least.
+        windows: float32 (n_bins, n_window_frames, n_channels), dB, each `hop` frames after the
+            one before; hop <= n_window_frames / 2, so every frame but the first and last few is
+            a mixture of at least two.
+        n_frames: of the whole, at most as many as the windows cover.
+    Yields:
+        its parts, one after the other: float32 (n_bins, any, n_channels), dB, SILENCE_DB at least.
     """
-    total = None
-    for index, window in enumerate(windows):
+    total, n_left = None, n_frames
+    for window in windows:
         n_bins, n_window_frames, n_channels = window.shape
         if total is None:
-            length = max((n_windows - 1) * hop + n_window_frames, n_frames)
-            total = np.zeros((n_bins, length, n_channels), np.float32)
-            weights = np.full(length, np.finfo(np.float32).tiny, np.float32)
             fade = 1 - np.abs(np.linspace(-1, 1, n_window_frames + 2, dtype=np.float32)[1:-1])
-        place = slice(index * hop, index * hop + n_window_frames)
-        total[:, place] += fade[:, np.newaxis] * np.square(librosa.db_to_amplitude(window))
-        weights[place] += fade
-    total /= weights[:, np.newaxis]
-    return librosa.power_to_db(total[:, :n_frames], amin=10 ** (SILENCE_DB / 10), top_db=None)
+            total = np.zeros((n_bins, n_window_frames, n_channels), np.float32)
+            weights = np.zeros(n_window_frames, np.float32)
+        else:  # the frames that are done have left
+            total = np.pad(total, [(0, 0), (0, hop), (0, 0)])
+            weights = np.pad(weights, (0, hop))
+        total += fade[:, np.newaxis] * np.square(librosa.db_to_amplitude(window))
+        weights += fade
+        n_done = min(hop, n_left)
+        yield to_decibels(total[:, :n_done] / weights[:n_done, np.newaxis])
+        total, weights, n_left = total[:, hop:], weights[hop:], n_left - n_done
+    if n_left:
+        yield to_decibels(total[:, :n_left] / weights[:n_left, np.newaxis])
+
+
+def to_decibels(power):
+    return librosa.power_to_db(power, amin=10 ** (SILENCE_DB / 10), top_db=None)

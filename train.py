@@ -32,14 +32,15 @@ from training.outputs import (
 )
 from training.splits import split_keys
 
-LEARNING_RATE = 5e-4  # the peak, after a warm-up and before a cosine decay to zero
+LEARNING_RATE = 3e-4  # the peak, after a warm-up and before a cosine decay to zero
 BATCH_SIZE = 16  # pieces
 EPOCHS = 100
 SPECTOGRAM_PATH = "saved_data/spectrograms"
 TARGET_SHAPE = None  # (bins, frames) to resize to; None keeps them, 512 x 256 by default
 MODEL = "model"
 
-LATENT_SPACE_DIM = 512  # benchmarks/reconstruction.py: 1024 sounds hardly better
+LATENT_SPACE_DIM = None  # None: one number for CELLS_PER_LATENT cells, 2048 for 512 x 256
+CELLS_PER_LATENT = 64
 CONV_FILTERS = None  # one entry per convolution; None: FIRST_FILTERS, then FILTERS for each other
 FIRST_FILTERS, FILTERS = 160, 320
 LAST_WIDTH = 16  # frames left, about, in front of the bottleneck
@@ -93,6 +94,7 @@ def choose_architecture(
     *,
     conv_filters=CONV_FILTERS,
     latent_space_dim=LATENT_SPACE_DIM,
+    sample_rate=0,
     precision="float32",
 ):
     """The Autoencoder's arguments for spectrograms of a shape.
@@ -103,6 +105,8 @@ def choose_architecture(
     Args:
         input_shape: (height, width, channels).
         conv_filters: one entry per convolution, or None to choose them.
+        latent_space_dim: width of the bottleneck, or None to choose it.
+        sample_rate: Hz, to weigh the bins as the mel scale spaces them; 0: all alike.
     """
     if not conv_filters:
         n_halvings = max(1, round(math.log2(input_shape[1] / LAST_WIDTH)))
@@ -113,7 +117,8 @@ def choose_architecture(
         "conv_filters": tuple(conv_filters),
         "conv_kernels": (1,) + (3,) * n_halvings,
         "conv_strides": (1,) + (2,) * n_halvings,
-        "latent_space_dim": latent_space_dim,
+        "latent_space_dim": latent_space_dim or max(1, math.prod(input_shape) // CELLS_PER_LATENT),
+        "bin_hz": sample_rate / 2 / input_shape[0],
         "bins_as_channels": True,
         "precision": precision,
     }
@@ -217,7 +222,8 @@ def get_parser():
     size = {"type": number(int, 8), "nargs": 2, "metavar": ("H", "W")}
     add("--target_shape", default=TARGET_SHAPE, help=help_text, **size)
     size = {"type": number(int, 1)}
-    add("--latent_space_dim", default=LATENT_SPACE_DIM, help="width of the bottleneck", **size)
+    help_text = f"width of the bottleneck; None: one number for {CELLS_PER_LATENT} cells"
+    add("--latent_space_dim", default=LATENT_SPACE_DIM, help=help_text, **size)
     help_text = "filters of each convolution; None: chosen by the shape"
     add("--conv_filters", nargs="+", metavar="N", default=CONV_FILTERS, help=help_text, **size)
     help_text = "start as a principal component analysis, or from random weights"
@@ -283,6 +289,7 @@ def main(argv=None):
             images.shape[1:],
             conv_filters=options.conv_filters,
             latent_space_dim=options.latent_space_dim,
+            sample_rate=settings.sample_rate,
             precision=choose_precision(options.precision, options.coordinator),
         )
         run = {**architecture, **{name: getattr(options, name) for name in RUN_FLAGS}}

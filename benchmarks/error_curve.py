@@ -18,14 +18,16 @@ class ErrorCurve(keras.callbacks.Callback):
 
     Args:
         images: float32 (n, height, width, channels), held out.
+        row_weights: of measure_error.
         interval_s: seconds of training from point to point.
         budget_s: seconds after which training stops, with the weights of the lowest point. None
             trains as planned, and the first point is that of the weights it starts with.
     """
 
-    def __init__(self, images, interval_s, budget_s=None):
+    def __init__(self, images, row_weights, interval_s, budget_s=None):
         super().__init__()
         self.images = images
+        self.row_weights = row_weights
         self.interval_s = interval_s
         self.budget_s = budget_s
         self.points = []
@@ -59,7 +61,7 @@ class ErrorCurve(keras.callbacks.Callback):
 
     def _measure(self):
         seconds, started = self.seconds, time.perf_counter()
-        error = measure_error(self.images, predict(self.model, self.images))
+        error = measure_error(self.images, predict(self.model, self.images), self.row_weights)
         if self.budget_s is not None and all(error < point[1] for point in self.points):
             self._best_weights = self.model.get_weights()
         self.points.append((seconds, error))

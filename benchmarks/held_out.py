@@ -15,6 +15,7 @@ import librosa
 import numpy as np
 
 import train
+from autoencoder import weigh_rows
 from generate import save_signals
 from generation.evaluation import POOLED_FRAMES, measure_mel_distance
 from generation.modes import make_file_names
@@ -25,7 +26,7 @@ from support.files import read_json
 from support.settings import Settings
 from support.spectrograms import to_amplitude
 from training.data import Windows
-from training.splits import split_keys
+from training.splits import load_split, split_by_list, split_keys
 
 
 class Split:
@@ -34,17 +35,22 @@ class Split:
     Args:
         saved_data: folder that preprocess.py wrote.
         patterns: of the tracks to hold out, with * and ?; None: a seeded tenth of the tracks.
+        model: a folder that train.py wrote, whose own split is taken in their place: its test
+            tracks are held out, or those it was validated on if it has none.
     Raises:
         UserError: all pieces would be held out, or none.
     """
 
-    def __init__(self, saved_data, patterns, seed):
+    def __init__(self, saved_data, patterns, seed, model=None):
         settings_path = dataset.get_settings_path(saved_data)
         self.settings = Settings.load(settings_path)
         source = read_json(Path(saved_data) / "source.json")
         self.audio_files_dir = Path(saved_data) / source["audio_files_dir"]
         keys = dataset.list_keys(settings_path.parent)
-        if patterns:
+        if model:
+            parts = split_by_list(keys, load_split(Path(model) / "split.json"))
+            parts["valid"] = parts["test"] or parts["valid"]
+        elif patterns:
             parts = split_by_pattern(keys, patterns)
         else:
             parts = split_keys(settings_path.parent, keys, None, train.VALIDATION_SPLIT, seed)
@@ -54,6 +60,8 @@ class Split:
             raise UserError(f"{n_held_out} of {len(keys)} pieces are held out: see --held_out")
         self.x_train = train.load_fsdd(settings_path.parent, keys=training_keys)
         self.x_held_out = train.load_fsdd(settings_path.parent, keys=self.held_out_keys)
+        height = self.x_train.shape[1]
+        self.row_weights = weigh_rows(height, self.settings.sample_rate / 2 / height)
         min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data), keys)
         self.windows = Windows(self.x_train, training_keys, min_max_values, self.settings.top_db)
         self.training_ranges = dataset.select_min_max_values(min_max_values, training_keys)
@@ -153,6 +161,7 @@ class SoundComparison:
         )
 
 
-def measure_error(images, reconstructed):
-    """The mean squared error of two arrays of one shape."""
-    return float(np.square(images - reconstructed).mean(dtype=np.float64))
+def measure_error(images, reconstructed, row_weights):
+    """The mean squared error that train.py minimises, whose rows count by their weights."""
+    squares = (np.square(a - b) for a, b in zip(images, reconstructed, strict=True))
+    return float(np.mean([(row_weights * square).mean() for square in squares]))

@@ -8,6 +8,7 @@ Out: a table on stdout and as CSV, and a figure: error over training time, or er
 """
 
 import contextlib
+import csv
 import sys
 import time
 from collections.abc import Callable
@@ -37,8 +38,8 @@ METHODS = ("mean", "pca", "pca_windows", "plain", "ours")
 COLUMNS = (
     "method",
     "latent_space_dim",
-    "held_out_mse",
-    "training_mse",
+    "held_out_error",
+    "training_error",
     *Nearness._fields,
     "seconds",
     "steps",
@@ -64,32 +65,33 @@ def fit_mean(images):
     return Fitted(lambda images: np.broadcast_to(mean, images.shape))
 
 
-def fit_pca(images, latent_space_dim, seed):
-    """scikit-learn's PCA; n images have at most n - 1 components."""
+def fit_pca(images, row_weights, latent_space_dim, seed):
+    """scikit-learn's PCA of images whose rows are weighted; n images have n - 1 components."""
     from sklearn.decomposition import PCA
 
     started = time.perf_counter()
     n_components = min(latent_space_dim, len(images) - 1, images[0].size)
-    pca = PCA(n_components, svd_solver="randomized", random_state=seed)
-    pca.fit(images.reshape(len(images), -1))
+    scale = np.sqrt(row_weights)
+    pca = PCA(n_components, copy=False, svd_solver="randomized", random_state=seed)
+    pca.fit((images * scale).reshape(len(images), -1))
     seconds = time.perf_counter() - started
 
     def reconstruct(images):
-        latents = pca.transform(images.reshape(len(images), -1))
-        return pca.inverse_transform(latents).reshape(images.shape).clip(0, 1)
+        latents = pca.transform((images * scale).reshape(len(images), -1))
+        return (pca.inverse_transform(latents).reshape(images.shape) / scale).clip(0, 1)
 
     size = pca.components_.size
     return Fitted(reconstruct, n_components, seconds, 0, size + pca.mean_.size, 4 * size)
 
 
-def fit_pca_windows(windows, latent_space_dim, seed):
+def fit_pca_windows(windows, row_weights, latent_space_dim, seed):
     """PCA of windows at any frame of the training tracks; drawing them counts."""
     from training.pca_start import draw_start_images
 
     started = time.perf_counter()
     images = draw_start_images(windows, seed)
     seconds = time.perf_counter() - started
-    fitted = fit_pca(images, latent_space_dim, seed)
+    fitted = fit_pca(images, row_weights, latent_space_dim, seed)
     return fitted._replace(seconds=seconds + fitted.seconds)
 
 
@@ -107,7 +109,7 @@ def build_plain(input_shape, latent_space_dim, seed):
     output = keras.layers.Activation("sigmoid")(plain.model.output)
     model = keras.Model(plain.model.input, output)
     optimizer = keras.optimizers.Adam(PLAIN_LEARNING_RATE)
-    model.compile(optimizer, "mse", jit_compile=plain.model.jit_compile)
+    model.compile(optimizer, "mse")
     return model
 
 
@@ -115,7 +117,7 @@ def fit_plain(split, latent_space_dim, budget_s, seed):
     """The plain recipe where its held-out error is lowest: it is unsteady."""
     from benchmarks.error_curve import ErrorCurve
 
-    curve = ErrorCurve(split.x_held_out, budget_s / N_CURVE, budget_s)
+    curve = ErrorCurve(split.x_held_out, split.row_weights, budget_s / N_CURVE, budget_s)
     model = build_plain(split.x_train.shape[1:], latent_space_dim, seed)
     model.fit(
         split.x_train,
@@ -137,8 +139,12 @@ def fit_ours(split, latent_space_dim, budget_s, n_epochs, precision, seed):
     from benchmarks.error_curve import ErrorCurve
     from training.callbacks import History, make_callbacks
 
-    shape, size = split.x_train.shape[1:], {"latent_space_dim": latent_space_dim}
-    architecture = train.choose_architecture(shape, **size, precision=precision)
+    architecture = train.choose_architecture(
+        split.x_train.shape[1:],
+        latent_space_dim=latent_space_dim,
+        sample_rate=split.settings.sample_rate,
+        precision=precision,
+    )
 
     def run(epochs, callbacks):
         with contextlib.redirect_stdout(sys.stderr):  # its epochs are not rows of the table
@@ -157,9 +163,26 @@ def fit_ours(split, latent_space_dim, budget_s, n_epochs, precision, seed):
         epoch_s = float(np.mean([row["seconds"] for row in history.rows[2:]]))
         start_s = trial_s - N_TRIAL_EPOCHS * epoch_s
         n_epochs = max(2, int((budget_s - start_s) / epoch_s))
-    curve = ErrorCurve(split.x_held_out, budget_s / N_CURVE)
+    curve = ErrorCurve(split.x_held_out, split.row_weights, budget_s / N_CURVE)
     autoencoder = run(n_epochs, [*make_callbacks(), curve])
     return make_fitted(autoencoder.model, latent_space_dim, curve)
+
+
+def load_ours(model):
+    """The Fitted of a model that train.py trained."""
+    from autoencoder import Autoencoder
+
+    autoencoder = Autoencoder.load(model)
+    with open(Path(model) / "history.csv", encoding="utf-8", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    return Fitted(
+        lambda images: autoencoder.reconstruct(images)[0],
+        autoencoder.latent_space_dim,
+        sum(float(row["seconds"]) for row in rows),
+        0,
+        autoencoder.model.count_params(),
+        count_operations(autoencoder.model),
+    )
 
 
 def make_fitted(model, latent_space_dim, curve):
@@ -194,18 +217,20 @@ def count_operations(model):
     return int(total)
 
 
-def fit_methods(split, latent_space_dims, methods, budget_s, n_epochs, precision, seed):
-    """Yield (name, Fitted) for every method and bottleneck."""
+def fit_methods(split, latent_space_dims, methods, budget_s, n_epochs, precision, seed, model):
+    """Yield (name, Fitted) for every method and bottleneck; ours is loaded if there is a model."""
     if "mean" in methods:
         yield "mean spectrogram", fit_mean(split.x_train)
     for size in latent_space_dims:
         if "pca" in methods:
-            yield "PCA", fit_pca(split.x_train, size, seed)
+            yield "PCA", fit_pca(split.x_train, split.row_weights, size, seed)
         if "pca_windows" in methods:
-            yield "PCA of windows", fit_pca_windows(split.windows, size, seed)
+            yield "PCA of windows", fit_pca_windows(split.windows, split.row_weights, size, seed)
         if "plain" in methods:
             yield "plain recipe", fit_plain(split, size, budget_s, seed)
-        if "ours" in methods:
+        if "ours" in methods and model:
+            yield "ours", load_ours(model)
+        elif "ours" in methods:
             yield "ours", fit_ours(split, size, budget_s, n_epochs, precision, seed)
 
 
@@ -234,8 +259,8 @@ def make_row(name, fitted, split, comparison, save_dir):
     return {
         "method": name,
         "latent_space_dim": fitted.latent_space_dim,
-        "held_out_mse": measure_error(split.x_held_out, reconstructed),
-        "training_mse": measure_error(chosen, fitted.reconstruct(chosen)),
+        "held_out_error": measure_error(split.x_held_out, reconstructed, split.row_weights),
+        "training_error": measure_error(chosen, fitted.reconstruct(chosen), split.row_weights),
         **comparison.measure(reconstructed, texture, save_dir)._asdict(),
         "seconds": fitted.seconds,
         "steps": fitted.steps,
@@ -246,8 +271,8 @@ def make_row(name, fitted, split, comparison, save_dir):
 
 def print_row(row):
     print(
-        f"{row['method']:<28}{row['latent_space_dim'] or '':>6}{row['held_out_mse']:>10.6f}"
-        f"{row['training_mse']:>10.6f}{row['mel_distance_db']:>8.2f} dB"
+        f"{row['method']:<28}{row['latent_space_dim'] or '':>6}{row['held_out_error']:>10.6f}"
+        f"{row['training_error']:>10.6f}{row['mel_distance_db']:>8.2f} dB"
         f"{row['pooled_mel_distance_db']:>8.2f} dB{row['level_db']:>+8.2f} dB"
         f"{row['seconds']:>8.1f} s"
         f"{row['steps']:>7}{row['parameters'] / 1e6:>8.2f} M"
@@ -279,7 +304,7 @@ def plot(path, rows, curves):
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     if len(sizes) > 1:
-        plot_over_size(left, rows, sizes, "held_out_mse", "mean squared error, held out")
+        plot_over_size(left, rows, sizes, "held_out_error", "mean squared error, held out")
         plot_over_size(right, rows, sizes, "mel_distance_db", "mel distance, dB, held out")
     else:
         plot_over_time(left, rows, curves)
@@ -290,7 +315,8 @@ def plot(path, rows, curves):
         right.margins(x=0.12)
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
-    left.legend(fontsize=8)
+    if left.get_legend_handles_labels()[0]:
+        left.legend(fontsize=8)
     write_figure(path, figure)
 
 
@@ -309,7 +335,7 @@ def plot_over_time(axes, rows, curves):
         axes.loglog(*zip(*curve, strict=True), "o-", markersize=3, label=method)
     untrained = [row for row in rows if row["method"].startswith(("mean", "PCA"))]
     for row, style in zip(untrained, (":", "--", "-."), strict=False):
-        axes.axhline(row["held_out_mse"], color="grey", linestyle=style, label=row["method"])
+        axes.axhline(row["held_out_error"], color="grey", linestyle=style, label=row["method"])
     axes.set(xlabel="seconds of training", ylabel="mean squared error, held out")
 
 
@@ -319,6 +345,8 @@ def get_parser():
     add("--saved_data", default=SAVED_DATA, help="folder that preprocess.py wrote")
     help_text = "tracks not to train on, such as '*_[0-4].wav'; None: a seeded tenth"
     add("--held_out", nargs="+", metavar="PATTERN", help=help_text)
+    help_text = "folder that train.py wrote, in place of training ours: its split is taken, too"
+    add("--model", metavar="FOLDER", help=help_text)
     size = {"type": number(int, 1)}
     help_text = "bottlenecks to compare"
     add("--latent_space_dims", nargs="+", default=LATENT_SPACE_DIMS, help=help_text, **size)
@@ -339,7 +367,7 @@ def get_parser():
 
 def main(argv=None):
     options = get_parser().parse_args(argv)
-    split = Split(options.saved_data, options.held_out, options.seed)
+    split = Split(options.saved_data, options.held_out, options.seed, options.model)
     comparison = SoundComparison(split, N_COMPARED)
     print(
         f"{len(split.x_train)} training pieces, {len(split.x_held_out)} held out; "
@@ -361,6 +389,7 @@ def main(argv=None):
         options.epochs,
         options.precision,
         options.seed,
+        options.model,
     ):
         save_dir = None
         if options.sounds:

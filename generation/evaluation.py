@@ -115,9 +115,9 @@ class Evaluator:
     def compare(self, item):
         """The Item with its distances from the nearest training piece, beside the typical ones."""
         nearest = []
-        windows = self.sound_generator.cut_windows(item.log_spectrograms["new"], len(item.latents))
+        windows = self.sound_generator.cut_windows(item.sounds["new"])
         pairs = zip(item.latents, windows, strict=True)
-        for latent, window in show_progress(pairs, len(windows), "comparing windows"):
+        for latent, window in show_progress(pairs, len(item.latents), "comparing windows"):
             self.mels.append(self._extract_mel(window))
             nearest.append(self._find_nearest(latent, self.mels[-1]))
         key, _, mel_distance = min(nearest, key=lambda entry: entry[2])

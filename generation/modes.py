@@ -8,6 +8,7 @@ Out: Items: sounds with names, titles, log spectrograms and figures.
 
 import functools
 import hashlib
+import itertools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from generation.prior import Prior, check_variety, load_training_pieces
-from preprocess import MinMaxNormaliser, Padder, check_length
+from preprocess import check_length
 from support import dataset
 from support.command_line import show_progress
 from support.dataset import add_channel_axis
@@ -57,8 +58,7 @@ class Recordings:
     """
 
     def __init__(self, spectrograms_path):
-        settings = Settings.load(spectrograms_path / "settings.json")
-        self._loader, self._extractor = settings.make_loader(), settings.make_extractor()
+        self._pipeline = Settings.load(spectrograms_path / "settings.json").make_pipeline()
         self._folder = load_audio_folder(spectrograms_path.parent)
 
     def load(self, key, spectrogram):
@@ -72,20 +72,21 @@ class Recordings:
         if self._folder is None or not dataset.FEATURE_NAME.fullmatch(key):
             return None
         path = self._folder / dataset.get_track(dataset.check_key(key))
+        extractor, segment = self._pipeline.extractor, dataset.get_segment(key)
         try:
-            signal = self._loader.load_piece(path, dataset.get_segment(key))
+            signals = self._pipeline.load_extended(path)
+            signal = next(itertools.islice(signals, segment, None), None)
         except (OSError, UserError):
             return None
         if signal is None:
             return None
-        n_missing = self._loader.n_samples - signal.shape[-1]
-        log_spectrogram = self._extractor.extract(Padder().right_pad(signal, n_missing))
-        log_spectrogram = add_channel_axis(log_spectrogram)
-        image, _ = to_image(log_spectrogram, MinMaxNormaliser(0, 1))
+        log_spectrogram = add_channel_axis(extractor.extract(signal, is_extended=True))
+        image, _ = to_image(log_spectrogram, self._pipeline.normaliser)
         is_same = image.shape == spectrogram.shape and (
             np.abs(image - spectrogram).mean() < SAME_IMAGE
         )
-        return (signal, log_spectrogram) if is_same else None
+        half_frame = extractor.frame_size // 2
+        return (signal[..., half_frame:-half_frame], log_spectrogram) if is_same else None
 
 
 def load_audio_folder(saved_data):
@@ -166,7 +167,7 @@ def compose(sound_generator, sources, duration, *, genre, temperature, seed):
     yield make_new_item(
         f"compose-{make_label(genre, temperature, seed)}-{duration:g}s",
         f"A piece of {duration:g} s",
-        *sound_generator.join(windows, n_windows, n_samples),
+        *sound_generator.join(windows, n_samples),
         {"genre": genre or "any", "temperature": temperature, "seed": seed},
         latents,
     )
@@ -255,7 +256,7 @@ def join_all(sound_generator, windows):
     """(signal, log spectrogram) of windows that overlap by half, each as long as a piece."""
     n_frames = (len(windows) - 1) * sound_generator.window_hop
     n_samples = sound_generator.n_samples + n_frames * sound_generator.hop_length
-    return sound_generator.join(windows, len(windows), n_samples)
+    return sound_generator.join(windows, n_samples)
 
 
 def make_min_max_values(ranges):

@@ -74,16 +74,17 @@ class Page:
         """
         players = []
         for kind, path in paths.items():
-            picture = None
+            picture, seconds = None, item.sounds[kind].shape[-1] / self.settings.sample_rate
             if kind in item.log_spectrograms:
                 picture = f"pictures/{kind}/{item.name}.png"
-                draw_picture(self.folder / picture, item.log_spectrograms[kind], self.settings)
+                log_spectrogram = item.log_spectrograms[kind]
+                draw_picture(self.folder / picture, log_spectrogram, seconds, self.settings)
             players.append(
                 {
                     "kind": KINDS[kind],
                     "sound": Path(os.path.relpath(path, self.folder)).as_posix(),
                     "picture": picture,
-                    "seconds": item.sounds[kind].shape[-1] / self.settings.sample_rate,
+                    "seconds": seconds,
                 }
             )
         self.earlier.pop(item.name, None)
@@ -175,14 +176,13 @@ def check_entry(entry):
     return {"name": entry["name"], "title": entry["title"], "players": players, "figures": figures}
 
 
-def draw_picture(path, log_spectrogram, settings):
+def draw_picture(path, log_spectrogram, duration, settings):
     """Write a log spectrogram as PNG, with axes in seconds and Hz."""
     from matplotlib.figure import Figure
 
     n_columns = log_spectrogram.shape[1]
     step = -(-n_columns // MAX_COLUMNS)  # a long piece has more frames than the picture has pixels
     image = log_spectrogram[:, ::step].mean(axis=2)
-    duration = n_columns * settings.hop_length / settings.sample_rate
     figure = Figure(figsize=(4.6, 2.6), layout="constrained")
     axes = figure.add_subplot()
     shown = show_spectrogram(axes, image, duration, settings)

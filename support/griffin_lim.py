@@ -29,6 +29,8 @@ TOP_DB = 80.0  # below the peak; further down a magnitude's slope says nothing a
 FRAME_STEPS, BIN_STEPS = (1, -1, 0, 0), (0, 0, 1, -1)  # to the four neighbours of a cell
 SHARED_ITERATIONS = 0.75  # share of the iterations that channels make as one
 MIN_NORM = 0.2  # of the highest: below it, at a signal's end, too few windows overlap to divide by
+TINY = np.finfo(np.float32).tiny  # in place of silence, where that would be divided by
+STRETCH_FRAMES = 2048  # of a long signal that are inverted together
 N_LEVELS = 4096  # of log magnitude; phases are integrated along them from loud to soft
 
 
@@ -65,12 +67,17 @@ class GriffinLim:
         self.seed = seed
         self._window = scipy.signal.get_window("hann", frame_size).astype(np.float32)
 
-    def invert(self, amplitude, n_samples=None, *, n_threads=None):
+    def invert(self, amplitude, n_samples=None, *, past=None, is_extended=False, n_threads=None):
         """The signal whose spectrogram comes close to an amplitude.
 
         Args:
             amplitude: float32 (n_channels, frame_size / 2 + 1, n_frames), finite, >= 0.
             n_samples: length of the signal; None makes it hop_length * (n_frames - 1).
+            past: float32 (n_channels, n_past), what comes just before the signal, which goes on
+                from there without a seam. As many of the amplitude's frames as
+                are centred in its first n_past - frame_size / 2 samples are its own.
+            is_extended: whether the frames at the ends hold what is outside the signal; else
+                silence is there, as librosa.stft pads it.
             n_threads: None takes every core.
         Returns:
             float32 (n_samples,) for one channel, else (n_channels, n_samples).
@@ -80,17 +87,42 @@ class GriffinLim:
         amplitude = self._check(amplitude)
         n_samples = n_samples or self.hop_length * max(1, amplitude.shape[-1] - 1)
         magnitudes = np.ascontiguousarray(amplitude.swapaxes(1, 2))  # (n_channels, frames, bins)
+        if past is None:
+            past = np.empty((len(magnitudes), 0), np.float32)
         with RowThreads(n_threads) as threads:
-            signals = self._invert_channels(magnitudes, n_samples, threads)
+            signals = self._invert_channels(magnitudes, past, n_samples, is_extended, threads)
         return signals[0] if len(signals) == 1 else np.stack(signals)
 
-    def invert_all(self, amplitudes, n_samples=None):
+    def invert_long(self, amplitudes, n_samples):
+        """Yield the signal, in stretches, of an amplitude that comes in parts of some frames.
+
+        The memory that this takes does not grow with the length.
+        """
+        n_past_frames = 2 * self.frame_size // self.hop_length
+        n_past = n_past_frames * self.hop_length + self.frame_size // 2
+        stretch = max(STRETCH_FRAMES, 2 * n_past_frames)
+        held, past = np.empty((1, self.frame_size // 2 + 1, 0), np.float32), None
+        for amplitude in amplitudes:
+            held = np.concatenate([held, amplitude], axis=2) if held.size else amplitude
+            n_frames = held.shape[2] - (0 if past is None else n_past_frames)
+            if n_frames >= stretch + n_past_frames:  # which it looks ahead, for a smooth joint
+                signal = self.invert(held, n_frames * self.hop_length, past=past)
+                signal = signal[..., : min(n_samples, stretch * self.hop_length)]
+                past = np.atleast_2d(signal)[:, -n_past:]
+                held = held[:, :, held.shape[2] - n_frames + stretch - n_past_frames :]
+                n_samples -= signal.shape[-1]
+                yield signal
+        if n_samples:
+            yield self.invert(held, n_samples, past=past)
+
+    def invert_all(self, amplitudes, n_samples=None, *, is_extended=False):
         """Yield the signals of amplitudes, one per core at a time; see invert()."""
+        options = {"is_extended": is_extended, "n_threads": 1}
         n_cores = count_cores()
         with concurrent.futures.ThreadPoolExecutor(n_cores) as executor:
             waiting = collections.deque()
             for amplitude in amplitudes:
-                waiting.append(executor.submit(self.invert, amplitude, n_samples, n_threads=1))
+                waiting.append(executor.submit(self.invert, amplitude, n_samples, **options))
                 if len(waiting) > n_cores:
                     yield waiting.popleft().result()
             while waiting:
@@ -107,39 +139,47 @@ class GriffinLim:
             raise UserError("amplitude must be finite and at least 0, got something else")
         return amplitude
 
-    def _invert_channels(self, magnitudes, n_samples, threads):
+    def _invert_channels(self, magnitudes, past, n_samples, is_extended, threads):
         """The signals of channels, which share the phase that their mean power has.
 
         Alone, each would find phases of its own, and what is panned between them would fall apart.
         In the last iterations each goes its own way, as far as its magnitudes ask for it.
         """
-        shared = magnitudes[0]
-        n_shared = round(SHARED_ITERATIONS * self.n_iter) if len(magnitudes) > 1 else 0
+        shared, shared_past, n_shared = magnitudes[0], past[0], 0
         if len(magnitudes) > 1:
+            n_shared = round(SHARED_ITERATIONS * self.n_iter)
             shared = np.sqrt(np.square(magnitudes).mean(axis=0))
-        phase = self._make_phase(shared)
+            shared_past = past.mean(axis=0)
+            lost = np.square(past).sum() / len(past) / max(np.square(shared_past).sum(), TINY)
+            shared_past *= np.sqrt(lost)
+        phase = self._make_phase(shared, shared_past)
+        common = n_samples, is_extended, threads
         spectrum = np.empty(shared.shape, np.complex64)
         threads.run(len(shared), combine, shared, phase, spectrum)
         if n_shared:
-            _, spectrum = self._iterate(shared, spectrum, n_shared, n_samples, threads)
+            _, spectrum = self._iterate(shared, spectrum, shared_past, n_shared, *common)
             phase = np.angle(spectrum)
         signals = []
-        for magnitude in magnitudes:
+        for magnitude, own_past in zip(magnitudes, past, strict=True):
             threads.run(len(magnitude), combine, magnitude, phase, spectrum)
             n_iter = self.n_iter - n_shared
-            signals.append(self._iterate(magnitude, spectrum, n_iter, n_samples, threads)[0])
+            signals.append(self._iterate(magnitude, spectrum, own_past, n_iter, *common)[0])
         return signals
 
-    def _iterate(self, magnitude, spectrum, n_iter, n_samples, threads):
+    def _iterate(self, magnitude, spectrum, past, n_iter, n_samples, is_extended, threads):
         """Griffin-Lim from a spectrum on: (signal, the last spectrum).
 
         Args:
             magnitude: float32 (n_frames, n_bins).
             spectrum: complex64, of the same shape; it is overwritten.
+            past: float32 (n_past,), what the frames hold before the signal.
         """
         n_frames, weight = len(magnitude), self.momentum / (1 + self.momentum)
-        kept = slice(self.frame_size // 2, self.frame_size // 2 + n_samples)
-        inverse_norm = self._make_inverse_norm(n_frames, kept)
+        start = len(past) or self.frame_size // 2
+        kept = slice(start, start + n_samples)
+        inverse_norm = self._make_inverse_norm(n_frames)
+        if not is_extended:
+            inverse_norm[:start], inverse_norm[kept.stop :] = 0, 0
         signal = np.zeros(max(len(inverse_norm), kept.stop), np.float32)  # as long as it is padded
         step = self._window, self.hop_length
         previous = np.zeros_like(spectrum)
@@ -149,6 +189,7 @@ class GriffinLim:
                 spectrum, self.frame_size, axis=1, workers=threads.count, overwrite_x=not is_last
             )
             threads.run(len(inverse_norm), overlap_add, frames, *step, inverse_norm, signal)
+            signal[: len(past)] = past
             if is_last:
                 break
             threads.run(n_frames, cut_frames, signal, *step, frames)
@@ -156,29 +197,31 @@ class GriffinLim:
             threads.run(n_frames, impose_magnitude, spectrum, previous, magnitude, weight)
         return signal[kept].copy(), spectrum
 
-    def _make_inverse_norm(self, n_frames, kept):
-        """What overlapping windows are multiplied with, once added; zero in the padding."""
+    def _make_inverse_norm(self, n_frames):
+        """What overlapping windows are multiplied with, once added."""
         norm = np.zeros(self.hop_length * (n_frames - 1) + self.frame_size, np.float32)
         for frame in range(n_frames):
             start = frame * self.hop_length
             norm[start : start + self.frame_size] += self._window**2
-        inverse_norm = 1 / np.maximum(norm, MIN_NORM * norm.max())
-        inverse_norm[: kept.start] = 0
-        inverse_norm[kept.stop :] = 0
-        return inverse_norm
+        return 1 / np.maximum(norm, MIN_NORM * norm.max())
 
-    def _make_phase(self, magnitude):
-        """float32 (n_frames, n_bins), radians."""
+    def _make_phase(self, magnitude, past):
+        """float32 (n_frames, n_bins), radians; of frames that lie in the past, its own."""
         rng = np.random.default_rng(self.seed)
         phase = rng.uniform(0, 2 * np.pi, magnitude.shape).astype(np.float32)
+        n_known = max(0, 1 + (len(past) - self.frame_size) // self.hop_length)
+        if n_known:
+            frames = np.lib.stride_tricks.sliding_window_view(past, self.frame_size)
+            frames = frames[:: self.hop_length] * self._window  # (n_known, frame_size)
+            phase[:n_known] = np.angle(scipy.fft.rfft(frames, axis=1))
         if self.init == "pghi":
-            tiny = np.finfo(np.float32).tiny  # of silence
-            floor = max(magnitude.max() * np.float32(10 ** (-TOP_DB / 20)), tiny)
+            floor = max(magnitude.max() * np.float32(10 ** (-TOP_DB / 20)), TINY)
             log_magnitude = np.log(np.maximum(magnitude, floor))
             gamma = HANN_GAMMA * self.frame_size**2  # samples squared
             area = self.hop_length * self.frame_size  # samples squared
             turns_per_bin = self.hop_length / self.frame_size
-            integrate_phase(log_magnitude, phase, turns_per_bin, area / gamma, -gamma / area)
+            factors = area / gamma, -gamma / area
+            integrate_phase(log_magnitude, phase, n_known, turns_per_bin, *factors)
         return phase
 
 
@@ -294,7 +337,7 @@ def cut_frames(signal, window, hop_length, frames, start, stop):
 
 
 @compiled
-def integrate_phase(log_magnitude, phase, turns_per_bin, time_factor, frequency_factor):
+def integrate_phase(log_magnitude, phase, n_known, turns_per_bin, time_factor, frequency_factor):
     """Fill in the phases that a log magnitude's slopes imply, from its loudest points outward.
 
     A Gaussian window's log magnitude s and phase p obey, per frame and per bin,
@@ -305,17 +348,26 @@ def integrate_phase(log_magnitude, phase, turns_per_bin, time_factor, frequency_
     Args:
         log_magnitude: float32 (n_frames, n_bins), natural logarithm; its lowest value is a floor.
         phase: float32 (n_frames, n_bins), radians; points on the floor are left as they are.
+        n_known: frames whose phases are known already, and spread to the others first.
     """
     n_frames, n_bins = log_magnitude.shape
     magnitudes, phases = log_magnitude.ravel(), phase.ravel()
     levels, ordered = sort_into_levels(magnitudes)
     first = np.full(N_LEVELS, -1, np.int32)  # of each level's list of points to go on from
     following = np.empty(magnitudes.size, np.int32)
-    for seed in ordered:
-        if levels[seed] < 0:  # its phase is known, or it lies on the floor
+    for point in range(n_known * n_bins):
+        if levels[point] >= 0:
+            level = np.int64(levels[point])
+            levels[point], following[point], first[level] = -1, first[level], point
+    for number in range(-1, len(ordered)):
+        if number < 0:  # the known ones
+            level = np.int64(N_LEVELS - 1)
+        elif levels[ordered[number]] < 0:  # its phase is known, or it lies on the floor
             continue
-        level = np.int64(levels[seed])
-        levels[seed], first[level], following[seed], phases[seed] = -1, seed, -1, 0
+        else:
+            seed = ordered[number]
+            level = np.int64(levels[seed])
+            levels[seed], first[level], following[seed], phases[seed] = -1, seed, -1, 0
         while level >= 0:
             point = first[level]
             if point < 0:

@@ -13,7 +13,7 @@ from pathlib import Path
 from support.errors import UserError
 from support.files import read_json, write_json
 
-FORMAT_VERSION = 1  # of the folder of features
+FORMAT_VERSION = 2  # of the folder of features
 LIMITS = {  # type, lowest and highest value
     "frame_size": (int, 4, 1 << 16),
     "hop_length": (int, 1, 1 << 15),
@@ -98,6 +98,13 @@ class Settings:
         from preprocess import LogSpectrogramExtractor
 
         return LogSpectrogramExtractor(self.frame_size, self.hop_length, top_db=self.top_db)
+
+    def make_pipeline(self, saver=None, **options):
+        """The PreprocessingPipeline; what it saves with may be left out if it saves nothing."""
+        from preprocess import MinMaxNormaliser, Padder, PreprocessingPipeline
+
+        parts = self.make_loader(), Padder(), self.make_extractor(), MinMaxNormaliser(0, 1), saver
+        return PreprocessingPipeline(*parts, segments=self.segments, **options)
 
     def make_sound_generator(self, autoencoder, seed=0, texture=None):
         from soundgenerator import SoundGenerator

@@ -15,6 +15,7 @@ survives phase recovery. (DDSP, Engel et al. 2020, and RAVE, Caillon and Esling 
 synthesizers for the same.)
 """
 
+import functools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from support.spectrograms import SILENCE_DB
 TEXTURE_NAME = "texture.json"  # in a model folder
 MAX_AMOUNT = 1.5  # of noise's own scatter
 RANGE_DB = 80.0  # below the peak: there, and in silence, nothing is added
+NOISE_SAMPLES = 1 << 18  # that are made together
 FADE_DB = 30.0  # above that, all is
 
 
@@ -37,15 +39,16 @@ class Texture(NamedTuple):
     amounts: np.ndarray  # float32 (n_bins,): shares of the scatter of white noise
     level_db: float  # added afterwards
 
-    def apply(self, log_spectrogram, extractor, seed=0):
+    def apply(self, log_spectrogram, extractor, seed=0, first_frame=0):
         """A log spectrogram with scatter, at its level.
 
         Args:
             log_spectrogram: float32 (n_bins, n_frames, n_channels), dB; what is silent stays so.
             extractor: the LogSpectrogramExtractor of its frames.
             seed: of the noise, which all channels share, so that it does not part them.
+            first_frame: where it begins in a longer one, whose parts fit together.
         """
-        scatter = make_scatter(extractor, log_spectrogram.shape[1], seed)
+        scatter = make_scatter(extractor, log_spectrogram.shape[1], seed, first_frame)
         added = self.amounts[:, np.newaxis] * scatter + np.float32(self.level_db)
         height = log_spectrogram - (log_spectrogram.max() - RANGE_DB)
         textured = log_spectrogram + np.clip(height / FADE_DB, 0, 1) * added[..., np.newaxis]
@@ -80,15 +83,23 @@ class Texture(NamedTuple):
         return cls(amounts, level_db)
 
 
-def make_scatter(extractor, n_frames, seed):
+def make_scatter(extractor, n_frames, seed, first_frame=0):
     """The log spectrogram of white noise without its mean, float32 (n_bins, n_frames), dB."""
-    rng = np.random.default_rng(seed)
-    n_samples = max(1, (n_frames - 1) * extractor.hop_length)
-    noise = rng.standard_normal(n_samples + 2 * extractor.frame_size).astype(np.float32)
-    log_spectrogram = extractor.extract(noise)
-    first = extractor.frame_size // extractor.hop_length  # behind the padding of its start
-    scatter = log_spectrogram[:, first : first + n_frames]
-    return scatter - scatter.mean()
+    start = first_frame * extractor.hop_length
+    stop = start + (n_frames - 1) * extractor.hop_length + extractor.frame_size
+    blocks = range(start // NOISE_SAMPLES, -(-stop // NOISE_SAMPLES))
+    noise = np.concatenate([make_noise(seed, block) for block in blocks])
+    first = start - blocks[0] * NOISE_SAMPLES
+    noise = noise[first : first + stop - start]
+    # Of a Hann window and exponential powers; 10 / ln(10) times Euler's constant lower than theirs.
+    mean_db = 10 / math.log(10) * (math.log(0.375 * extractor.frame_size) - np.euler_gamma)
+    return extractor.extract(noise, is_extended=True) - np.float32(mean_db)
+
+
+@functools.lru_cache(maxsize=4)
+def make_noise(seed, block):
+    """Samples of white noise that goes on from block to block, float32 (NOISE_SAMPLES,)."""
+    return np.random.default_rng((seed, block)).standard_normal(NOISE_SAMPLES, np.float32)
 
 
 def measure_texture(log_spectrograms, reconstructed, extractor):

@@ -182,7 +182,7 @@ class PlainExtractor:
 
     frame_size = 256
 
-    def extract(self, signal):
+    def extract(self, signal, *, is_extended):
         n_frames = len(signal) // self.frame_size
         return signal[: n_frames * self.frame_size].reshape(n_frames, -1).T
 

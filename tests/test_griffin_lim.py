@@ -2,6 +2,7 @@ import librosa
 import numpy as np
 import pytest
 
+import support.griffin_lim as griffin_lim_module
 from generation.evaluation import measure_spectral_convergence
 from helpers import SAMPLE_RATE, make_music, make_tone
 from support.errors import UserError
@@ -16,6 +17,9 @@ def analyse(signal, frame_size=1024, hop_length=256):
 def recover(signal, frame_size=1024, hop_length=256, **keywords):
     griffin_lim = GriffinLim(frame_size, hop_length, **keywords)
     return griffin_lim.invert(analyse(signal, frame_size, hop_length), signal.shape[-1])
+
+
+NO_PAST = np.empty(0, np.float32)
 
 
 def make_chirp(duration=2.0, start=500.0, rate=1000.0):
@@ -33,11 +37,12 @@ def make_impulses(period=2205, n_samples=22050):
 @pytest.mark.parametrize("frame_size, hop_length", [(1024, 256), (1024, 300), (512, 256)])
 @pytest.mark.parametrize("momentum", [0.99, 0.0])
 def test_iterations_equal_librosas(monkeypatch, frame_size, hop_length, momentum):
-    music = make_music(1.0)
+    # librosa sets what lies outside the signal to zero in each iteration: silence is there anyway.
+    music = np.pad(make_music(1.0), 3 * frame_size)
     amplitude = analyse(music, frame_size, hop_length)
     phase = 2 * np.pi * np.random.RandomState(7).random(amplitude[0].shape)  # librosa's
     griffin_lim = GriffinLim(frame_size, hop_length, n_iter=5, momentum=momentum)
-    monkeypatch.setattr(griffin_lim, "_make_phase", lambda _: phase.T.astype(np.float32))
+    monkeypatch.setattr(griffin_lim, "_make_phase", lambda *_: phase.T.astype(np.float32))
 
     ours = griffin_lim.invert(amplitude, len(music))
 
@@ -58,7 +63,7 @@ def test_integrated_phase_climbs_as_the_true_one(make):
     spectrum = librosa.stft(make(), n_fft=1024, hop_length=256)
     griffin_lim = GriffinLim(1024, 256)
 
-    phase = griffin_lim._make_phase(np.ascontiguousarray(np.abs(spectrum).T)).T
+    phase = griffin_lim._make_phase(np.ascontiguousarray(np.abs(spectrum).T), NO_PAST).T
 
     # Over frames and over bins, between neighbours that are both within 20 dB of the peak.
     loud = np.abs(spectrum) > 0.1 * np.abs(spectrum).max()
@@ -190,7 +195,7 @@ def test_phases_are_integrated_from_the_loudest_point_outward():
     log_magnitude[3:] = -3.0
     phase = np.full_like(log_magnitude, 7.0)
 
-    integrate_phase(log_magnitude, phase, 0.25, 0.0, 0.0)
+    integrate_phase(log_magnitude, phase, 0, 0.25, 0.0, 0.0)
 
     assert (phase[2] == 7).all() and (phase[[0, 1, 3, 4]] < 2 * np.pi).all()
     np.testing.assert_allclose(
@@ -198,3 +203,52 @@ def test_phases_are_integrated_from_the_loudest_point_outward():
         2 * np.pi * 0.25 * np.arange(6) % (2 * np.pi),
         atol=1e-5,
     )
+
+
+def test_known_phases_spread_before_the_loudest_point_starts_its_own():
+    log_magnitude = np.full((4, 6), -3.0, np.float32)
+    log_magnitude[2:] = -1.0
+    log_magnitude[:, 5] = -9.0  # a floor
+    phase = np.tile(1 - np.pi * np.arange(6, dtype=np.float32), (4, 1))  # as bins follow bins
+
+    known = phase[0].copy()
+    integrate_phase(log_magnitude, phase, 1, 0.0, 0.0, 0.0)
+
+    turns = (phase[:, :5] - known[:5]) / (2 * np.pi)
+    np.testing.assert_allclose(turns, np.rint(turns), atol=1e-5)
+
+
+@pytest.mark.parametrize("frame_size, hop_length", [(1024, 256), (512, 256)])
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_a_long_signal_has_no_seams(monkeypatch, frame_size, hop_length, n_channels):
+    monkeypatch.setattr(griffin_lim_module, "STRETCH_FRAMES", 100)
+    music = np.stack([make_music(6.0), np.roll(make_music(6.0), 500)])[:n_channels]
+    amplitude = analyse(music, frame_size, hop_length)
+    parts = [amplitude[..., start : start + 30] for start in range(0, amplitude.shape[2], 30)]
+
+    stretches = [
+        *GriffinLim(frame_size, hop_length).invert_long(parts, music.shape[1])
+    ]  # each but the last is 100 frames long
+
+    signal = np.atleast_2d(np.concatenate(stretches, axis=-1))
+    whole = np.atleast_2d(GriffinLim(frame_size, hop_length).invert(amplitude, music.shape[1]))
+    assert signal.shape == music.shape and len(stretches) > 4
+    squares = np.square(analyse(signal, frame_size, hop_length) - amplitude).sum(axis=(0, 1))
+    at_seams = [squares[k - 3 : k + 4].mean() for k in range(100, 100 * len(stretches), 100)]
+    others = np.square(analyse(whole, frame_size, hop_length) - amplitude).sum(axis=(0, 1))
+    assert np.mean(at_seams) < 2 * others.mean()
+
+
+def test_the_ends_of_a_piece_of_a_longer_sound_are_as_good_as_its_middle():
+    music = make_music(2.0)
+    stft = librosa.stft(music[4096 - 512 : -4096 + 512], n_fft=1024, hop_length=256, center=False)
+    amplitude = np.abs(stft)[np.newaxis]
+    piece = music[4096:-4096]
+
+    ends = []
+    for is_extended in (False, True):
+        signal = GriffinLim(1024, 256).invert(amplitude, len(piece), is_extended=is_extended)
+        error = np.square(analyse(signal, 1024, 256) - analyse(piece, 1024, 256)).sum(axis=(0, 1))
+        ends.append(error[:4].sum())
+
+    assert ends[1] < 0.7 * ends[0]

@@ -537,7 +537,7 @@ def test_files_of_absurd_size_are_refused_unread(tmp_path, reader):
         {"mono": 1},
         {"segments": "../x"},
         {"top_db": None},
-        {"format_version": 2},
+        {"format_version": 3},
         {"unknown": 1},
     ],
 )

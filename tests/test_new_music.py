@@ -370,7 +370,7 @@ class Echo:
     def count_windows(self, n_samples):
         return n_samples
 
-    def join(self, windows, n_windows, n_samples):
+    def join(self, windows, n_samples):
         joined = np.stack([*windows])
         return joined, joined
 

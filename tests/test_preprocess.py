@@ -7,9 +7,19 @@ import sys
 import librosa
 import numpy as np
 import pytest
+import soundfile
 
 import preprocess
-from helpers import ROOT, SAMPLE_RATE, load_ranges, make_music, make_tone, read_all, read_csv
+from helpers import (
+    ROOT,
+    SAMPLE_RATE,
+    load_ranges,
+    make_music,
+    make_settings,
+    make_tone,
+    read_all,
+    read_csv,
+)
 from support import dataset
 from support.errors import UserError
 from support.settings import count_samples
@@ -437,3 +447,20 @@ def test_flags_that_would_be_ignored_or_guessed_are_usage_errors(capsys, flags, 
 
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_frames_of_pieces_are_those_of_their_whole_track(tmp_path):
+    music = make_music(2.0)
+    soundfile.write(tmp_path / "x.wav", music, SAMPLE_RATE, "FLOAT")
+    settings = make_settings(duration=0.5, hop_length=105)  # which divides a piece
+    pipeline = settings.make_pipeline()
+
+    signals = [*pipeline.load_extended(tmp_path / "x.wav")]
+
+    frames = [pipeline.extractor.extract(signal, is_extended=True) for signal in signals]
+    n_frames = settings.n_samples // 105  # the last frame of each piece is the next one's first
+    joined = np.concatenate([frame[:, :n_frames] for frame in frames], axis=1)
+    whole = preprocess.LogSpectrogramExtractor(256, 105, top_db=None).extract(music)
+    whole = whole[:, : joined.shape[1]]
+    loud = whole > -40  # above the floor of every piece
+    np.testing.assert_allclose(joined[loud], whole[loud], atol=0.01)

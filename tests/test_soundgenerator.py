@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 import preprocess
+import soundgenerator
 from generation.evaluation import measure_spectral_convergence
 from helpers import SAMPLE_RATE, make_music, make_tone
-from soundgenerator import SoundGenerator, join_windows
+from soundgenerator import Sketch, SoundGenerator, join_windows
 from support.spectrograms import to_amplitude, to_image
 
 
@@ -145,12 +146,16 @@ def test_hop_must_lie_within_the_frame():
         SoundGenerator(None, 0)
 
 
+def join_all(windows, hop, n_frames):
+    return np.concatenate([*join_windows(windows, hop, n_frames)], axis=1)
+
+
 def test_joined_windows_of_one_spectrogram_give_it_back():
     rng = np.random.default_rng(0)
     whole = rng.uniform(-80, 0, (8, 100, 2)).astype(np.float32)
     windows = [whole[:, start : start + 20] for start in range(0, 81, 10)]
 
-    joined = join_windows(windows, 9, 10, 100)
+    joined = join_all(windows, 10, 100)
 
     np.testing.assert_allclose(joined, whole, atol=1e-4)
 
@@ -159,7 +164,7 @@ def test_joined_windows_of_unlike_content_keep_their_power():
     windows = np.full((2, 4, 20, 1), -100.0, np.float32)  # dB
     windows[0, 1], windows[1, 2] = -20, -20
 
-    joined = join_windows(windows, 2, 10, 30)
+    joined = join_all(windows, 10, 30)
 
     power = 10 ** (joined[:, 14:16, 0] / 10)  # in the middle of where they overlap
     np.testing.assert_allclose(power.sum(axis=0), 0.01, rtol=1e-3)
@@ -168,7 +173,7 @@ def test_joined_windows_of_unlike_content_keep_their_power():
 def test_joined_windows_fade_into_each_other():
     windows = np.stack([np.full((3, 4, 1), level, np.float32) for level in (-40, -30)])
 
-    (joined,) = join_windows(windows, 2, 2, 6)[:1, :, 0]
+    (joined,) = join_all(windows, 2, 6)[:1, :, 0]
 
     assert joined[0] == joined[1] == -40 and joined[4] == joined[5] == -30
     assert -40 < joined[2] < joined[3] < -30
@@ -176,12 +181,12 @@ def test_joined_windows_fade_into_each_other():
 
 def test_the_last_window_is_filled_with_silence():
     generator = SoundGenerator(None, 64, frame_size=256, n_samples=7 * 64)
-    log_spectrogram = np.zeros((128, 10, 1), np.float32)
+    noise = np.random.default_rng(0).standard_normal(6 * 64).astype(np.float32)
 
-    *_, last = generator.cut_windows(log_spectrogram, 2)
+    *_, last = generator.cut_windows(np.tile(noise, 2)[: 7 * 64 + 65])
 
-    # The second window begins with frame 4, so that 6 of its 8 frames exist.
-    np.testing.assert_array_equal(last[:, :6], 0)
+    # The second window begins with frame 4; frame 8 is the last that is not silence by half.
+    assert last[:, :5].mean() > 0
     np.testing.assert_array_equal(last[:, 6:], np.full((128, 2, 1), -100))  # dB
 
 
@@ -190,7 +195,7 @@ def test_joined_windows_have_no_seam():
     n_frames, hop = 64, 32
     windows = rng.normal(-40, 5, (300, 32, n_frames, 1)).astype(np.float32)
 
-    joined = join_windows(windows, 300, hop, 299 * hop + n_frames)[..., 0]
+    joined = join_all(windows, hop, 299 * hop + n_frames)[..., 0]
 
     power = (10 ** (joined / 10)).mean(axis=0)
     flux = np.abs(np.diff(joined, axis=1)).mean(axis=0)
@@ -212,3 +217,15 @@ def test_a_song_of_any_length_goes_through_the_autoencoder(n_samples):
     assert sound.shape == music.shape and error == 0
     loud = log_spectrogram > log_spectrogram.max() - 60
     np.testing.assert_allclose(reconstructed[loud], log_spectrogram[loud], atol=0.5)
+
+
+def test_a_long_log_spectrogram_is_sketched_by_every_nth_frame(monkeypatch):
+    monkeypatch.setattr(soundgenerator, "MAX_SKETCHED", 10)
+    sketch = Sketch(25)
+    frames = np.arange(30, dtype=np.float32)[np.newaxis, :, np.newaxis]
+
+    for start, stop in ((0, 4), (4, 11), (11, 30)):
+        sketch.add(frames[:, start:stop])
+
+    np.testing.assert_array_equal(sketch.get()[0, :, 0], np.arange(0, 25, 3))
+    assert sketch.n_seen == 25

@@ -6,7 +6,7 @@ import pytest
 from helpers import make_music
 from preprocess import LogSpectrogramExtractor
 from support.errors import UserError
-from support.texture import Texture, make_scatter, measure_texture
+from support.texture import NOISE_SAMPLES, Texture, make_scatter, measure_texture
 
 EXTRACTOR = LogSpectrogramExtractor(256, 64)
 
@@ -20,9 +20,19 @@ def make_noise(n_frames=200, seed=0):
 def test_scatter_is_that_of_noise():
     scatter = make_scatter(EXTRACTOR, 500, seed=0)
 
-    assert scatter.shape == (128, 500) and abs(scatter.mean()) < 1e-3
+    assert scatter.shape == (128, 500) and abs(scatter[2:].mean()) < 0.1
     # The standard deviation of 10 log10 of an exponential variable: 10 / ln 10 * pi / sqrt 6.
     assert scatter[2:].std() == pytest.approx(5.57, rel=0.02)
+
+
+def test_scatter_goes_on_from_part_to_part():
+    start = NOISE_SAMPLES // 64 - 100  # frames, before a block of noise ends
+
+    whole = make_scatter(EXTRACTOR, 200, 0, start)
+    parts = [make_scatter(EXTRACTOR, 50, 0, start + first) for first in range(0, 200, 50)]
+
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-3)
+    assert np.abs(np.corrcoef(parts[0].ravel(), parts[1].ravel())[0, 1]) < 0.1
 
 
 def test_what_is_missing_from_noise_is_all_of_its_scatter_and_nothing_from_a_tone():

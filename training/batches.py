@@ -15,7 +15,8 @@ from training.data import Windows
 class Batches(keras.utils.PyDataset):
     """(images, images) batches of all items, once an epoch.
 
-    With TensorFlow the next batches are drawn while one trains.
+    The next batches are drawn while one trains, by workers: without them tf.data's autotuning
+    thread, which sleeps twice as long each time, would hold up the end of an epoch (2.21).
 
     Args:
         images: float32 (n, height, width, channels), an array or Pieces, or Windows.
@@ -26,7 +27,7 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, images, batch_size, seed, *, share=(0, 1), multiple=1):
-        super().__init__()
+        super().__init__(workers=2)
         self.images = images
         self.batch_size = -(-batch_size // multiple) * multiple
         self.seed = seed

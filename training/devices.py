@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from support.errors import UserError
 
-KEPT_MEMORY = {-1: 2**31 - 1, -2: 1 << 28, -3: 1 << 25}  # bytes, of glibc's malloc.h:
-# M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD
+# Of glibc's malloc.h: no M_MMAP_MAX, one M_ARENA_MAX; bytes of M_TRIM_THRESHOLD and M_TOP_PAD.
+KEPT_MEMORY = {-4: 0, -8: 1, -1: 2**31 - 1, -2: 1 << 28}
 CONNECT_S = 60  # seconds that the processes of a run wait for each other
 
 

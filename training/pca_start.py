@@ -40,7 +40,7 @@ START_IMAGES = 1500  # at most, for the components of the bottleneck
 LOCAL_IMAGES = 200  # at most, for the components of each convolution
 START_WINDOWS_PER_PIECE = 20  # drawn at most
 OFFSET_MARGIN = 1.2  # an offset over the lowest value seen
-MAIN_SHARE = 0.45  # of a convolution's filters
+MAIN_SHARE = 0.6  # of a convolution's filters
 
 
 def start_as_pca(autoencoder, images, seed=0):
@@ -71,7 +71,7 @@ def start_as_pca(autoencoder, images, seed=0):
         offset[n_main:] = 0  # ReLU may bend these from the first step
         conv.set_weights([kernel, offset])
         subtract_offset(autoencoder, index, np.maximum(maps + offset, 0), offset)
-    set_dense_components(autoencoder, images, n_main, seed)
+    set_dense_components(autoencoder, images, n_main)
     freeze_normalisations(autoencoder)
 
 
@@ -185,25 +185,65 @@ def subtract_offset(autoencoder, index, maps, offset):
         norm.set_weights([gamma, mean - offset, mean, variance])
 
 
-def set_dense_components(autoencoder, images, n_main, seed):
+def set_dense_components(autoencoder, images, n_main):
     """Give the Dense layers the components of the last feature maps' main channels."""
-    from sklearn.decomposition import PCA
-
     encoder = autoencoder.encoder
     latent, features = encoder.get_layer("latent"), autoencoder.decoder.get_layer("features")
     last_maps = keras.Model(encoder.input, encoder.get_layer("flatten").input)
     maps = predict_in_batches(last_maps, images)  # (n, height, width, filters)
-    main = maps[..., :n_main].reshape(len(maps), -1)
-    n_components = min(autoencoder.latent_space_dim, *main.shape)
-    with np.errstate(invalid="ignore"):  # of its shares of the variance, if there is none
-        pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(main)
-    components = pca.components_.reshape(n_components, *maps.shape[1:3], n_main)
+    main = maps[..., :n_main].swapaxes(1, 2)  # (n, width, height, main)
+    mean, components = compute_components(
+        main.reshape(*main.shape[:2], -1), autoencoder.latent_space_dim
+    )
     kernel, bias = (weights.copy() for weights in features.get_weights())
     kernel = kernel.reshape(-1, *maps.shape[1:])  # (latent, height, width, filters)
-    kernel[:n_components, ..., :n_main] = components
-    bias.reshape(maps.shape[1:])[..., :n_main] = pca.mean_.reshape(components.shape[1:])
+    main_shape = (len(components), *main.shape[1:])
+    kernel[: len(components), ..., :n_main] = components.reshape(main_shape).swapaxes(1, 2)
+    bias.reshape(maps.shape[1:])[..., :n_main] = mean.reshape(main.shape[1:]).swapaxes(0, 1)
     features.set_weights([kernel.reshape(len(kernel), -1), bias])
     inverse = np.zeros_like(kernel)  # a new array: JAX may still be copying kernel asynchronously
-    inverse[:n_components, ..., :n_main] = components
+    inverse[: len(components), ..., :n_main] = kernel[: len(components), ..., :n_main]
     inverse = inverse.reshape(len(inverse), -1)
     latent.set_weights([inverse.T, -inverse @ bias])
+
+
+def compute_components(maps, n_components):
+    """Principal components of maps that look alike at every moment, as far as they do.
+
+    Few pieces tell little of how a frame goes with another one far away, but a great deal of how
+    frames go with their neighbours, wherever those are. So the covariance is mixed of what was
+    seen and of its mean along each diagonal (of frames equally far apart), in the shares that are
+    the nearest to the truth if the pieces are independent (Ledoit and Wolf 2004).
+
+    Args:
+        maps: float32 (n, width, channels).
+    Returns:
+        (mean float32 (width * channels,), components float32 (at most n_components, same)).
+    """
+    import scipy.linalg
+
+    n, width, channels = maps.shape
+    mean = maps.mean(axis=0)
+    points = (maps - mean).reshape(n, -1)
+    covariance = points.T @ points / n
+    blocks = covariance.reshape(width, channels, width, channels)
+    stationary = np.empty_like(blocks)
+    for lag in range(width):
+        pairs = [(first, first + lag) for first in range(width - lag)]
+        block = np.mean([blocks[i, :, j] for i, j in pairs], axis=0)
+        for i, j in pairs:
+            stationary[i, :, j], stationary[j, :, i] = block, block.T
+    stationary = stationary.reshape(covariance.shape)
+    fourth = np.square(np.square(points).sum(axis=1, dtype=np.float64)).mean()
+    uncertainty = (fourth - np.square(np.linalg.norm(covariance))) / n
+    difference = np.square(np.linalg.norm(covariance - stationary))
+    share = min(1.0, uncertainty / max(difference, np.finfo(np.float32).tiny))
+
+    covariance += np.float32(share) * (stationary - covariance)
+    mean += np.float32(share) * (mean.mean(axis=0) - mean)
+    size = len(covariance)
+    n_components = min(n_components, size)
+    _, vectors = scipy.linalg.eigh(
+        covariance, subset_by_index=[size - n_components, size - 1], check_finite=False
+    )
+    return mean.ravel(), vectors.T[::-1]

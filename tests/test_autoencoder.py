@@ -1,9 +1,10 @@
 import json
 
+import librosa
 import numpy as np
 import pytest
 
-from autoencoder import Autoencoder, keras
+from autoencoder import Autoencoder, keras, weigh_rows
 from helpers import make_images
 from support.errors import UserError
 
@@ -184,3 +185,26 @@ def test_load_refuses_a_model_of_the_version_before(tmp_path):
 
     with pytest.raises(UserError, match=r"parameters of this version.*: run train\.py again"):
         Autoencoder.load(tmp_path)
+
+
+def test_rows_count_as_the_mel_scale_spaces_them():
+    edges = librosa.hz_to_mel(np.arange(-0.5, 512) * 21.5, htk=True)
+
+    weights = weigh_rows(512, 21.5)
+
+    assert weights.shape == (512, 1, 1) and weights.mean() == pytest.approx(1, abs=1e-5)
+    ratio = weights[:, 0, 0] / np.diff(edges)
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-2)
+    np.testing.assert_array_equal(weigh_rows(4, 0), np.ones((4, 1, 1)))
+
+
+def test_the_loss_is_the_weighted_error():
+    images = make_images(4)
+    autoencoder = make_small(bin_hz=1000)
+    autoencoder.compile()
+
+    loss = autoencoder.measure(images)
+
+    found = autoencoder.decoder(autoencoder.encoder(images)).numpy()  # not clipped
+    error = (weigh_rows(16, 1000) * np.square(found - images)).mean()
+    assert loss == pytest.approx(error, rel=1e-5)

@@ -228,26 +228,39 @@ def make_items(sound_generator, sources, modes, flags):
         yield from make(sound_generator, sources, flags[name], **{n: flags[n] for n in names})
 
 
-def make_evaluator(sound_generator, sources):
-    """The Evaluator of new pieces, or None if the features are missing or not the model's."""
+def make_evaluator(sound_generator, sources, genre):
+    """The Evaluator of new pieces; without the model's features it knows none that was held out."""
     from generation.evaluation import Evaluator
 
+    pieces = load_training_pieces(sources.model)
+    held_out = []
     try:
         check_settings(sources)
-        pieces = load_training_pieces(sources.model)
-        say(f"comparing with {len(pieces.keys)} training pieces")
-        return Evaluator(
-            sound_generator,
-            pieces,
-            sources.spectrograms_path,
-            dataset.load_min_max_values(
-                sources.min_max_values_path, dataset.list_keys(sources.spectrograms_path)
-            ),
-            load_held_out_tracks(sources.model),
-        )
+        held_out = load_held_out(sources, {*map(dataset.get_track, pieces.keys)}, genre)
     except (OSError, UserError) as error:
-        say(f"new pieces are not compared with training pieces: {error}", sys.stderr)
-        return None
+        say(f"new pieces are not compared with held-out ones: {error}", sys.stderr)
+    say(f"comparing with {len(pieces.keys)} training pieces and {len(held_out)} held-out ones")
+    images = sound_generator.fit_images(held_out) if held_out else np.empty(0)
+    return Evaluator(sound_generator, pieces, images)
+
+
+def load_held_out(sources, training_tracks, genre):
+    """At most MAX_COMPARED spectrograms of a genre, or of all, that were not trained on."""
+    from generation.evaluation import MAX_COMPARED
+
+    tracks = load_held_out_tracks(sources.model)
+    keys = [
+        key
+        for key in dataset.list_keys(sources.spectrograms_path)
+        if genre in (None, dataset.get_genre(key))
+        and (
+            dataset.get_track(key) not in training_tracks
+            if tracks is None
+            else dataset.get_track(key) in tracks
+        )
+    ]
+    places = np.unique(np.linspace(0, len(keys) - 1, min(MAX_COMPARED, len(keys))).astype(int))
+    return [dataset.load_spectrogram(sources.spectrograms_path, keys[place]) for place in places]
 
 
 def load_held_out_tracks(model):
@@ -259,32 +272,33 @@ def load_held_out_tracks(model):
     return parts["valid"] | parts["test"]
 
 
-def save_items(items, page, save_dirs, sound_generator, sources):
+def save_items(items, page, save_dirs, sound_generator, sources, genre=None):
     """Write Items, say what was made, and put it on a page; new pieces are judged before.
 
     Args:
         items: as make_items() yields them.
         save_dirs: {kind: folder}.
+        genre: of new pieces, or None.
     Returns:
         how many songs could not be read.
     """
-    evaluator, is_judged, n_skipped, summary = None, False, 0, {}
+    evaluator, n_skipped, summary = None, 0, {}
     for item in items:
         if isinstance(item, UserError):
             n_skipped += 1
             say(f"skipped {item}", sys.stderr)
             continue
-        if item.latents is not None and not is_judged:  # the first new piece
-            evaluator, is_judged = make_evaluator(sound_generator, sources), True
-        if item.latents is not None and evaluator:
+        if item.latents is not None:  # a new piece
+            evaluator = evaluator or make_evaluator(sound_generator, sources, genre)
             item = evaluator.compare(item)
         item, paths = save_item(item, save_dirs, sound_generator.sample_rate)
         page.add(item, paths)
         say(describe_item(item, paths))
     if evaluator:
-        for name, distance in evaluator.measure_sets().items():
-            summary[f"Frechet distance from held-out pieces, {name}, dB"] = distance
-            say(f"Frechet distance from held-out pieces, {name}: {distance:.2f} dB")
+        for name, (distance, spread) in evaluator.measure_sets().items():
+            summary[f"kernel distance from held-out pieces, {name}"] = distance
+            summary[f"its standard error, {name}"] = spread
+            say(f"kernel distance from held-out pieces: {name} {distance:.2f} +- {spread:.2f}")
     page.finish(summary)
     return n_skipped
 
@@ -370,12 +384,13 @@ def main(argv=None):
     settings = Settings.load(options.model / "settings.json")
     texture = Texture.load(options.model, settings.frame_size // 2) if options.texture else None
     sound_generator = settings.make_sound_generator(autoencoder, options.seed, texture)
-    items = make_items(sound_generator, sources, modes, {**DEFAULTS, **vars(options)})
+    flags = {**DEFAULTS, **vars(options)}
+    items = make_items(sound_generator, sources, modes, flags)
     folder = options.samples or Path(SAMPLES)
     with lock(folder, *PRODUCTS):
         remove_temporaries(*save_dirs.values(), *folder.glob("pictures/*"))
         page = Page(folder, settings, texture)
-        n_skipped = save_items(items, page, save_dirs, sound_generator, sources)
+        n_skipped = save_items(items, page, save_dirs, sound_generator, sources, flags["genre"])
     index = make_printable(folder / "index.html")
     print(f"open {index}: {len(page.entries)} items, {len(page.made)} of this run")
     if n_skipped:

@@ -122,6 +122,11 @@ class SoundGenerator:
         shape = self.autoencoder.input_shape[:2]
         return np.stack([resize(add_channel_axis(image), shape) for image in spectrograms])
 
+    def make_image(self, log_spectrogram):
+        """(image of the autoencoder's size, its decibel range) of a window's log spectrogram."""
+        shape = self.autoencoder.input_shape[:2]
+        return to_image(log_spectrogram, self._min_max_normaliser, top_db=self.top_db, shape=shape)
+
     def restore_log_spectrogram(self, spectrogram, min_max):
         """Undo resizing and normalisation.
 
@@ -186,7 +191,6 @@ class SoundGenerator:
         """
         n_samples = signal.shape[-1]
         sketch, errors = Sketch(1 + n_samples // self.hop_length), []
-        shape = self.autoencoder.input_shape[:2]
 
         def reconstruct_windows():
             windows = show_progress(
@@ -194,9 +198,7 @@ class SoundGenerator:
             )
             for index, window in enumerate(windows):
                 sketch.add(window[:, sketch.n_seen - index * self.window_hop :])
-                image, min_max = to_image(
-                    window, self._min_max_normaliser, top_db=self.top_db, shape=shape
-                )
+                image, min_max = self.make_image(window)
                 (reconstructed,), _ = self.autoencoder.reconstruct(image[np.newaxis])
                 errors.append(np.square(reconstructed - image).mean())
                 yield self.restore_log_spectrogram(reconstructed, min_max)

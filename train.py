@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from support import dataset
+from support.bands import extract_bands
 from support.command_line import make_parser, number, run_script, show_progress
 from support.files import lock, replace_together
 from support.settings import Settings
@@ -325,6 +326,7 @@ def main(argv=None):
         # The model, by all processes, for they compute together.
         print(f"latents of {len(images)} pieces", flush=True)
         latents = autoencoder.encode(images)
+        bands = extract_bands(images, settings.sample_rate)
         ranges = dataset.select_min_max_values(min_max_values, parts[part])
         texture = measure_missing_texture(
             lambda images: autoencoder.reconstruct(images)[0], measured, ranges, settings
@@ -335,7 +337,8 @@ def main(argv=None):
                 settings.save(folder / "settings.json")
                 save_history(folder, callbacks)
                 texture.save(folder)
-                save_latents(folder / "latents.npz", parts["train"], latents, min_max_values)
+                path = folder / "latents.npz"
+                save_latents(path, parts["train"], latents, min_max_values, bands)
                 save_split(folder / "split.json", parts)
             print(f"model in {options.model}")
         choose_distribution().wait_for_all()

@@ -1,17 +1,18 @@
-"""How near sounds are to each other, and how new and how good new pieces are.
+"""How near sounds are to each other, and whether new pieces are replays, and music at all.
 
 In:  signals; new pieces, the training pieces, and those held out.
-Out: distances in dB.
+Out: distances in dB; where training audio comes nearest; distances of sets.
 
     distance = measure_mel_distance(recorded, generated, sample_rate=22050)
-    item = Evaluator(sound_generator, pieces, spectrograms_path, min_max_values).compare(item)
+    item = Evaluator(sound_generator, pieces, held_out).compare(item)
 """
 
 import librosa
 import numpy as np
+import scipy.signal
 
-from preprocess import LogSpectrogramExtractor
 from support import dataset
+from support.bands import FRAMES_PER_STEP, extract_bands
 from support.command_line import show_progress
 
 N_MELS = 80  # bands
@@ -19,12 +20,10 @@ MEL_FRAME_SIZE = 1024  # samples
 MEL_HOP_LENGTH = 256  # samples
 MEL_TOP_DB = 80.0  # dB under the reference's peak, the floor of both
 POOLED_FRAMES = 8  # that a mel statistic is taken over
-N_NEAR = 10  # training pieces nearest in latent, whose mel distance is measured
-MAX_COMPARED = 200  # training and held-out pieces, at most, that new ones are compared with
-TYPICAL_DISTANCES = (
-    "typical latent distance between training pieces",
-    "typical mel distance between training pieces, dB",
-)
+REPLAY = 0.3  # similarity to training audio above which a window is called a replay of it
+MIN_ENERGY = 1e-3  # of the changes of an excerpt that is not silent
+MAX_COMPARED = 200  # training and held-out pieces, at most, in sets
+MIN_SET = 3  # pieces that a set needs for its distance to have a spread
 
 
 def measure_spectral_convergence(amplitude, signal, frame_size, hop_length):
@@ -78,154 +77,188 @@ def pool_frames(mel, count):
 
 
 class Evaluator:
-    """Tells how new and how good new pieces are, beside training pieces and held-out ones.
+    """Tells whether new pieces replay training audio, and how near they are to held-out music.
 
     Args:
         sound_generator: the SoundGenerator that makes them.
         pieces: the TrainingPieces of its model.
-        spectrograms_path: the folder of their spectrograms, and others that were held out.
-        min_max_values: {key: {"min": dB, "max": dB}} of both.
-        held_out_tracks: the audio paths of the latter, or None for all others.
-    Raises:
-        UserError: none of the training pieces' features exist.
+        held_out: float32 (n, height, width, n_channels), in [0, 1]: images of pieces that were
+            not trained on, of the genre asked for.
     """
 
-    def __init__(
-        self, sound_generator, pieces, spectrograms_path, min_max_values, held_out_tracks=None
-    ):
+    def __init__(self, sound_generator, pieces, held_out):
         self.sound_generator = sound_generator
-        self.spectrograms_path = spectrograms_path
-        self.min_max_values = min_max_values
-        self.mels = []  # of the new pieces so far
-        self._mel_bands = librosa.filters.mel(
-            sr=sound_generator.sample_rate,
-            n_fft=sound_generator.frame_size,
-            n_mels=min(N_MELS, sound_generator.frame_size // 4),
-        )
-        keys = [key for key in dataset.list_keys(spectrograms_path) if key in min_max_values]
-        self.pieces = pieces.take_keys({*keys})
-        if held_out_tracks is None:
-            held_out_tracks = {*map(dataset.get_track, {*keys} - {*pieces.keys})}
-        self.training_keys = choose_evenly(self.pieces.keys)
-        self.held_out_keys = choose_evenly(
-            [key for key in keys if dataset.get_track(key) in held_out_tracks]
-        )
-        self.typical_distances = self._measure_typical_distances()
+        self.held_out = held_out
+        self._pieces = pieces
+        self._search = ReplaySearch(pieces.bands)
+        self._bands = []  # of the windows of the new pieces so far
 
     def compare(self, item):
-        """The Item with its distances from the nearest training piece, beside the typical ones."""
-        nearest = []
-        windows = self.sound_generator.cut_windows(item.sounds["new"])
-        pairs = zip(item.latents, windows, strict=True)
-        for latent, window in show_progress(pairs, len(item.latents), "comparing windows"):
-            self.mels.append(self._extract_mel(window))
-            nearest.append(self._find_nearest(latent, self.mels[-1]))
-        key, _, mel_distance = min(nearest, key=lambda entry: entry[2])
+        """The Item with the place in the training audio that it is most similar to.
+
+        Every window of its sound is compared with every moment of every track.
+        """
+        generator = self.sound_generator
+        n_windows = generator.count_windows(item.sounds["new"].shape[-1])
+        windows = show_progress(
+            generator.cut_windows(item.sounds["new"]), n_windows, "comparing windows"
+        )
+        best, place, n_replays = -1.0, 0, 0
+        for window in windows:
+            (bands,) = self._extract_bands([window])
+            self._bands.append(bands)
+            similarity, step = self._search.find(bands)
+            n_replays += similarity > REPLAY
+            if similarity > best:
+                best, place = similarity, step
+        index, step = divmod(place, self._pieces.bands.shape[1])
+        key = self._pieces.keys[index]
+        step_s = FRAMES_PER_STEP * generator.hop_length / generator.sample_rate
+        piece_s = generator.n_samples / generator.sample_rate
+        seconds = dataset.get_segment(key) * piece_s + step * step_s
         figures = {
             **item.figures,
-            "nearest training piece": key,
-            "latent distance to the nearest": min(entry[1] for entry in nearest),
-            "mel distance to the nearest, dB": mel_distance,
-            **self.typical_distances,
+            "nearest training audio": f"{dataset.get_track(key)} at {seconds:.1f} s",
+            f"similarity to it (replays: above {REPLAY})": best,
+            "replays": f"{n_replays} of {n_windows} windows",
         }
         return item._replace(figures=figures)
 
     def measure_sets(self):
-        """Frechet distances in dB from the held-out pieces: of new pieces, and of three others.
+        """Kernel distances from the held-out pieces, each with its spread.
 
         Returns:
-            {"new pieces", "training pieces" (the floor), "mean spectrogram" and "noise" (the
-            ceilings): dB}; empty if no piece is held out.
+            {"new pieces", "reconstructions" of the held-out pieces (what the model can reach),
+            "training pieces" (the floor), "noise" (the ceiling): (distance, spread)}; empty if
+            there are fewer than MIN_SET pieces of either kind.
         """
-        if not self.held_out_keys:
+        if min(len(self.held_out), len(self._bands)) < MIN_SET:
             return {}
-        held_out, training = map(self._load_mels, (self.held_out_keys, self.training_keys))
-        log_spectrograms = map(self._load_log_spectrogram, self.training_keys)
-        mean = self._extract_mel(sum(log_spectrograms) / len(self.training_keys))
         generator = self.sound_generator
+        reconstructed, _ = generator.autoencoder.reconstruct(self.held_out)
+        nominal = {"min": -generator.top_db, "max": 0.0}  # dB
+        log_spectrograms = [
+            generator.add_texture(generator.restore_log_spectrogram(image, nominal))
+            for image in reconstructed
+        ]
         rng = np.random.default_rng(0)
-        signal = rng.standard_normal(generator.n_samples).astype(np.float32)
-        extractor = LogSpectrogramExtractor(generator.frame_size, generator.hop_length)
-        noise = self._extract_mel(extractor.extract(signal))
-        noise += mean.mean() - noise.mean()  # as loud as the music, in decibels
+        noise = [
+            next(generator.cut_windows(rng.standard_normal(generator.n_samples, np.float32)))
+            for _ in self.held_out
+        ]
         sets = {
-            "new pieces": self.mels,
-            "training pieces": training,
-            "mean spectrogram": [mean],
-            "noise": [noise],
+            "new pieces": np.array(self._bands),
+            "reconstructions": self._extract_bands(log_spectrograms),
+            "training pieces": self._pieces.bands[choose_evenly(len(self._pieces.bands))],
+            "noise": self._extract_bands(noise),
         }
-        return {name: measure_frechet_distance(held_out, mels) for name, mels in sets.items()}
+        reference = extract_bands(self.held_out, generator.sample_rate)
+        return measure_kernel_distances(reference, sets)
 
-    def _load_log_spectrogram(self, key):
-        image = dataset.load_spectrogram(self.spectrograms_path, key)
-        return self.sound_generator.restore_log_spectrogram(image, self.min_max_values[key])
-
-    def _load_mel(self, key):
-        return self._extract_mel(self._load_log_spectrogram(key))
-
-    def _load_mels(self, keys):
-        return [self._load_mel(key) for key in show_progress(keys, len(keys), "comparing sets")]
-
-    def _extract_mel(self, log_spectrogram):
-        """Mel bands in dB of a log spectrogram, float32 (N_MELS, n_frames), channels averaged."""
-        power = np.square(librosa.db_to_amplitude(log_spectrogram))
-        power = power.reshape(*power.shape[:2], -1).mean(axis=2)
-        mel = self._mel_bands[:, :-1] @ power  # the Nyquist row left out
-        return librosa.power_to_db(mel, top_db=self.sound_generator.top_db)
-
-    def _find_nearest(self, latent, mel, track=None):
-        """(key, latent distance, mel distance in dB) of the nearest training piece.
-
-        The mel distance is the smallest among the N_NEAR nearest latents; pieces of `track` are
-        left out.
-        """
-        distances = np.linalg.norm(self.pieces.latents - latent, axis=1)
-        nearest = [
-            index
-            for index in distances.argsort()
-            if dataset.get_track(self.pieces.keys[index]) != track
-        ][:N_NEAR]
-        keys = [self.pieces.keys[index] for index in nearest]
-        mel_distances = [float(np.abs(self._load_mel(key) - mel).mean()) for key in keys]
-        best = int(np.argmin(mel_distances))
-        return keys[best], float(distances[nearest[0]]), mel_distances[best]
-
-    def _measure_typical_distances(self):
-        """{figure: median distance of training pieces to the nearest of other tracks}, if any."""
-        if len({*map(dataset.get_track, self.pieces.keys)}) < 2:
-            return {}
-        nearest = []
-        for key in show_progress(self.training_keys, len(self.training_keys), "comparing"):
-            latent = self.pieces.latents[self.pieces.keys.index(key)]
-            distances = self._find_nearest(latent, self._load_mel(key), dataset.get_track(key))
-            nearest.append(distances[1:])
-        return dict(zip(TYPICAL_DISTANCES, np.median(nearest, axis=0).tolist(), strict=True))
+    def _extract_bands(self, log_spectrograms):
+        images = [self.sound_generator.make_image(each)[0] for each in log_spectrograms]
+        return extract_bands(np.stack(images), self.sound_generator.sample_rate)
 
 
-def choose_evenly(keys):
-    """At most MAX_COMPARED of the keys, evenly spaced."""
-    count = min(MAX_COMPARED, len(keys))
-    return [keys[index] for index in np.linspace(0, len(keys) - 1, count).astype(int)]
+def choose_evenly(count):
+    """At most MAX_COMPARED indices of count, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, MAX_COMPARED).astype(int))
 
 
-def measure_frechet_distance(mels, others):
-    """The Frechet distance of two sets' mel statistics, dB.
+def measure_kernel_distances(reference, sets):
+    """How far sets of pieces are from a reference set, whatever their sizes.
 
-    Each set is a Gaussian over the means and deviations of its mel bands in POOLED_FRAMES frames.
+    The squared maximum mean discrepancy, unbiased, times 100 (Gretton et al. 2012), of each
+    band's mean, deviation and mean change, with a Gaussian kernel as wide as the median distance
+    within the reference: about 0 if both are draws of one distribution.
+
+    Args:
+        reference: bands (n, n_steps, n_bands), n >= MIN_SET.
+        sets: {name: the same of other pieces}.
+    Returns:
+        {name: (distance, its standard error by the jackknife)}.
     """
-    statistics = []
-    for chosen in (mels, others):
-        vectors = []
-        for mel in chosen:
-            n_pools = max(1, mel.shape[1] // POOLED_FRAMES)
-            pools = np.array_split(mel, n_pools, axis=1)
-            vectors += [np.concatenate([p.mean(axis=1), p.std(axis=1)]) for p in pools]
-        vectors = np.array(vectors, np.float64)
-        covariance = np.cov(vectors.T) if len(vectors) > 1 else np.zeros((vectors.shape[1],) * 2)
-        statistics.append((vectors.mean(axis=0), covariance))
-    (mean, covariance), (other_mean, other) = statistics
-    square = np.square(mean - other_mean).sum()
-    # The trace of a product's square root is the sum of its eigenvalues' roots.
-    roots = np.sqrt(np.linalg.eigvals(covariance @ other).real.clip(0))
-    square += np.trace(covariance + other) - 2 * roots.sum()
-    return float(np.sqrt(max(square, 0)))
+    summaries = {name: summarise(bands) for name, bands in sets.items()}
+    points = summarise(reference)
+    scale = np.maximum(points.std(axis=0), 1e-6)
+    points = points / scale
+    squares = measure_squares(points, points)
+    width = np.median(squares[np.triu_indices(len(points), 1)]) or 1.0
+    inner = np.exp(-squares / (2 * width))
+    distances = {}
+    for name, others in summaries.items():
+        others = others / scale
+        kernels = (
+            inner,
+            *(np.exp(-measure_squares(others, ends) / (2 * width)) for ends in (others, points)),
+        )
+        distances[name] = estimate_discrepancy(*kernels)
+    return distances
+
+
+def summarise(bands):
+    """Means, deviations and mean changes of bands, float64 (n, 3 * n_bands)."""
+    bands = bands.astype(np.float64)
+    changes = np.abs(np.diff(bands, axis=1)).mean(axis=1) if bands.shape[1] > 1 else 0 * bands[:, 0]
+    return np.concatenate([bands.mean(axis=1), bands.std(axis=1), changes], axis=1)
+
+
+def measure_squares(points, others):
+    """Squared distances between all points, (n, d), and all others, (m, d): (n, m)."""
+    products = points @ others.T
+    squares = np.square(points).sum(axis=1)[:, np.newaxis] + np.square(others).sum(axis=1)
+    return np.maximum(squares - 2 * products, 0)
+
+
+def estimate_discrepancy(inner, other_inner, outer):
+    """100 times the unbiased squared discrepancy, and its standard error by the jackknife.
+
+    Args:
+        inner, other_inner, outer: kernels (n, n), (m, m) and (m, n).
+    """
+    sums, other_sums = (kernel.sum(axis=1) - np.diag(kernel) for kernel in (inner, other_inner))
+    n, m = len(sums), len(other_sums)
+    within = sums.sum() / (n * (n - 1))
+    other_within = other_sums.sum() / (m * (m - 1))
+    between = outer.sum() / (n * m)
+    without = (sums.sum() - 2 * sums) / ((n - 1) * (n - 2)) + other_within
+    without -= 2 * (outer.sum() - outer.sum(axis=0)) / ((n - 1) * m)
+    other_without = (other_sums.sum() - 2 * other_sums) / ((m - 1) * (m - 2)) + within
+    other_without -= 2 * (outer.sum() - outer.sum(axis=1)) / (n * (m - 1))
+    variance = (n - 1) * without.var() + (m - 1) * other_without.var()
+    return float(100 * (within + other_within - 2 * between)), float(100 * np.sqrt(variance))
+
+
+class ReplaySearch:
+    """Finds where an excerpt is most similar to training audio, at any offset.
+
+    What is compared is how the slopes from mel band to mel band change from step to step: that
+    of other music is nearly uncorrelated, while a copy, even blurred or at another level, is not.
+
+    Args:
+        bands: (n_pieces, n_steps, n_bands), those of a track one after the other.
+    """
+
+    def __init__(self, bands):
+        self._changes = measure_changes(bands.reshape(-1, bands.shape[-1]))
+
+    def find(self, bands):
+        """The excerpt, (n_steps, n_bands), where it is most similar.
+
+        Returns:
+            (similarity in [-1, 1], 0 for silence; the step at which the similar audio starts).
+        """
+        changes, others = measure_changes(bands), self._changes
+        products = scipy.signal.oaconvolve(others, changes[::-1], mode="valid", axes=0)
+        energy = np.cumsum(np.square(others).sum(axis=1, dtype=np.float64))
+        energy = np.concatenate([[0], energy])
+        energy = energy[len(changes) :] - energy[: -len(changes)]
+        scale = np.sqrt(np.maximum(energy, MIN_ENERGY)) * max(np.linalg.norm(changes), MIN_ENERGY)
+        similarities = products.sum(axis=1) / scale
+        step = int(similarities.argmax())
+        return float(similarities[step]), step
+
+
+def measure_changes(bands):
+    """Changes from step to step of the slopes from band to band, (n_steps - 1, n_bands - 1)."""
+    return np.diff(np.diff(bands.astype(np.float32), axis=1), axis=0)

@@ -35,20 +35,14 @@ class TrainingPieces(NamedTuple):
     ranges: np.ndarray  # float32 (n, 2), min and max in dB
     keys: list
     genres: np.ndarray  # str (n,), top folders
+    bands: np.ndarray  # uint8 (n, n_steps, n_bands): see support/bands.py; 255 is their 1
 
     def take(self, indices):
         """The pieces at some indices."""
         keys = [self.keys[index] for index in indices]
-        return TrainingPieces(
-            self.latents[indices], self.ranges[indices], keys, self.genres[indices]
-        )
-
-    def take_keys(self, keys):
-        """The pieces whose keys are among these; a UserError if there are none."""
-        indices = [index for index, key in enumerate(self.keys) if key in keys]
-        if not indices:
-            raise UserError("none of the training pieces' features exist")
-        return self.take(indices)
+        arrays = self.latents, self.ranges, self.genres, self.bands
+        latents, ranges, genres, bands = (array[indices] for array in arrays)
+        return TrainingPieces(latents, ranges, keys, genres, bands)
 
     def take_genre(self, genre):
         """The pieces of one genre, or all if it is None; a UserError lists similar genres."""
@@ -76,7 +70,8 @@ def load_training_pieces(model_folder):
         with np.errstate(over="ignore"):  # what overflows is refused below
             ranges = np.stack([arrays["min"], arrays["max"]], axis=1).astype(np.float32)
             latents = arrays["latent"].astype(np.float32)
-        pieces = TrainingPieces(latents, ranges, arrays["key"].tolist(), arrays["genre"])
+        keys, genres, bands = (arrays[name] for name in ("key", "genre", "bands"))
+        pieces = TrainingPieces(latents, ranges, keys.tolist(), genres, bands)
         check_training_pieces(pieces)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: run train.py again ({error})") from error
@@ -90,6 +85,8 @@ def check_training_pieces(pieces):
     texts = [*pieces.keys, *pieces.genres.tolist()]
     if shapes != (2, (n, 2), (n,), (n,)) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"it has arrays of the shapes {shapes}")
+    if pieces.bands.dtype != np.uint8 or pieces.bands.ndim != 3 or len(pieces.bands) != n:
+        raise UserError(f"it has bands of the shape {pieces.bands.shape}")
     if not (np.isfinite(pieces.latents).all() and np.isfinite(pieces.ranges).all()):
         raise UserError("it holds numbers that are not finite")
     for key in pieces.keys:
@@ -120,7 +117,7 @@ def check_variety(latents, purpose, remedy=MORE_AUDIO):
 class Prior:
     """A density over training pieces, to draw new ones from (ex-post, Ghosh et al. 2020).
 
-    A Gaussian mixture over (latent, min, max): the latents in the principal components that hold
+    A Gaussian mixture over (latent, peak, span): the latents in the principal components that hold
     PRIOR_VARIANCE of their variance, all of unit variance; the number of Gaussians and the form
     of their covariance have the highest held-out likelihood.
 
@@ -136,12 +133,13 @@ class Prior:
         from threadpoolctl import threadpool_limits
 
         check_variety(latents, "a prior", f"name another --genre, or {MORE_AUDIO}")
-        self._mean_range, self._deviation = ranges.mean(axis=0), ranges.std(axis=0) + 1e-3
-        self._limits = ranges.min(axis=0), ranges.max(axis=0)
-        unit_ranges = (ranges - self._mean_range) / self._deviation
+        peaks = np.stack([ranges[:, 1], ranges[:, 1] - ranges[:, 0]], axis=1)  # peak and span
+        self._mean_peak, self._deviation = peaks.mean(axis=0), peaks.std(axis=0) + 1e-3
+        self._limits = peaks.min(axis=0), peaks.max(axis=0)
+        unit_peaks = (peaks - self._mean_peak) / self._deviation
         with threadpool_limits(1):  # on small matrices threads mostly wait
             self._pca = PCA(PRIOR_VARIANCE, svd_solver="full", whiten=True).fit(latents)
-            points = np.hstack([self._pca.transform(latents), unit_ranges])
+            points = np.hstack([self._pca.transform(latents), unit_peaks])
             self.n_components, self.covariance_type = choose_mixture(points, seed)
             self._mixture = make_mixture(self.n_components, self.covariance_type, seed).fit(points)
         self.mean = self._pca.mean_  # of the latents
@@ -163,7 +161,8 @@ class Prior:
                 factor = factor[component]
             point += np.linalg.solve(factor.T, values) if factor.ndim == 2 else values / factor
         latents = self._pca.inverse_transform(points[:, :-2])
-        ranges = np.clip(points[:, -2:] * self._deviation + self._mean_range, *self._limits)
+        peaks, spans = np.clip(points[:, -2:] * self._deviation + self._mean_peak, *self._limits).T
+        ranges = np.stack([peaks - spans, peaks], axis=1)
         return latents.astype(np.float32), ranges.astype(np.float32)
 
     def walk(self, n_windows, temperature, rng):

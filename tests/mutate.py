@@ -153,10 +153,20 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
     ("preprocess.py", "else after[..., :n_samples]", "else silence", "preprocess"),
     ("support/griffin_lim.py", "signal[: len(past)] = past", "pass", "griffin_lim"),
     ("support/griffin_lim.py", "phase[:n_known] = np", "_ = np", "griffin_lim"),
-    ("support/texture.py", "NOISE_SAMPLES\n    noise = noise[first", "NOISE_SAMPLES * 0\n    noise = noise[first", "texture"),
+    (
+        "support/texture.py",
+        "NOISE_SAMPLES\n    noise = noise[first",
+        "NOISE_SAMPLES * 0\n    noise = noise[first",
+        "texture",
+    ),
     ("training/pca_start.py", "share = min(1.0,", "share = 0 * min(1.0,", "pca_start"),
     ("training/pca_start.py", "share = min(1.0,", "share = 1 + 0 * min(1.0,", "pca_start"),
-    ("autoencoder.py", "x = image * np.sqrt(self.row_weights)", "x = image", "pca_start autoencoder"),
+    (
+        "autoencoder.py",
+        "x = image * np.sqrt(self.row_weights)",
+        "x = image",
+        "pca_start autoencoder",
+    ),
     ("autoencoder.py", "self.row_weights * errors", "errors", "autoencoder train"),
     ("soundgenerator.py", "1 + max(0, -(-(", "1 + max(0, ((", "soundgenerator"),
     # The network and its start.

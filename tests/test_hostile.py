@@ -706,6 +706,8 @@ def test_a_compressed_archive_is_read_unless_it_is_damaged(tmp_path):
         {"key": np.array(["../../a.npy", "b.npy"])},
         {"key": np.array([1, 2])},
         {"genre": np.zeros(2)},
+        {"bands": np.zeros((2, 3, 4))},
+        {"bands": np.zeros((3, 3, 4), np.uint8)},
     ],
 )
 def test_hostile_latents_are_refused(tmp_path, changes):
@@ -715,6 +717,7 @@ def test_hostile_latents_are_refused(tmp_path, changes):
         "max": np.ones(2),
         "key": np.array(["a.npy", "b.npy"]),
         "genre": np.array(["", ""]),
+        "bands": np.zeros((2, 3, 4), np.uint8),
     }
     np.savez(tmp_path / "latents.npz", **good)
     assert load_training_pieces(tmp_path).keys == ["a.npy", "b.npy"]

@@ -12,16 +12,15 @@ import generate
 import preprocess
 import train
 from autoencoder import Autoencoder
-from generation.evaluation import Evaluator, measure_frechet_distance, measure_mel_distance
+from generation.evaluation import measure_mel_distance
 from generation.modes import Item, Sources, compose, make_samples, morph, tour_components
 from generation.page import Page
-from generation.prior import KEY_WINDOWS, Prior, TrainingPieces, load_training_pieces
+from generation.prior import KEY_WINDOWS, Prior, load_training_pieces
 from helpers import SAMPLE_RATE, make_music, make_settings, make_tone, read_all, read_csv
-from soundgenerator import SoundGenerator
 from support import dataset, files
 from support.errors import UserError
-from support.settings import Settings
 from training import outputs
+from training.splits import load_split
 
 
 def make_clusters(count=200, seed=0):
@@ -46,8 +45,19 @@ def test_prior_finds_the_clusters_and_draws_from_them():
         np.testing.assert_allclose(drawn[chosen].mean(axis=0), cluster.mean(axis=0), atol=0.5)
     # The last directions hold less than a hundredth of the variance.
     np.testing.assert_allclose(drawn.std(axis=0)[:2], latents.std(axis=0)[:2], rtol=0.2)
-    assert (drawn_ranges >= ranges.min(axis=0)).all() and (drawn_ranges <= ranges.max(axis=0)).all()
     np.testing.assert_allclose(drawn_ranges.mean(axis=0), ranges.mean(axis=0), atol=0.5)  # dB
+
+
+def test_drawn_ranges_have_the_peaks_and_spans_of_training_pieces():
+    latents, _ = make_clusters()
+    peaks = np.random.default_rng(0).uniform(-30, 20, 200)
+    ranges = np.stack([peaks - 80, peaks], axis=1).astype(np.float32)
+    ranges[0] = -100  # a silent piece
+
+    _, drawn = Prior(latents, ranges).sample(4000, 1, np.random.default_rng(0))
+
+    spans = drawn[:, 1] - drawn[:, 0]
+    assert (spans >= 0).all() and (spans <= 80.001).all() and np.median(spans) > 75
 
 
 def test_temperature_scales_how_far_draws_stray():
@@ -58,7 +68,7 @@ def test_temperature_scales_how_far_draws_stray():
         near = drawn[drawn[:, 0] > 10]
         return near[:, 0].std()
 
-    assert spread(0) < 0.1 * spread(1)  # the cluster may have several Gaussians
+    assert spread(0) < 0.2 * spread(1)  # the cluster may have several Gaussians
     assert spread(2) == pytest.approx(2 * spread(1), rel=0.15)
 
 
@@ -105,14 +115,6 @@ def test_prior_of_two_pieces_draws_finite_ones():
     drawn, _ = Prior(latents, ranges).sample(10, 1, np.random.default_rng(0))
 
     assert np.isfinite(drawn).all()
-
-
-def test_frechet_distance_is_zero_for_the_same_and_the_shift_for_a_shift():
-    mels = [np.random.default_rng(index).normal(-40, 5, (80, 64)) for index in range(20)]
-
-    assert measure_frechet_distance(mels, mels) < 1e-3
-    shifted = measure_frechet_distance(mels, [mel + 3 for mel in mels])
-    assert shifted == pytest.approx(3 * np.sqrt(80), rel=1e-3)
 
 
 def test_mel_distance_is_zero_for_itself_and_the_gain_for_a_gain():
@@ -206,15 +208,15 @@ def test_new_pieces_are_compared_with_training_and_held_out_ones(tmp_path, train
 
     rows = read_csv(tmp_path / "metrics.csv")
     sets = {row["figure"]: float(row["value"]) for row in rows if row["item"] == "all new pieces"}
-    floor, mean, noise = (
-        sets[f"Frechet distance from held-out pieces, {name}, dB"]
-        for name in ("training pieces", "mean spectrogram", "noise")
+    noise, training, *_ = (
+        sets[f"kernel distance from held-out pieces, {name}"]
+        for name in ("noise", "training pieces", "reconstructions", "new pieces")
     )
-    assert 0 < floor < noise and mean > 0  # so few pieces say little more
+    assert training < noise
     assert [row["value"] for row in rows if row["figure"] == "temperature"] == ["1.0"] * 4
-    nearest = [row["value"] for row in rows if row["figure"] == "nearest training piece"]
-    keys = {*dataset.list_keys(trained / "saved_data" / "spectrograms")}
-    assert len(nearest) == 4 and {*nearest} <= keys
+    nearest = [row["value"] for row in rows if row["figure"] == "nearest training audio"]
+    tracks = {*load_split(trained / "model" / "split.json")["train"]}
+    assert len(nearest) == 4 and {text.rpartition(" at ")[0] for text in nearest} <= tracks
 
 
 def test_new_pieces_need_no_features(tmp_path, trained, capsys):
@@ -227,7 +229,7 @@ def test_new_pieces_need_no_features(tmp_path, trained, capsys):
 
     assert len([*(tmp_path / "made" / "new").glob("*.wav")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "are not compared with training pieces: no settings at" in line
+    assert "are not compared with held-out ones: no settings at" in line
 
 
 def test_pairs_are_recorded_inverted_and_reconstructed(tmp_path, trained, monkeypatch):
@@ -330,7 +332,7 @@ def test_a_second_run_in_one_samples_folder_is_refused(tmp_path, trained):
 
 
 def test_runs_of_several_modes_share_one_page(tmp_path, trained):
-    run_generate(trained, tmp_path, "--num_spectrograms", "1", "--sample", "1", "--seed", "1")
+    run_generate(trained, tmp_path, "--num_spectrograms", "1", "--sample", "3", "--seed", "1")
     sets = [row for row in read_csv(tmp_path / "metrics.csv") if row["item"] == "all new pieces"]
 
     run_generate(trained, tmp_path, "--components", "1")
@@ -339,7 +341,7 @@ def test_runs_of_several_modes_share_one_page(tmp_path, trained):
     assert html.index("new/component-001.wav") < html.index("new/sample-any-t1-seed1-000.wav")
     rows = read_csv(tmp_path / "metrics.csv")
     assert sets and [row for row in rows if row["item"] == "all new pieces"] == sets
-    assert len({row["item"] for row in rows}) == 3  # a pair, a new piece, all new pieces
+    assert len({row["item"] for row in rows}) == 5  # a pair, three new pieces, all of these
 
 
 class Echo:
@@ -383,7 +385,8 @@ def sources(tmp_path):
     keys = [f"{('calm', 'wild')[index // 20]}/{index}.wav.000.npy" for index in range(40)]
     calm, wild = {"min": -90.0, "max": -10.0}, {"min": -70.0, "max": 10.0}
     min_max_values = {key: calm if key < "d" else wild for key in keys}
-    outputs.save_latents(tmp_path / "latents.npz", keys, latents, min_max_values)
+    bands = np.zeros((40, 2, 2))
+    outputs.save_latents(tmp_path / "latents.npz", keys, latents, min_max_values, bands)
     return Sources(tmp_path, None, None)
 
 
@@ -434,7 +437,7 @@ def test_a_tour_goes_two_standard_deviations_to_either_side(tmp_path):
     latents = np.array([[-6, 0], [6, 0], [0, -1], [0, 1]], np.float32) + 5
     keys = [f"{index}.wav.000.npy" for index in range(4)]
     ranges = dict.fromkeys(keys, {"min": -80.0, "max": 0.0})
-    outputs.save_latents(tmp_path / "latents.npz", keys, latents, ranges)
+    outputs.save_latents(tmp_path / "latents.npz", keys, latents, ranges, np.zeros((4, 2, 2)))
 
     first, _ = tour_components(Echo(), Sources(tmp_path, None, None), 2)
 
@@ -451,59 +454,29 @@ def test_a_tour_needs_pieces_that_differ(tmp_path, latents, got):
     n = len(latents)
     keys = [f"{index}.wav.000.npy" for index in range(n)]
     arrays = {"latent": latents, "min": np.zeros(n), "max": np.ones(n), "genre": [""] * n}
+    arrays["bands"] = np.zeros((n, 2, 2), np.uint8)
     np.savez(tmp_path / "latents.npz", **arrays, key=keys)
 
     with pytest.raises(UserError, match=f"a tour needs at least 2 .*, got {got}: preprocess"):
         next(tour_components(None, Sources(tmp_path, None, None), 3))
 
 
-def test_pieces_of_one_track_have_no_typical_distances(trained):
-    settings = Settings.load(trained / "model" / "settings.json")
-    saved_data = trained / "saved_data"
-    pieces = load_training_pieces(trained / "model")
-    track = dataset.get_track(pieces.keys[0])
-    pieces = pieces.take_keys([key for key in pieces.keys if dataset.get_track(key) == track])
-    keys = dataset.list_keys(saved_data / "spectrograms")
-    min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data), keys)
+def test_pieces_of_the_genre_that_were_not_trained_on_are_held_out(trained, tmp_path):
+    spectrograms_path = trained / "saved_data" / "spectrograms"
+    sources = Sources(trained / "model", spectrograms_path, None)
+    keys = dataset.list_keys(spectrograms_path)
+    held_out = load_split(trained / "model" / "split.json")["valid"]
+    expected = {
+        genre: [k for k in keys if dataset.get_track(k) in held_out and k.startswith(genre or "")]
+        for genre in (None, "calm")
+    }
 
-    evaluator = Evaluator(
-        settings.make_sound_generator(None), pieces, saved_data / "spectrograms", min_max_values
-    )
+    for genre, chosen in expected.items():
+        images = generate.load_held_out(sources, set(), genre)
 
-    assert evaluator.typical_distances == {}
-
-
-@pytest.fixture
-def make_evaluator(spectrograms):
-    """Makes an Evaluator that knows of some of six pieces of three tracks; two of each track."""
-
-    def make(latents, keys):
-        min_max_values = dict.fromkeys(dataset.list_keys(spectrograms), {"min": -80.0, "max": 0.0})
-        sound_generator = SoundGenerator(None, 8, frame_size=32, n_samples=88)
-        ranges = np.tile(np.float32([-80, 0]), (len(keys), 1))
-        pieces = TrainingPieces(np.float32(latents), ranges, keys, np.array([""] * len(keys)))
-        return Evaluator(sound_generator, pieces, spectrograms, min_max_values)
-
-    return make
-
-
-def test_typical_distances_are_those_from_other_tracks(make_evaluator, spectrograms):
-    keys = dataset.list_keys(spectrograms)
-
-    evaluator = make_evaluator([[0], [0], [5], [5], [7], [7]], keys)
-
-    # The nearest of another track is 5, 2 and 2 away; the nearest of all is the piece itself.
-    distances = evaluator.typical_distances
-    assert distances["typical latent distance between training pieces"] == 2
-    assert distances["typical mel distance between training pieces, dB"] > 0
-
-
-def test_pieces_that_were_trained_on_are_not_held_out(make_evaluator, spectrograms):
-    keys = dataset.list_keys(spectrograms)
-
-    evaluator = make_evaluator([[0], [1], [5], [6]], keys[:4])
-
-    assert evaluator.training_keys == keys[:4] and evaluator.held_out_keys == keys[4:]
+        assert len(images) == len(chosen) > 0
+        for image, key in zip(images, chosen, strict=True):
+            np.testing.assert_array_equal(image, dataset.load_spectrogram(spectrograms_path, key))
 
 
 @pytest.mark.parametrize("flags", [("--temperature", "-1"), ("--compose", "0"), ("--sample", "0")])

@@ -287,11 +287,13 @@ def test_latents_are_saved_with_the_range_and_the_genre_of_their_piece(tmp_path)
         "b.wav.000.npy": {"min": -70.0, "max": 2.0},
     }
 
-    outputs.save_latents(tmp_path / "latents.npz", [*ranges], latents, ranges)
+    bands = np.float32([[[0, 0.2], [1, 0.6]]] * 2)
+    outputs.save_latents(tmp_path / "latents.npz", [*ranges], latents, ranges, bands)
     pieces = load_training_pieces(tmp_path)
 
     np.testing.assert_array_equal(pieces.latents, latents)
     np.testing.assert_array_equal(pieces.ranges, [[-80, 1], [-70, 2]])
+    np.testing.assert_array_equal(pieces.bands[0], [[0, 51], [255, 153]])
     assert (pieces.keys, pieces.genres.tolist()) == ([*ranges], ["calm", ""])
 
 

@@ -54,10 +54,15 @@ def measure_missing_texture(reconstruct, images, min_max_values, settings):
     return measure_texture(log_spectrograms, reconstructed, settings.make_extractor())
 
 
-def save_latents(path, keys, latents, min_max_values):
-    """Write latents.npz: latent, min, max, key and genre (top folder) of every piece."""
+def save_latents(path, keys, latents, min_max_values, bands):
+    """Write latents.npz: latent, min, max, key, genre (top folder) and bands of every piece.
+
+    Args:
+        bands: of extract_bands.
+    """
     write_arrays(
         path,
+        bands=np.rint(255 * bands).astype(np.uint8),
         latent=latents,
         min=np.array([min_max_values[key]["min"] for key in keys]),
         max=np.array([min_max_values[key]["max"] for key in keys]),

@@ -17,18 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from support import dataset
-from support.bands import extract_bands
 from support.command_line import make_parser, number, run_script, show_progress
-from support.files import lock, replace_together
+from support.files import lock, replace_together, write_arrays
 from support.settings import Settings
 from training.checkpoint import CHECKPOINT, PARAMETERS, Checkpoint, load_checkpoint
 from training.data import Pieces, Windows
 from training.devices import choose_distribution, choose_precision, prepare_devices
 from training.outputs import (
+    encode_pieces,
     make_fingerprint,
     measure_missing_texture,
     save_history,
-    save_latents,
     save_split,
 )
 from training.splits import split_keys
@@ -325,8 +324,9 @@ def main(argv=None):
 
         # The model, by all processes, for they compute together.
         print(f"latents of {len(images)} pieces", flush=True)
-        latents = autoencoder.encode(images)
-        bands = extract_bands(images, settings.sample_rate)
+        latents = encode_pieces(
+            autoencoder.encode, windows, parts["train"], min_max_values, settings.sample_rate
+        )
         ranges = dataset.select_min_max_values(min_max_values, parts[part])
         texture = measure_missing_texture(
             lambda images: autoencoder.reconstruct(images)[0], measured, ranges, settings
@@ -337,8 +337,7 @@ def main(argv=None):
                 settings.save(folder / "settings.json")
                 save_history(folder, callbacks)
                 texture.save(folder)
-                path = folder / "latents.npz"
-                save_latents(path, parts["train"], latents, min_max_values, bands)
+                write_arrays(folder / "latents.npz", **latents)
                 save_split(folder / "split.json", parts)
             print(f"model in {options.model}")
         choose_distribution().wait_for_all()

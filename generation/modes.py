@@ -139,7 +139,7 @@ def compare_pieces(sound_generator, recordings, spectrograms, min_max_values, ke
 
 def make_samples(sound_generator, sources, count, *, genre, temperature, seed):
     """Yield `count` new pieces from the prior."""
-    prior = fit_prior(sources.model, genre, seed)
+    prior = fit_prior(sources.model, genre)
     rng = np.random.default_rng((seed, 1))
     latents, ranges = prior.sample(count, temperature, rng)
     decoded = sound_generator.decode(latents, make_min_max_values(ranges))
@@ -157,8 +157,8 @@ def make_samples(sound_generator, sources, count, *, genre, temperature, seed):
 
 
 def compose(sound_generator, sources, duration, *, genre, temperature, seed):
-    """Yield one new piece of `duration` seconds, a smooth walk through the prior."""
-    prior = fit_prior(sources.model, genre, seed)
+    """Yield one new piece of `duration` seconds, whose windows follow each other as in music."""
+    prior = fit_prior(sources.model, genre)
     n_samples = max(1, round(duration * sound_generator.sample_rate))
     n_windows = sound_generator.count_windows(n_samples)
     latents, ranges = prior.walk(n_windows, temperature, np.random.default_rng((seed, 2)))
@@ -240,13 +240,11 @@ def reconstruct_files(sound_generator, sources, audio_files):
 
 
 @functools.cache
-def fit_prior(model, genre, seed):
-    """The Prior over a model's training pieces of a genre."""
-    pieces = load_training_pieces(model).take_genre(genre)
-    prior = Prior(pieces.latents, pieces.ranges, seed)
+def fit_prior(model, genre):
+    """The Prior over a model's training pieces, to draw from one genre or from all."""
+    prior = Prior(load_training_pieces(model), genre)
     print(
-        f"prior over {len(pieces.keys)} training pieces: {prior.n_components} Gaussians, "
-        f"{prior.covariance_type} covariance",
+        f"prior over {prior.n_pieces} training pieces in {prior.n_components} components",
         flush=True,
     )
     return prior

@@ -1,10 +1,10 @@
-"""New latents: a density over those of the training pieces.
+"""New latents: a density over those of the training pieces, and over what follows them.
 
 In:  model/latents.npz.
 Out: latents float32 (n, latent_space_dim) and ranges float32 (n, 2) in dB.
 
     pieces = load_training_pieces("model")
-    latents, ranges = Prior(pieces.latents, pieces.ranges).sample(8, 1.0, np.random.default_rng(0))
+    latents, ranges = Prior(pieces).walk(40, 1.0, np.random.default_rng(0))
 """
 
 import difflib
@@ -14,18 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from support import dataset
-from support.command_line import show_progress
 from support.errors import UserError
 from support.files import load_arrays
 
 PRIOR_VARIANCE = 0.99  # share of the latents' variance that the prior models
-PRIOR_COMPONENTS = (1, 2, 4, 8, 16)  # Gaussians to choose from
-PRIOR_MARGIN = 1e-3  # added to the variances
-PRIOR_FOLDS = 4  # of the cross-validation that chooses
-PRIOR_POINTS = 2000  # at most, that it chooses by; the chosen mixture is fitted to all
+PIECES_PER_COMPONENT = 4  # at least, of principal components
+MAX_COMPONENTS = 512
 SAME_LATENT = 1e-5  # of the largest number in any latent: more than float32 rounds
 MORE_AUDIO = "preprocess more audio and train again"  # a remedy
-KEY_WINDOWS = 4  # windows between two draws of a long walk
 
 
 class TrainingPieces(NamedTuple):
@@ -36,13 +32,15 @@ class TrainingPieces(NamedTuple):
     keys: list
     genres: np.ndarray  # str (n,), top folders
     bands: np.ndarray  # uint8 (n, n_steps, n_bands): see support/bands.py; 255 is their 1
+    next_latents: np.ndarray  # float32 (n, latent_space_dim), of the windows half a piece later
+    next_ranges: np.ndarray  # float32 (n, 2)
+    has_next: np.ndarray  # bool (n,): not so for the last piece of a track
 
     def take(self, indices):
         """The pieces at some indices."""
         keys = [self.keys[index] for index in indices]
-        arrays = self.latents, self.ranges, self.genres, self.bands
-        latents, ranges, genres, bands = (array[indices] for array in arrays)
-        return TrainingPieces(latents, ranges, keys, genres, bands)
+        arrays = {name: array[indices] for name, array in self._asdict().items() if name != "keys"}
+        return TrainingPieces(**arrays, keys=keys)
 
     def take_genre(self, genre):
         """The pieces of one genre, or all if it is None; a UserError lists similar genres."""
@@ -68,10 +66,19 @@ def load_training_pieces(model_folder):
     try:
         arrays = load_arrays(path)
         with np.errstate(over="ignore"):  # what overflows is refused below
-            ranges = np.stack([arrays["min"], arrays["max"]], axis=1).astype(np.float32)
-            latents = arrays["latent"].astype(np.float32)
-        keys, genres, bands = (arrays[name] for name in ("key", "genre", "bands"))
-        pieces = TrainingPieces(latents, ranges, keys.tolist(), genres, bands)
+            ranges, next_ranges = (
+                np.stack([arrays[f"{which}min"], arrays[f"{which}max"]], axis=1).astype(np.float32)
+                for which in ("", "next_")
+            )
+            latents, next_latents = (
+                arrays[name].astype(np.float32) for name in ("latent", "next_latent")
+            )
+        keys, genres, bands, has_next = (
+            arrays[name] for name in ("key", "genre", "bands", "has_next")
+        )
+        pieces = TrainingPieces(
+            latents, ranges, keys.tolist(), genres, bands, next_latents, next_ranges, has_next
+        )
         check_training_pieces(pieces)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: run train.py again ({error})") from error
@@ -85,9 +92,13 @@ def check_training_pieces(pieces):
     texts = [*pieces.keys, *pieces.genres.tolist()]
     if shapes != (2, (n, 2), (n,), (n,)) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"it has arrays of the shapes {shapes}")
+    shapes = pieces.next_latents.shape, pieces.next_ranges.shape, pieces.has_next.shape
+    if shapes != (pieces.latents.shape, (n, 2), (n,)) or pieces.has_next.dtype != bool:
+        raise UserError(f"its next windows have arrays of the shapes {shapes}")
     if pieces.bands.dtype != np.uint8 or pieces.bands.ndim != 3 or len(pieces.bands) != n:
         raise UserError(f"it has bands of the shape {pieces.bands.shape}")
-    if not (np.isfinite(pieces.latents).all() and np.isfinite(pieces.ranges).all()):
+    numbers = pieces.latents, pieces.ranges, pieces.next_latents, pieces.next_ranges
+    if not all(np.isfinite(array).all() for array in numbers):
         raise UserError("it holds numbers that are not finite")
     for key in pieces.keys:
         dataset.check_key(key)
@@ -115,97 +126,110 @@ def check_variety(latents, purpose, remedy=MORE_AUDIO):
 
 
 class Prior:
-    """A density over training pieces, to draw new ones from (ex-post, Ghosh et al. 2020).
+    """A density over training pieces and over what comes half a piece later, to draw from.
 
-    A Gaussian mixture over (latent, peak, span): the latents in the principal components that hold
-    PRIOR_VARIANCE of their variance, all of unit variance; the number of Gaussians and the form
-    of their covariance have the highest held-out likelihood.
+    Ex-post density estimation (Ghosh et al. 2020) by a stationary Gaussian process: a point is a
+    latent, in principal components of unit variance, and the peak and span of its decibels. Two
+    points half a piece apart are jointly Gaussian, their covariance shrunk towards the identity as
+    far as the number of pieces asks for (Ledoit and Wolf 2004); so what follows a point is linear
+    in it, but for noise. Each genre has a mean of its own.
 
     Args:
-        latents: float32 (n, latent_space_dim).
-        ranges: float32 (n, 2), min and max in dB.
+        pieces: the TrainingPieces.
+        genre: to draw from; None: from all, as often as they occur.
     Raises:
-        UserError: there are no two pieces that differ.
+        UserError: there are no two pieces that differ, or none of the genre.
     """
 
-    def __init__(self, latents, ranges, seed=0):
+    def __init__(self, pieces, genre=None):
+        from sklearn.covariance import ledoit_wolf
         from sklearn.decomposition import PCA
-        from threadpoolctl import threadpool_limits
 
-        check_variety(latents, "a prior", f"name another --genre, or {MORE_AUDIO}")
-        peaks = np.stack([ranges[:, 1], ranges[:, 1] - ranges[:, 0]], axis=1)  # peak and span
-        self._mean_peak, self._deviation = peaks.mean(axis=0), peaks.std(axis=0) + 1e-3
-        self._limits = peaks.min(axis=0), peaks.max(axis=0)
-        unit_peaks = (peaks - self._mean_peak) / self._deviation
-        with threadpool_limits(1):  # on small matrices threads mostly wait
-            self._pca = PCA(PRIOR_VARIANCE, svd_solver="full", whiten=True).fit(latents)
-            points = np.hstack([self._pca.transform(latents), unit_peaks])
-            self.n_components, self.covariance_type = choose_mixture(points, seed)
-            self._mixture = make_mixture(self.n_components, self.covariance_type, seed).fit(points)
-        self.mean = self._pca.mean_  # of the latents
+        self.n_pieces = len(pieces.take_genre(genre).keys)
+        check_variety(pieces.latents, "a prior")
+        peaks = measure_peaks(pieces.ranges)
+        self._peak_limits = peaks.min(axis=0), peaks.max(axis=0)
+        self._peak_mean, self._peak_scale = peaks.mean(axis=0), peaks.std(axis=0) + 1e-3
+        most = max(1, min(MAX_COMPONENTS, len(peaks) // PIECES_PER_COMPONENT))
+        self._pca = PCA(min(most, *pieces.latents.shape), svd_solver="randomized", random_state=0)
+        self._pca.fit(pieces.latents)
+        shares = np.cumsum(self._pca.explained_variance_ratio_)
+        self.n_components = int(np.searchsorted(shares, PRIOR_VARIANCE)) + 1
+        self.n_components = min(self.n_components, len(shares))
+        points = self._make_points(pieces.latents, pieces.ranges)
+        names, self._genres = np.unique(pieces.genres, return_inverse=True)
+        self._means = np.stack([points[self._genres == i].mean(axis=0) for i in range(len(names))])
+        if genre is not None:
+            self._genres = self._genres[names[self._genres] == genre]
+        of_piece = self._means[np.searchsorted(names, pieces.genres)]
+        points -= of_piece
+        next_points = self._make_points(pieces.next_latents, pieces.next_ranges) - of_piece
+        pairs = np.hstack([points, next_points])[pieces.has_next]
+        # A window half a piece later has its own successor: the next piece of the track.
+        followers = np.flatnonzero(pieces.has_next[:-1])
+        pairs = np.vstack([pairs, np.hstack([next_points[followers], points[followers + 1]])])
+        self._fit(points, pairs, ledoit_wolf)
+
+    def _fit(self, points, pairs, estimate):
+        """Set the covariance of a point, and what of the next one follows from it."""
+        d = points.shape[1]
+        if len(pairs) < 2 * PIECES_PER_COMPONENT:  # nothing is known of what follows
+            self._covariance, _ = estimate(points, assume_centered=True)
+            self._step, rest = np.zeros((d, d)), self._covariance
+        else:
+            joint, _ = estimate(pairs, assume_centered=True)
+            self._covariance = joint[:d, :d]
+            self._step = np.linalg.solve(self._covariance, joint[:d, d:]).T
+            rest = joint[d:, d:] - self._step @ joint[:d, d:]
+        self._start_factor, self._noise_factor = map(factorise, (self._covariance, rest))
 
     def sample(self, count, temperature, rng):
         """Draw (latents float32 (count, latent_space_dim), ranges float32 (count, 2), dB).
 
         Args:
-            temperature: factor on the deviations from the Gaussians' means, >= 0.
+            temperature: factor on the deviations from a genre's mean, >= 0.
         """
-        mixture = self._mixture
-        chosen = rng.choice(self.n_components, count, p=mixture.weights_)
-        noise = temperature * rng.standard_normal((count, mixture.means_.shape[1]))
-        points = mixture.means_[chosen]
-        for point, component, values in zip(points, chosen, noise, strict=True):
-            # The factor of the precision is upper triangular; its inverse colours white noise.
-            factor = mixture.precisions_cholesky_
-            if self.covariance_type != "tied":
-                factor = factor[component]
-            point += np.linalg.solve(factor.T, values) if factor.ndim == 2 else values / factor
-        latents = self._pca.inverse_transform(points[:, :-2])
-        peaks, spans = np.clip(points[:, -2:] * self._deviation + self._mean_peak, *self._limits).T
+        means = self._means[rng.choice(self._genres, count)]
+        noise = rng.standard_normal(means.shape)
+        return self._restore(means + temperature * noise @ self._start_factor.T)
+
+    def walk(self, n_windows, temperature, rng):
+        """The latents and ranges of n_windows windows that follow each other by half a piece."""
+        mean = self._means[rng.choice(self._genres)]
+        points = np.empty((n_windows, len(mean)))
+        deviation = self._start_factor @ rng.standard_normal(len(mean))
+        for index in range(n_windows):
+            points[index] = mean + temperature * deviation
+            deviation = self._step @ deviation
+            deviation += self._noise_factor @ rng.standard_normal(len(mean))
+        return self._restore(points)
+
+    def _make_points(self, latents, ranges):
+        """Latents and ranges as points, float64 (n, n_components + 2)."""
+        components = self._pca.components_[: self.n_components]
+        scale = np.sqrt(self._pca.explained_variance_[: self.n_components]) + 1e-6
+        latents = (latents - self._pca.mean_) @ components.T / scale
+        peaks = (measure_peaks(ranges) - self._peak_mean) / self._peak_scale
+        return np.hstack([latents, peaks]).astype(np.float64)
+
+    def _restore(self, points):
+        """The latents and ranges of points."""
+        components = self._pca.components_[: self.n_components]
+        scale = np.sqrt(self._pca.explained_variance_[: self.n_components]) + 1e-6
+        latents = self._pca.mean_ + (points[:, :-2] * scale) @ components
+        peaks, spans = np.clip(
+            points[:, -2:] * self._peak_scale + self._peak_mean, *self._peak_limits
+        ).T
         ranges = np.stack([peaks - spans, peaks], axis=1)
         return latents.astype(np.float32), ranges.astype(np.float32)
 
-    def walk(self, n_windows, temperature, rng):
-        """A smooth walk: the latents and ranges of n_windows windows, as sample() gives them.
 
-        It goes from draw to draw in KEY_WINDOWS steps each, on an arc about the mean, so that
-        points between two draws are as far from it as the draws are.
-        """
-        latents, ranges = self.sample(-(-n_windows // KEY_WINDOWS) + 1, temperature, rng)
-        keys, steps = np.divmod(np.arange(n_windows), KEY_WINDOWS)
-        share = (steps / KEY_WINDOWS)[:, np.newaxis]
-        centred, angle = latents - self.mean, share * np.pi / 2
-        path = np.cos(angle) * centred[keys] + np.sin(angle) * centred[keys + 1] + self.mean
-        ranges = (1 - share) * ranges[keys] + share * ranges[keys + 1]
-        return path.astype(np.float32), ranges.astype(np.float32)
+def measure_peaks(ranges):
+    """The peak and span of each (min, max), float (n, 2), dB."""
+    return np.stack([ranges[:, 1], ranges[:, 1] - ranges[:, 0]], axis=1)
 
 
-def choose_mixture(points, seed):
-    """(number of Gaussians, covariance type) with the highest likelihood of points left out.
-
-    A type of covariance is tried if there are as many points as a Gaussian of it needs.
-    """
-    from sklearn.model_selection import KFold, cross_val_score
-
-    if len(points) > PRIOR_POINTS:
-        rng = np.random.default_rng(seed)
-        points = points[rng.choice(len(points), PRIOR_POINTS, replace=False)]
-    folds = KFold(min(PRIOR_FOLDS, len(points)), shuffle=True, random_state=seed)
-    n_fitted = min(len(fitted) for fitted, _ in folds.split(points))
-    n_dims = points.shape[1]
-    candidates, scores = [], {}
-    for count in PRIOR_COMPONENTS:
-        needed = {"spherical": 4 * count, "diag": 4 * count, "tied": n_dims, "full": n_dims * count}
-        candidates += [(count, kind) for kind, n in needed.items() if n_fitted >= max(n, 4 * count)]
-    for candidate in show_progress(candidates, len(candidates), "fitting the prior"):
-        mixture = make_mixture(*candidate, seed)
-        scores[candidate] = cross_val_score(mixture, points, cv=folds).mean()
-    return max(scores, key=scores.get, default=(1, "spherical"))
-
-
-def make_mixture(n_components, covariance_type, seed):
-    from sklearn.mixture import GaussianMixture
-
-    return GaussianMixture(
-        n_components, covariance_type=covariance_type, reg_covar=PRIOR_MARGIN, random_state=seed
-    )
+def factorise(covariance):
+    """A matrix that colours white noise; what rounding made negative is left out."""
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    return vectors * np.sqrt(np.maximum(values, 0))

@@ -23,7 +23,16 @@ import preprocess
 from generation.modes import RESERVED, Item, make_file_names
 from generation.page import Page
 from generation.prior import load_training_pieces
-from helpers import ROOT, SAMPLE_RATE, load_ranges, make_flags, make_music, make_tone, run_script
+from helpers import (
+    ROOT,
+    SAMPLE_RATE,
+    load_ranges,
+    make_flags,
+    make_music,
+    make_tone,
+    run_script,
+    write_latents,
+)
 from support import dataset, files
 from support.errors import UserError
 from support.journal import Outcome
@@ -708,21 +717,17 @@ def test_a_compressed_archive_is_read_unless_it_is_damaged(tmp_path):
         {"genre": np.zeros(2)},
         {"bands": np.zeros((2, 3, 4))},
         {"bands": np.zeros((3, 3, 4), np.uint8)},
+        {"has_next": np.zeros(2)},
+        {"next_latent": np.zeros((2, 3))},
+        {"next_max": np.full(2, np.nan)},
     ],
 )
 def test_hostile_latents_are_refused(tmp_path, changes):
-    good = {
-        "latent": np.zeros((2, 2), np.float32),
-        "min": np.zeros(2),
-        "max": np.ones(2),
-        "key": np.array(["a.npy", "b.npy"]),
-        "genre": np.array(["", ""]),
-        "bands": np.zeros((2, 3, 4), np.uint8),
-    }
-    np.savez(tmp_path / "latents.npz", **good)
+    good = np.zeros((2, 2)), ["a.npy", "b.npy"]
+    write_latents(tmp_path, *good)
     assert load_training_pieces(tmp_path).keys == ["a.npy", "b.npy"]
 
-    np.savez(tmp_path / "latents.npz", **{**good, **changes})
+    write_latents(tmp_path, *good, **changes)
     with pytest.raises(UserError, match=r"latents\.npz is damaged"):
         load_training_pieces(tmp_path)
 

@@ -15,106 +15,112 @@ from autoencoder import Autoencoder
 from generation.evaluation import measure_mel_distance
 from generation.modes import Item, Sources, compose, make_samples, morph, tour_components
 from generation.page import Page
-from generation.prior import KEY_WINDOWS, Prior, load_training_pieces
-from helpers import SAMPLE_RATE, make_music, make_settings, make_tone, read_all, read_csv
+from generation.prior import Prior, TrainingPieces, load_training_pieces
+from helpers import (
+    SAMPLE_RATE,
+    make_music,
+    make_settings,
+    make_tone,
+    read_all,
+    read_csv,
+    write_latents,
+)
 from support import dataset, files
 from support.errors import UserError
-from training import outputs
 from training.splits import load_split
 
+STEP = np.array([[0.8, 0.3], [-0.3, 0.8]])  # of what follows a point
+FACES = np.random.default_rng(5).standard_normal((2, 6))  # from a point to a latent
 
-def make_clusters(count=200, seed=0):
-    """Two clusters of latents, float32 (count, 6), and their ranges, float32 (count, 2)."""
+
+def make_pieces(n_tracks=40, length=20, seed=0, peak=0.0):
+    """TrainingPieces of two genres, whose latents turn and decay, but for noise."""
     rng = np.random.default_rng(seed)
-    latents = rng.standard_normal((count, 6)) * [3, 2, 1, 1, 0.5, 0.1]
-    latents[: count // 2, 0] += 20
-    ranges = np.stack([rng.uniform(-90, -80, count), rng.uniform(0, 10, count)], axis=1)
-    return latents.astype(np.float32), ranges.astype(np.float32)
+    points = np.zeros((n_tracks, 2 * length, 2))
+    points[:, 0] = rng.standard_normal((n_tracks, 2)) * 2
+    for step in range(1, 2 * length):
+        points[:, step] = points[:, step - 1] @ STEP.T + rng.standard_normal((n_tracks, 2))
+    latents = points @ FACES
+    latents[n_tracks // 2 :, :, 3] += 50  # the other genre
+    ranges = np.stack([points[..., 0] - 80, points[..., 0]], axis=-1) + peak
+    n = n_tracks * length
+    genres = np.repeat(["calm", "wild"], n // 2)
+    return TrainingPieces(
+        latents=latents[:, ::2].reshape(n, 6),
+        ranges=ranges[:, ::2].reshape(n, 2),
+        keys=[f"{genre}/{i // length}.wav.{i % length:03d}.npy" for i, genre in enumerate(genres)],
+        genres=genres,
+        bands=np.zeros((n, 2, 2), np.uint8),
+        next_latents=latents[:, 1::2].reshape(n, 6),
+        next_ranges=ranges[:, 1::2].reshape(n, 2),
+        has_next=np.tile(np.arange(length) < length - 1, n_tracks),
+    )
 
 
-def test_prior_finds_the_clusters_and_draws_from_them():
-    latents, ranges = make_clusters()
+def test_new_pieces_are_drawn_from_the_density_of_training_pieces():
+    pieces = make_pieces()
 
-    prior = Prior(latents, ranges)
-    drawn, drawn_ranges = prior.sample(4000, 1, np.random.default_rng(0))
+    latents, ranges = Prior(pieces).sample(4000, 1, np.random.default_rng(0))
 
-    assert prior.n_components >= 2
-    near = drawn[:, 0] > 10
-    assert 0.4 < near.mean() < 0.6
-    for chosen, cluster in ((near, latents[:100]), (~near, latents[100:])):
-        np.testing.assert_allclose(drawn[chosen].mean(axis=0), cluster.mean(axis=0), atol=0.5)
-    # The last directions hold less than a hundredth of the variance.
-    np.testing.assert_allclose(drawn.std(axis=0)[:2], latents.std(axis=0)[:2], rtol=0.2)
-    np.testing.assert_allclose(drawn_ranges.mean(axis=0), ranges.mean(axis=0), atol=0.5)  # dB
+    is_wild = latents[:, 3] > 25
+    assert 0.4 < is_wild.mean() < 0.6
+    for drawn, genre in ((latents[~is_wild], "calm"), (latents[is_wild], "wild")):
+        recorded = pieces.take_genre(genre).latents
+        np.testing.assert_allclose(drawn.mean(axis=0), recorded.mean(axis=0), atol=0.3)
+        np.testing.assert_allclose(np.cov(drawn.T), np.cov(recorded.T), atol=1.2)
+    peaks = pieces.ranges[:, 1]
+    np.testing.assert_allclose(ranges[:, 1] - ranges[:, 0], 80, atol=1e-2)  # as all have
+    assert ranges[:, 1].std() == pytest.approx(peaks.std(), rel=0.15)
+    assert peaks.min() - 1e-3 <= ranges[:, 1].min() and ranges[:, 1].max() <= peaks.max() + 1e-3
 
 
-def test_drawn_ranges_have_the_peaks_and_spans_of_training_pieces():
-    latents, _ = make_clusters()
-    peaks = np.random.default_rng(0).uniform(-30, 20, 200)
-    ranges = np.stack([peaks - 80, peaks], axis=1).astype(np.float32)
-    ranges[0] = -100  # a silent piece
+def test_what_follows_is_what_followed_in_training_pieces():
+    prior = Prior(make_pieces(), "calm")
 
-    _, drawn = Prior(latents, ranges).sample(4000, 1, np.random.default_rng(0))
+    latents, _ = prior.walk(5000, 1, np.random.default_rng(0))
 
-    spans = drawn[:, 1] - drawn[:, 0]
-    assert (spans >= 0).all() and (spans <= 80.001).all() and np.median(spans) > 75
+    assert latents[:, 3].max() < 25  # the genre asked for
+    points = latents @ np.linalg.pinv(FACES)
+    step = np.linalg.lstsq(points[:-1], points[1:], rcond=None)[0].T
+    np.testing.assert_allclose(step, STEP, atol=0.1)
+    noise = points[1:] - points[:-1] @ step.T
+    np.testing.assert_allclose(noise.std(axis=0), 1, rtol=0.15)
+    # It neither fades away nor grows.
+    np.testing.assert_allclose(points[2500:].std(axis=0), points[:2500].std(axis=0), rtol=0.15)
 
 
 def test_temperature_scales_how_far_draws_stray():
-    prior = Prior(*make_clusters())
+    prior = Prior(make_pieces(), "calm")
 
-    def spread(temperature):
-        drawn, _ = prior.sample(2000, temperature, np.random.default_rng(0))
-        near = drawn[drawn[:, 0] > 10]
-        return near[:, 0].std()
+    spreads = [
+        draw(2000, temperature, np.random.default_rng(0))[0].std()
+        for draw in (prior.sample, prior.walk)
+        for temperature in (0, 1, 2)
+    ]
 
-    assert spread(0) < 0.2 * spread(1)  # the cluster may have several Gaussians
-    assert spread(2) == pytest.approx(2 * spread(1), rel=0.15)
-
-
-def test_walk_is_smooth_and_keeps_its_distance_from_the_mean():
-    latents = np.random.default_rng(0).standard_normal((120, 32)).astype(np.float32)
-    prior = Prior(latents, make_clusters(120)[1])
-
-    latents, ranges = prior.walk(400, 1, np.random.default_rng(0))
-    drawn, _ = prior.sample(400, 1, np.random.default_rng(1))
-
-    assert latents.shape == (400, 32) and ranges.shape == (400, 2)
-    steps, jumps = (np.linalg.norm(np.diff(points, axis=0), axis=1) for points in (latents, drawn))
-    assert np.median(steps) < 0.5 * np.median(jumps)
-    distances = np.linalg.norm(latents - prior.mean, axis=1)
-    between, at = (np.median(distances[2::KEY_WINDOWS]), np.median(distances[::KEY_WINDOWS]))
-    assert 0.7 < between / at < 1.3
+    centred = np.square(spreads) - spreads[0] ** 2  # the mean's own components differ, too
+    assert spreads[0] == pytest.approx(spreads[3], rel=1e-4)
+    for still, one, two in (centred[:3], centred[3:]):
+        assert still == pytest.approx(0, abs=1e-2) and two == pytest.approx(4 * one, rel=0.05)
 
 
-def test_walk_passes_through_its_draws_and_halfway_between_them():
-    prior = Prior(*make_clusters())
+@pytest.mark.parametrize("n_tracks, length", [(2, 1), (2, 2), (4, 3)])
+def test_few_pieces_are_enough_for_a_prior(n_tracks, length):
+    prior = Prior(make_pieces(n_tracks, length))
 
-    path, _ = prior.walk(2 * KEY_WINDOWS, 1, np.random.default_rng(0))
-    drawn, _ = prior.sample(3, 1, np.random.default_rng(0))
+    for draw in (prior.sample, prior.walk):
+        latents, ranges = draw(50, 1, np.random.default_rng(0))
 
-    np.testing.assert_allclose(path[::KEY_WINDOWS], drawn[:2], atol=1e-4)
-    halfway = prior.mean + (drawn[:2] + drawn[1:] - 2 * prior.mean) * np.sqrt(0.5)
-    np.testing.assert_allclose(path[KEY_WINDOWS // 2 :: KEY_WINDOWS], halfway, atol=1e-4)
-
-
-def test_prior_needs_two_pieces():
-    with pytest.raises(UserError, match="at least 2 training pieces, got 1"):
-        Prior(np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float32))
+        assert latents.shape == (50, 6) and ranges.shape == (50, 2)
+        assert np.isfinite(latents).all() and np.isfinite(ranges).all()
 
 
-@pytest.mark.filterwarnings("error")
-def test_prior_needs_pieces_that_differ():
-    with pytest.raises(UserError, match="2 training pieces, got 5 that are all the same: name"):
-        Prior(np.full((5, 3), 0.7, np.float32), make_clusters(5)[1])
+@pytest.mark.parametrize("count, message", [(1, "got 1: "), (5, "got 5 that are all the same: ")])
+def test_a_prior_needs_pieces_that_differ(count, message):
+    pieces = make_pieces().take([0] * count)
 
-
-def test_prior_of_two_pieces_draws_finite_ones():
-    latents, ranges = make_clusters(2)
-
-    drawn, _ = Prior(latents, ranges).sample(10, 1, np.random.default_rng(0))
-
-    assert np.isfinite(drawn).all()
+    with pytest.raises(UserError, match=f"a prior needs at least 2 training pieces, {message}"):
+        Prior(pieces)
 
 
 def test_mel_distance_is_zero_for_itself_and_the_gain_for_a_gain():
@@ -383,10 +389,8 @@ def sources(tmp_path):
     latents = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
     latents[20:] += 100
     keys = [f"{('calm', 'wild')[index // 20]}/{index}.wav.000.npy" for index in range(40)]
-    calm, wild = {"min": -90.0, "max": -10.0}, {"min": -70.0, "max": 10.0}
-    min_max_values = {key: calm if key < "d" else wild for key in keys}
-    bands = np.zeros((40, 2, 2))
-    outputs.save_latents(tmp_path / "latents.npz", keys, latents, min_max_values, bands)
+    calm, wild = (-90.0, -10.0), (-70.0, 10.0)
+    write_latents(tmp_path, latents, keys, [calm] * 20 + [wild] * 20)
     return Sources(tmp_path, None, None)
 
 
@@ -436,8 +440,7 @@ def test_a_morph_goes_from_the_first_piece_to_the_second():
 def test_a_tour_goes_two_standard_deviations_to_either_side(tmp_path):
     latents = np.array([[-6, 0], [6, 0], [0, -1], [0, 1]], np.float32) + 5
     keys = [f"{index}.wav.000.npy" for index in range(4)]
-    ranges = dict.fromkeys(keys, {"min": -80.0, "max": 0.0})
-    outputs.save_latents(tmp_path / "latents.npz", keys, latents, ranges, np.zeros((4, 2, 2)))
+    write_latents(tmp_path, latents, keys)
 
     first, _ = tour_components(Echo(), Sources(tmp_path, None, None), 2)
 
@@ -451,11 +454,7 @@ def test_a_tour_goes_two_standard_deviations_to_either_side(tmp_path):
     "latents, got", [(np.ones((1, 4)), "1"), (np.ones((3, 4)), "3 that are all the same")]
 )
 def test_a_tour_needs_pieces_that_differ(tmp_path, latents, got):
-    n = len(latents)
-    keys = [f"{index}.wav.000.npy" for index in range(n)]
-    arrays = {"latent": latents, "min": np.zeros(n), "max": np.ones(n), "genre": [""] * n}
-    arrays["bands"] = np.zeros((n, 2, 2), np.uint8)
-    np.savez(tmp_path / "latents.npz", **arrays, key=keys)
+    write_latents(tmp_path, latents, [f"{index}.wav.000.npy" for index in range(len(latents))])
 
     with pytest.raises(UserError, match=f"a tour needs at least 2 .*, got {got}: preprocess"):
         next(tour_components(None, Sources(tmp_path, None, None), 3))

@@ -8,7 +8,8 @@ import preprocess
 import train
 from generation.prior import load_training_pieces
 from helpers import make_images
-from support import dataset
+from support import dataset, files
+from support.bands import extract_bands
 from support.errors import UserError
 from training import outputs
 from training.callbacks import make_callbacks, plot_history
@@ -280,21 +281,31 @@ def test_force_begins_anew_where_a_run_was_interrupted(tmp_path):
     assert load_checkpoint(tmp_path, resume=False, force=True) is None
 
 
-def test_latents_are_saved_with_the_range_and_the_genre_of_their_piece(tmp_path):
-    latents = np.arange(6, dtype=np.float32).reshape(2, 3)
+def test_pieces_are_encoded_with_what_follows_them(tmp_path):
+    keys = ["calm/a.wav.000.npy", "calm/a.wav.001.npy", "b.wav.000.npy"]
+    images = np.random.default_rng(0).random((3, 16, 12, 1)).astype(np.float32)
+    images[:, 0, 5:7] = [[[0], [1]]] * 3  # every window has the whole range
     ranges = {
-        "calm/a.wav.000.npy": {"min": -80.0, "max": 1.0},
-        "b.wav.000.npy": {"min": -70.0, "max": 2.0},
+        key: {"min": -80.0, "max": peak} for key, peak in zip(keys, (0.0, 0.0, 2.0), strict=True)
     }
+    windows = Windows(images, keys, ranges, 80.0)
 
-    bands = np.float32([[[0, 0.2], [1, 0.6]]] * 2)
-    outputs.save_latents(tmp_path / "latents.npz", [*ranges], latents, ranges, bands)
+    arrays = outputs.encode_pieces(lambda x: x.mean(axis=(1, 3)), windows, keys, ranges, 22050)
+    files.write_arrays(tmp_path / "latents.npz", **arrays)
     pieces = load_training_pieces(tmp_path)
 
-    np.testing.assert_array_equal(pieces.latents, latents)
-    np.testing.assert_array_equal(pieces.ranges, [[-80, 1], [-70, 2]])
-    np.testing.assert_array_equal(pieces.bands[0], [[0, 51], [255, 153]])
-    assert (pieces.keys, pieces.genres.tolist()) == ([*ranges], ["calm", ""])
+    np.testing.assert_allclose(pieces.latents, images.mean(axis=(1, 3)), rtol=1e-6)
+    np.testing.assert_array_equal(pieces.ranges, [[-80, 0], [-80, 0], [-80, 2]])
+    assert (pieces.keys, pieces.genres.tolist()) == (keys, ["calm", "calm", ""])
+    bands = extract_bands(images, 22050)
+    np.testing.assert_allclose(pieces.bands / 255, bands, atol=0.5 / 255 + 1e-6)
+    assert pieces.has_next.tolist() == [True, False, False]
+    follower = np.concatenate([images[0, :, 6:], images[1, :, :6]], axis=1)
+    np.testing.assert_allclose(pieces.next_latents[0], follower.mean(axis=(0, 2)), atol=0.02)
+    assert (
+        pieces.next_ranges[0] == pytest.approx([-80, 0], abs=2)
+        and not pieces.next_latents[1:].any()
+    )
 
 
 def test_the_fingerprint_of_a_run_tells_its_pieces_their_parts_and_their_ranges():

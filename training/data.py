@@ -36,6 +36,8 @@ class Windows:
         keys: str (n,), as dataset.list_keys gives them.
         min_max_values: {key: {"min": dB, "max": dB}}.
         top_db: dB kept below a window's peak.
+    Attributes:
+        has_next: whether each piece is followed by another one of its track.
     """
 
     def __init__(self, images, keys, min_max_values, top_db):
@@ -47,7 +49,7 @@ class Windows:
         self._normaliser = MinMaxNormaliser(0, 1)
         # Pieces of one track are neighbours in the list, in the order of their segments.
         tracks = [dataset.get_track(key) for key in keys]
-        self._has_next = [a == b for a, b in zip(tracks, tracks[1:], strict=False)] + [False]
+        self.has_next = [a == b for a, b in zip(tracks, tracks[1:], strict=False)] + [False]
 
     def __len__(self):
         return len(self.images)
@@ -62,12 +64,25 @@ class Windows:
             np.rint(np.arange(n) * np.exp(rng.uniform(-max_stretch, max_stretch))).astype(int)
             for n in (height, width)
         )
-        pieces = [index]  # that the window's frames lie in, `width` frames each
-        if self._has_next[index]:
-            pieces.append(index + 1)
+        if self.has_next[index]:
             frames = np.minimum(frames + rng.integers(width), 2 * width - 1)
         else:
             frames += rng.integers(-EDGE_FRAMES, EDGE_FRAMES + 1)
+        return self._cut(index, bins, frames)[0]
+
+    def get_next(self, index):
+        """The window that begins in the middle of a piece, which must have a next one.
+
+        Returns:
+            (image, its range {"min": dB, "max": dB}).
+        """
+        height, width, _ = self.shape[1:]
+        return self._cut(index, np.arange(height), width // 2 + np.arange(width))
+
+    def _cut(self, index, bins, frames):
+        """The window of some bins and frames, counted from the start of a piece, and its range."""
+        height, width, _ = self.shape[1:]
+        pieces = [index, index + 1] if self.has_next[index] else [index]  # of `width` frames each
         window = np.full(self.shape[1:], self.min_max_values[index]["min"], np.float32)  # dB
         for piece, first in zip(pieces, (0, width), strict=False):
             start, stop = np.searchsorted(frames, (first, first + width))
@@ -75,8 +90,7 @@ class Windows:
             min_max = self.min_max_values[piece]
             window[:, start:stop] = to_log_spectrogram(cells, min_max, self._normaliser)
         window = np.take(window, np.minimum(bins, height - 1), axis=0)
-        image, _ = to_image(window, self._normaliser, top_db=self.top_db)
-        return image
+        return to_image(window, self._normaliser, top_db=self.top_db)
 
 
 class Pieces:

@@ -3,7 +3,7 @@
 In:  its pieces, their latents and decibel ranges, its history.
 Out: model/history.csv, history.png, latents.npz, split.json; the Texture; a fingerprint.
 
-    save_latents("model/latents.npz", keys, latents, min_max_values)
+    arrays = encode_pieces(autoencoder.encode, windows, keys, min_max_values, 22050)
 """
 
 import hashlib
@@ -12,11 +12,13 @@ import json
 import numpy as np
 
 from support import dataset
-from support.files import write_arrays, write_csv, write_json
+from support.bands import extract_bands
+from support.files import write_csv, write_json
 from support.texture import measure_texture
 from training.splits import PARTS
 
 TEXTURE_IMAGES = 100  # that the missing texture is measured on
+NEXT_BATCH_SIZE = 64  # windows half a piece behind others, encoded together
 
 
 def make_fingerprint(parts, min_max_values):
@@ -54,21 +56,37 @@ def measure_missing_texture(reconstruct, images, min_max_values, settings):
     return measure_texture(log_spectrograms, reconstructed, settings.make_extractor())
 
 
-def save_latents(path, keys, latents, min_max_values, bands):
-    """Write latents.npz: latent, min, max, key, genre (top folder) and bands of every piece.
+def encode_pieces(encode, windows, keys, min_max_values, sample_rate):
+    """What latents.npz holds of every training piece.
 
     Args:
-        bands: of extract_bands.
+        encode: images, float32 (n, height, width, channels), to latents, float32 (n, d).
+        windows: the Windows of all pieces.
+    Returns:
+        {"latent": float32 (n, d), "min", "max": dB (n,), "key", "genre" (top folder): str (n,),
+        "bands": uint8 (n, n_steps, n_bands), see support/bands.py; and of the window half a piece
+        later, zero where "has_next" is not: "next_latent", "next_min", "next_max"}.
     """
-    write_arrays(
-        path,
-        bands=np.rint(255 * bands).astype(np.uint8),
-        latent=latents,
-        min=np.array([min_max_values[key]["min"] for key in keys]),
-        max=np.array([min_max_values[key]["max"] for key in keys]),
-        key=np.array(keys),
-        genre=np.array([dataset.get_genre(key) for key in keys]),
-    )
+    latents = encode(windows.images)
+    next_latents, next_ranges = np.zeros_like(latents), np.zeros((len(keys), 2), np.float32)
+    chosen = np.flatnonzero(windows.has_next)
+    for start in range(0, len(chosen), NEXT_BATCH_SIZE):
+        batch = chosen[start : start + NEXT_BATCH_SIZE]
+        images, ranges = zip(*map(windows.get_next, batch), strict=True)
+        next_latents[batch] = encode(np.stack(images))
+        next_ranges[batch] = [[entry["min"], entry["max"]] for entry in ranges]
+    return {
+        "latent": latents,
+        "min": np.array([min_max_values[key]["min"] for key in keys]),
+        "max": np.array([min_max_values[key]["max"] for key in keys]),
+        "key": np.array(keys),
+        "genre": np.array([dataset.get_genre(key) for key in keys]),
+        "bands": np.rint(255 * extract_bands(windows.images, sample_rate)).astype(np.uint8),
+        "has_next": np.array(windows.has_next),
+        "next_latent": next_latents,
+        "next_min": next_ranges[:, 0],
+        "next_max": next_ranges[:, 1],
+    }
 
 
 def save_split(path, parts):

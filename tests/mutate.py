@@ -198,11 +198,10 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
         '"the same"',
         "train resume",
     ),
-    ("train.py", 'latents.npz", parts["train"]', 'latents.npz", parts["train"][::-1]', "new_music"),
     (
         "training/outputs.py",
-        'min=np.array([min_max_values[key]["min"]',
-        'min=np.array([min_max_values[key]["max"]',
+        '"min": np.array([min_max_values[key]["min"]',
+        '"min": np.array([min_max_values[key]["max"]',
         "train",
     ),
     ("training/batches.py", "default_rng((self.seed, epoch))", "default_rng(self.seed)", "batches"),
@@ -232,7 +231,7 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
         "frames += 0",
         "train",
     ),
-    ("training/data.py", "self._has_next = [a == b", "self._has_next = [True", "train"),
+    ("training/data.py", "self.has_next = [a == b", "self.has_next = [True", "train"),
     ("training/data.py", "frames[start:stop] - first", "frames[start:stop] - first - 1", "train"),
     ("training/data.py", "self.nbytes > MEMORY_SHARE", "self.nbytes < MEMORY_SHARE", "train"),
     (
@@ -321,8 +320,8 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
         "reference_mel.max() + MEL_TOP_DB",
         "new_music",
     ),
-    ("generation/evaluation.py", "- 2 * roots.sum()", "- roots.sum()", "new_music"),
-    ("generation/evaluation.py", "dataset.get_track(key) in held_out_tracks", "True", "new_music"),
+    ("generation/evaluation.py", "- 2 * between", "- between", "evaluation"),
+    ("generate.py", "genre in (None, dataset.get_genre(key))", "True", "new_music"),
     ("generation/page.py", "self.earlier.pop(item.name, None)", "pass", "page"),
     (
         "generation/page.py",

@@ -236,7 +236,7 @@ def make_evaluator(sound_generator, sources, genre):
     held_out = []
     try:
         check_settings(sources)
-        held_out = load_held_out(sources, {*map(dataset.get_track, pieces.keys)}, genre)
+        held_out = load_held_out(sources, genre)
     except (OSError, UserError) as error:
         say(f"new pieces are not compared with held-out ones: {error}", sys.stderr)
     say(f"comparing with {len(pieces.keys)} training pieces and {len(held_out)} held-out ones")
@@ -244,32 +244,19 @@ def make_evaluator(sound_generator, sources, genre):
     return Evaluator(sound_generator, pieces, images)
 
 
-def load_held_out(sources, training_tracks, genre):
+def load_held_out(sources, genre):
     """At most MAX_COMPARED spectrograms of a genre, or of all, that were not trained on."""
-    from generation.evaluation import MAX_COMPARED
+    from generation.evaluation import choose_evenly
 
-    tracks = load_held_out_tracks(sources.model)
+    parts = load_split(sources.model / "split.json")
+    tracks = parts["valid"] | parts["test"]
     keys = [
         key
         for key in dataset.list_keys(sources.spectrograms_path)
-        if genre in (None, dataset.get_genre(key))
-        and (
-            dataset.get_track(key) not in training_tracks
-            if tracks is None
-            else dataset.get_track(key) in tracks
-        )
+        if dataset.get_track(key) in tracks and genre in (None, dataset.get_genre(key))
     ]
-    places = np.unique(np.linspace(0, len(keys) - 1, min(MAX_COMPARED, len(keys))).astype(int))
-    return [dataset.load_spectrogram(sources.spectrograms_path, keys[place]) for place in places]
-
-
-def load_held_out_tracks(model):
-    """The audio paths that a model was not trained on; None if it has no record of them."""
-    path = model / "split.json"
-    if not path.exists():
-        return None
-    parts = load_split(path)
-    return parts["valid"] | parts["test"]
+    chosen = choose_evenly(len(keys)) if keys else ()
+    return [dataset.load_spectrogram(sources.spectrograms_path, keys[index]) for index in chosen]
 
 
 def save_items(items, page, save_dirs, sound_generator, sources, genre=None):

@@ -22,6 +22,7 @@ from generation.modes import (
     Sources,
     compare_pieces,
     compose,
+    continue_recording,
     make_samples,
     morph,
     reconstruct_files,
@@ -144,8 +145,9 @@ def save_item(item, save_dirs, sample_rate):
 
 def make_pairs(sound_generator, sources, num_spectrograms, *, files, seed):
     """Yield an Item of each chosen piece: recorded, its spectrogram inverted, reconstructed."""
+    count = num_spectrograms or NUM_SPECTROGRAMS
     spectrograms, min_max_values, keys = select_spectrograms(
-        *load_spectrograms(sources), num_spectrograms, files=files, seed=seed
+        *load_spectrograms(sources), count, files=files, seed=seed
     )
     recordings = Recordings(sources.spectrograms_path)
     batches = [slice(start, start + BATCH_SIZE) for start in range(0, len(keys), BATCH_SIZE)]
@@ -187,10 +189,11 @@ MODES = {  # {flag: (its value to Items, further flags that it takes)}, in this 
     "interpolate": (interpolate, ("steps",)),
     "sample": (make_samples, ("genre", "temperature", "seed")),
     "compose": (compose, ("genre", "temperature", "seed")),
+    "continue": (continue_recording, ("num_spectrograms", "genre", "temperature", "seed")),
     "num_spectrograms": (make_pairs, ("files", "seed")),  # or if files, or no mode, are given
 }
 DEFAULTS = {  # of flags that are missing among the options unless they are given
-    "num_spectrograms": NUM_SPECTROGRAMS,
+    "num_spectrograms": None,
     "files": None,
     "genre": None,
     "temperature": TEMPERATURE,
@@ -207,6 +210,8 @@ def choose_modes(given):
         UserError: one of them belongs to other modes.
     """
     modes = [name for name in MODES if name in given]
+    if "continue" in given and "num_spectrograms" in modes:  # which is how many of them
+        modes.remove("num_spectrograms")
     if not modes or ("files" in given and "num_spectrograms" not in given):
         modes.append("num_spectrograms")
     for flag in sorted(given & DEFAULTS.keys() - MODES.keys()):
@@ -324,6 +329,8 @@ def get_parser():
     add("--sample", metavar="N", help="make this many new pieces", **count)
     seconds = number(float, 0.01)
     add("--compose", type=seconds, metavar="SECONDS", help="make one long new piece")
+    help_text = "a recording, and how it may go on; --num_spectrograms: in how many ways"
+    add("--continue", nargs=2, metavar=("FILE", "SECONDS"), help=help_text)
     help_text = "of new pieces: a top folder of the audio (default: any)"
     add("--genre", help=help_text)
     help_text = f"how far new pieces stray; 0: not at all (default: {TEMPERATURE})"

@@ -218,9 +218,9 @@ def extend_pieces(signals, n_samples):
 
 def cut_samples(signal, start, stop):
     """Samples start to stop of a signal, (..., n_samples); silence before and behind it."""
-    n_samples = signal.shape[-1]
-    widths = [(0, 0)] * (signal.ndim - 1) + [(max(0, -start), max(0, stop - n_samples))]
-    return np.pad(signal[..., max(0, start) : max(0, min(stop, n_samples))], widths)
+    first, last = np.clip((start, stop), 0, signal.shape[-1])
+    widths = [(0, 0)] * (signal.ndim - 1) + [(first - start, stop - last)]
+    return np.pad(signal[..., first:last], widths)
 
 
 def check_length(signal, frame_size):

@@ -180,6 +180,51 @@ class SoundGenerator:
         stretches = self._griffin_lim.invert_long(make_amplitudes(), n_samples)
         return np.concatenate([*stretches], axis=-1), sketch.get()
 
+    def find_end(self, signal):
+        """Where the continuation of a recording begins: half a frame before its end, in samples.
+
+        The frames before that are whole.
+        """
+        return max(0, signal.shape[-1] - self.frame_size // 2)
+
+    def cut_last_window(self, signal):
+        """The log spectrogram of the last window of a recording, up to its end; see find_end()."""
+        stop = self.find_end(signal) - self.hop_length  # centre of the last frame
+        start = stop - (self.n_frames - 1) * self.hop_length
+        return self._extract(signal, start, stop)
+
+    def continue_sound(self, signal, windows, n_samples):
+        """What follows a recording, without a seam.
+
+        Args:
+            signal: float32 (n_samples,) or (2, n_samples).
+            windows: log spectrograms, as decode() yields them; the first begins in the middle
+                of cut_last_window(), and the next ones follow by half a window.
+            n_samples: how many to make, from find_end() on.
+        Returns:
+            (signal, log spectrogram in dB, of which a long one has only every n-th frame).
+        """
+        griffin_lim, end = self._griffin_lim, self.find_end(signal)
+        n_known = self.n_frames - self.window_hop  # frames of the first window
+        n_frames = 1 + n_samples // self.hop_length
+        past = np.atleast_2d(cut_samples(signal, end - griffin_lim.n_past, end))
+        sketch = Sketch(n_frames)
+
+        def make_amplitudes():
+            start = end - griffin_lim.n_past_frames * self.hop_length
+            yield to_amplitude(self._extract(signal, start, end - self.hop_length))
+            n_skipped = n_known
+            for log_spectrogram in join_windows(windows, self.window_hop, n_known + n_frames):
+                new = log_spectrogram[:, n_skipped:]
+                n_skipped = max(0, n_skipped - log_spectrogram.shape[1])
+                if new.shape[1]:
+                    textured = self.add_texture(new, first_frame=sketch.n_seen)
+                    sketch.add(textured)
+                    yield to_amplitude(textured)
+
+        stretches = griffin_lim.invert_long(make_amplitudes(), n_samples, past=past)
+        return np.concatenate([*stretches], axis=-1), sketch.get()
+
     def reconstruct(self, signal):
         """A recording of any length through the autoencoder.
 
@@ -212,12 +257,15 @@ class SoundGenerator:
         Args:
             signal: float32 (n_samples,) or (2, n_samples); behind its end is silence.
         """
-        half_frame = self.frame_size // 2
         for index in range(self.count_windows(signal.shape[-1])):
             start = index * self.window_hop * self.hop_length
-            stop = start + (self.n_frames - 1) * self.hop_length
-            samples = cut_samples(signal, start - half_frame, stop + half_frame)
-            yield add_channel_axis(self._extractor.extract(samples, is_extended=True))
+            yield self._extract(signal, start, start + (self.n_frames - 1) * self.hop_length)
+
+    def _extract(self, signal, start, stop):
+        """The log spectrogram of frames centred at the samples from start to stop, every hop."""
+        half_frame = self.frame_size // 2
+        samples = cut_samples(signal, start - half_frame, stop + half_frame)
+        return add_channel_axis(self._extractor.extract(samples, is_extended=True))
 
 
 class Sketch:

@@ -34,7 +34,8 @@ from training.splits import split_keys
 
 LEARNING_RATE = 3e-4  # the peak, after a warm-up and before a cosine decay to zero
 BATCH_SIZE = 16  # pieces
-EPOCHS = 100
+EPOCHS = None  # None: as many as see WINDOWS of the pieces, 100 at most: two hours on two cores
+WINDOWS = 60_000
 SPECTOGRAM_PATH = "saved_data/spectrograms"
 TARGET_SHAPE = None  # (bins, frames) to resize to; None keeps them, 512 x 256 by default
 MODEL = "model"
@@ -141,6 +142,7 @@ def train(
     Args:
         x_train, x_validation: float32 (n, height, width, channels), in [0, 1]; arrays or Pieces.
             x_train may be Windows, too.
+        epochs: passes over x_train; None chooses them by its size.
         architecture: the Autoencoder's arguments by name; None chooses them by the shape.
         start: "pca" (see start_as_pca) or "random" weights, or the Checkpoint of a run to resume.
         callbacks: of Keras; None: those of make_callbacks.
@@ -155,6 +157,7 @@ def train(
     from training.pca_start import freeze_normalisations, start_as_pca
 
     keras.utils.set_random_seed(seed)
+    epochs = epochs or choose_epochs(len(x_train))
     callbacks = callbacks or make_callbacks()
     checkpoint = start if isinstance(start, Checkpoint) else None
     distribution = choose_distribution()
@@ -184,6 +187,11 @@ def train(
             callbacks=[batches.make_callback(), *callbacks],
         )
     return autoencoder
+
+
+def choose_epochs(n_pieces):
+    """The epochs that see WINDOWS of so many pieces: 2 to 100."""
+    return min(100, max(2, round(WINDOWS / n_pieces)))
 
 
 def make_schedule(learning_rate, n_steps):
@@ -234,7 +242,8 @@ def get_parser():
     help_text = "peak, between a warm-up and a cosine decay"
     add("--learning_rate", type=number(float, 1e-9), default=LEARNING_RATE, help=help_text)
     add("--batch_size", default=BATCH_SIZE, help="pieces", **size)
-    add("--epochs", default=EPOCHS, help="passes over the data", **size)
+    help_text = f"passes over the data; None: {WINDOWS} windows, 100 epochs at most"
+    add("--epochs", default=EPOCHS, help=help_text, **size)
     help_text = "share of the tracks to validate on"
     split = parser.add_mutually_exclusive_group()
     flag = {"type": number(float, 0, 0.9), "default": VALIDATION_SPLIT, "help": help_text}
@@ -293,6 +302,7 @@ def main(argv=None):
             precision=choose_precision(options.precision, options.coordinator),
         )
         run = {**architecture, **{name: getattr(options, name) for name in RUN_FLAGS}}
+        run["epochs"] = epochs = options.epochs or choose_epochs(len(images))
         run["devices"] = choose_distribution().n_devices
         run["features"] = make_fingerprint(parts, min_max_values)
         checkpoint = checkpoint and checkpoint.continue_as(run)
@@ -314,7 +324,7 @@ def main(argv=None):
             windows if options.shift_windows else images,
             options.learning_rate,
             options.batch_size,
-            options.epochs,
+            epochs,
             x_validation=x_validation,
             architecture=architecture,
             start=checkpoint or options.start,

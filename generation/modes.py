@@ -6,6 +6,7 @@ Out: Items: sounds with names, titles, log spectrograms and figures.
     for item in compose(sound_generator, sources, 60.0, genre="jazz", temperature=0.8, seed=0): ...
 """
 
+import argparse
 import functools
 import hashlib
 import itertools
@@ -18,7 +19,7 @@ import numpy as np
 from generation.prior import Prior, check_variety, load_training_pieces
 from preprocess import check_length
 from support import dataset
-from support.command_line import show_progress
+from support.command_line import number, show_progress
 from support.dataset import add_channel_axis
 from support.errors import UserError
 from support.files import read_json
@@ -173,6 +174,47 @@ def compose(sound_generator, sources, duration, *, genre, temperature, seed):
     )
 
 
+def continue_recording(
+    sound_generator, sources, request, *, num_spectrograms, genre, temperature, seed
+):
+    """Yield recordings that go on as new music: the file itself, then what the model makes of it.
+
+    Args:
+        request: (path of the audio file, seconds to add).
+        num_spectrograms: how many continuations, each with a seed of its own; None: one.
+    """
+    path, duration = request[0], parse_duration(request[1])
+    loader = Settings.load(sources.model / "settings.json").make_loader()
+    try:
+        signal = loader.load_whole(path)
+        check_length(signal, sound_generator.frame_size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    generator, prior = sound_generator, fit_prior(sources.model, genre)
+    image, min_max = generator.make_image(generator.cut_last_window(signal))
+    start = generator.autoencoder.encode(image[np.newaxis])[0], (min_max["min"], min_max["max"])
+    n_samples = signal.shape[-1] - generator.find_end(signal)  # of its last half frame
+    n_samples += max(1, round(duration * generator.sample_rate))
+    n_windows = 1 + generator.count_windows(n_samples)
+    (name,) = make_file_names([Path(path).name])
+    for own_seed in range(seed, seed + (num_spectrograms or 1)):
+        rng = np.random.default_rng((own_seed, 3))
+        latents, ranges = prior.walk(n_windows, temperature, rng, start)
+        windows = generator.decode(latents, make_min_max_values(ranges))
+        windows = show_progress(windows, n_windows, "windows")
+        new, log_spectrogram = generator.continue_sound(signal, windows, n_samples)
+        sound = np.concatenate([signal[..., : generator.find_end(signal)], new], axis=-1)
+        label = make_label(genre, temperature, own_seed)
+        figures = {"genre": genre or "any", "temperature": temperature, "seed": own_seed}
+        yield Item(
+            f"continue-{name}-{label}-{duration:g}s",
+            f"{path}, and how it may go on for {duration:g} s",
+            {"recorded": signal, "new": sound},
+            {"new": log_spectrogram},
+            figures,
+        )
+
+
 def morph(sound_generator, sources, spectrograms, min_max_values, keys, *, steps):
     """Yield the morph between two pieces as `steps` pieces, and as one continuous sound."""
     images = sound_generator.fit_images(spectrograms)
@@ -264,6 +306,16 @@ def make_min_max_values(ranges):
 
 def make_new_item(name, title, signal, log_spectrogram, figures=None, latents=None):
     return Item(name, title, {"new": signal}, {"new": log_spectrogram}, figures or {}, latents)
+
+
+def parse_duration(text):
+    """The seconds of --continue; a UserError if they are none."""
+    try:
+        return number(float, 0.01)(text)
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise UserError(
+            f"--continue needs a FILE and 0.01 or more SECONDS, got {text!r}"
+        ) from error
 
 
 def make_label(genre, temperature, seed):

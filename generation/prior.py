@@ -193,16 +193,30 @@ class Prior:
         noise = rng.standard_normal(means.shape)
         return self._restore(means + temperature * noise @ self._start_factor.T)
 
-    def walk(self, n_windows, temperature, rng):
-        """The latents and ranges of n_windows windows that follow each other by half a piece."""
-        mean = self._means[rng.choice(self._genres)]
+    def walk(self, n_windows, temperature, rng, start=None):
+        """The latents and ranges of n_windows windows that follow each other by half a piece.
+
+        Args:
+            start: (latent, (min, max) in dB) of the window before the first, or None.
+        """
+        if start is None:
+            mean = self._means[rng.choice(self._genres)]
+            deviation = temperature * self._start_factor @ rng.standard_normal(len(mean))
+        else:
+            (point,) = self._make_points(*(np.array([value]) for value in start))
+            means = self._means[np.unique(self._genres)]
+            mean = means[np.square(means - point).sum(axis=1).argmin()]  # of the nearest genre
+            deviation = self._follow(point - mean, temperature, rng)
         points = np.empty((n_windows, len(mean)))
-        deviation = self._start_factor @ rng.standard_normal(len(mean))
         for index in range(n_windows):
-            points[index] = mean + temperature * deviation
-            deviation = self._step @ deviation
-            deviation += self._noise_factor @ rng.standard_normal(len(mean))
+            points[index] = mean + deviation
+            deviation = self._follow(deviation, temperature, rng)
         return self._restore(points)
+
+    def _follow(self, deviation, temperature, rng):
+        """A deviation from the mean, half a piece later."""
+        noise = rng.standard_normal(len(deviation))
+        return self._step @ deviation + temperature * self._noise_factor @ noise
 
     def _make_points(self, latents, ranges):
         """Latents and ranges as points, float64 (n, n_components + 2)."""

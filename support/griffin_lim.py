@@ -93,15 +93,28 @@ class GriffinLim:
             signals = self._invert_channels(magnitudes, past, n_samples, is_extended, threads)
         return signals[0] if len(signals) == 1 else np.stack(signals)
 
-    def invert_long(self, amplitudes, n_samples):
+    @property
+    def n_past_frames(self):
+        """Frames of what comes before a stretch of a long signal, from which it goes on."""
+        return 2 * self.frame_size // self.hop_length
+
+    @property
+    def n_past(self):
+        """Samples of it, half a frame before the first of those frames included."""
+        return self.n_past_frames * self.hop_length + self.frame_size // 2
+
+    def invert_long(self, amplitudes, n_samples, *, past=None):
         """Yield the signal, in stretches, of an amplitude that comes in parts of some frames.
 
         The memory that this takes does not grow with the length.
+
+        Args:
+            past: float32 (n_channels, n_past): goes on from there; the first n_past_frames of
+                the amplitude are those of the past.
         """
-        n_past_frames = 2 * self.frame_size // self.hop_length
-        n_past = n_past_frames * self.hop_length + self.frame_size // 2
+        n_past_frames, n_past = self.n_past_frames, self.n_past
         stretch = max(STRETCH_FRAMES, 2 * n_past_frames)
-        held, past = np.empty((1, self.frame_size // 2 + 1, 0), np.float32), None
+        held = np.empty((1, self.frame_size // 2 + 1, 0), np.float32)
         for amplitude in amplitudes:
             held = np.concatenate([held, amplitude], axis=2) if held.size else amplitude
             n_frames = held.shape[2] - (0 if past is None else n_past_frames)

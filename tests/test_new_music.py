@@ -321,6 +321,38 @@ def test_a_song_that_is_cut_is_made_and_its_shortage_is_said(tmp_path, trained, 
     assert "cut.wav (ends 1.1 s before the length" in capsys.readouterr().out
 
 
+def test_a_recording_goes_on_in_several_ways(tmp_path, trained):
+    song = str(trained / "song.wav")
+
+    run_generate(trained, tmp_path, "--continue", song, "1.5", "--num_spectrograms", "2")
+
+    recorded = soundfile.read(trained / "song.wav")[0]
+    made = [soundfile.read(path)[0] for path in sorted((tmp_path / "new").glob("*.wav"))]
+    assert len(made) == 2 and {len(sound) for sound in made} == {len(recorded) + 33075}
+    n_kept = len(recorded) - 128  # half a frame
+    scales = [
+        sound[:n_kept] @ recorded[:n_kept] / np.square(recorded[:n_kept]).sum() for sound in made
+    ]
+    for sound, scale in zip(made, scales, strict=True):  # what would clip was scaled down
+        np.testing.assert_allclose(sound[:n_kept], scale * recorded[:n_kept], atol=2e-3)
+        assert np.abs(sound[len(recorded) :]).max() > 0.01
+    assert np.abs(made[0][len(recorded) :] - made[1][len(recorded) :]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("missing.wav", "2"), "missing.wav: cannot be opened"),
+        (("song.wav", "x"), "SECONDS, got .x."),
+    ],
+)
+def test_impossible_continuations_are_refused(tmp_path, trained, monkeypatch, arguments, message):
+    monkeypatch.chdir(trained)
+
+    with pytest.raises(UserError, match=message):
+        run_generate(trained, tmp_path / "samples", "--continue", *arguments)
+
+
 def test_a_page_of_others_is_left_alone(tmp_path, trained):
     (tmp_path / "index.html").write_text("mine")
 

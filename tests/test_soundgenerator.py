@@ -1,3 +1,4 @@
+import librosa
 import numpy as np
 import pytest
 
@@ -229,3 +230,33 @@ def test_a_long_log_spectrogram_is_sketched_by_every_nth_frame(monkeypatch):
 
     np.testing.assert_array_equal(sketch.get()[0, :, 0], np.arange(0, 25, 3))
     assert sketch.n_seen == 25
+
+
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_a_continuation_has_no_seam(n_channels):
+    music = np.stack([make_music(3.0), 0.5 * make_music(3.0, seed=2)])[:n_channels]
+    music = music[0] if n_channels == 1 else music
+    generator = SoundGenerator(None, 64, frame_size=256, n_samples=6615)
+    recording = music[..., :40000]
+    end = generator.find_end(recording)
+    start = end - (generator.n_frames - generator.window_hop) * 64
+    windows = generator.cut_windows(music[..., start:])  # what really follows
+
+    new, log_spectrogram = generator.continue_sound(recording, windows, 15000)
+
+    assert new.shape == (*music.shape[:-1], 15000)
+    whole = np.concatenate([recording[..., :end], new], axis=-1)
+    extract = preprocess.LogSpectrogramExtractor(256, 64).extract
+    amplitudes = [librosa.db_to_amplitude(extract(sound)) for sound in (whole, music)]
+    joint, last = end // 64, (end + 14000) // 64
+    squares = np.square(amplitudes[0][:, :last] - amplitudes[1][:, :last])
+    squares = squares.reshape(128, last, -1).sum(axis=(0, 2))
+    powers = np.square(amplitudes[1][:, :last]).reshape(128, last, -1).sum(axis=(0, 2))
+    at_joint = squares[joint - 3 : joint + 4].sum() / powers[joint - 3 : joint + 4].sum()
+    after = squares[joint + 4 :].sum() / powers[joint + 4 :].sum()
+    assert squares[: joint - 2].max() < 1e-6  # it is the recording
+    assert after < 0.02 and at_joint < 0.02
+    found = (
+        log_spectrogram[:, 2:200] - extract(music[..., end:]).reshape(128, -1, n_channels)[:, 2:200]
+    )
+    assert np.median(np.abs(found)) < 1  # dB

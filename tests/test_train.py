@@ -274,6 +274,11 @@ def test_the_learning_rate_is_zero_when_training_ends(spectrograms):
     assert max(rates) > 5e-4 and rates[-1] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("n_pieces, epochs", [(1, 100), (600, 100), (9297, 6), (10**6, 2)])
+def test_large_sets_are_seen_fewer_times(n_pieces, epochs):
+    assert train.choose_epochs(n_pieces) == epochs
+
+
 def test_force_begins_anew_where_a_run_was_interrupted(tmp_path):
     row = {"epoch": 0, "loss": 0.5, "val_loss": 0.25, "learning_rate": 0.0}
     Checkpoint({"seed": 0}, [row], [], []).save(tmp_path)

@@ -292,8 +292,15 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
         'but: {genres}")\n        return self',
         "new_music",
     ),
-    ("generation/prior.py", "self._step @ deviation\n", "deviation\n", "new_music"),
-    ("generation/prior.py", "temperature * deviation", "deviation", "new_music"),
+    ("generation/prior.py", "self._step @ deviation +", "deviation +", "new_music"),
+    ("generation/prior.py", "temperature * self._noise_factor", "self._noise_factor", "new_music"),
+    ("generation/prior.py", "temperature * self._start_factor", "self._start_factor", "new_music"),
+    (
+        "soundgenerator.py",
+        "end - griffin_lim.n_past, end)",
+        "0, griffin_lim.n_past)",
+        "soundgenerator",
+    ),
     ("generation/prior.py", "temperature * noise", "noise", "new_music"),
     (
         "generation/prior.py",

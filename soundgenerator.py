@@ -177,8 +177,7 @@ class SoundGenerator:
                 sketch.add(textured)
                 yield to_amplitude(textured)
 
-        stretches = self._griffin_lim.invert_long(make_amplitudes(), n_samples)
-        return np.concatenate([*stretches], axis=-1), sketch.get()
+        return self._griffin_lim.invert_long(make_amplitudes(), n_samples), sketch.get()
 
     def find_end(self, signal):
         """Where the continuation of a recording begins: half a frame before its end, in samples.
@@ -222,8 +221,8 @@ class SoundGenerator:
                     sketch.add(textured)
                     yield to_amplitude(textured)
 
-        stretches = griffin_lim.invert_long(make_amplitudes(), n_samples, past=past)
-        return np.concatenate([*stretches], axis=-1), sketch.get()
+        new = griffin_lim.invert_long(make_amplitudes(), n_samples, past=past)
+        return new, sketch.get()
 
     def reconstruct(self, signal):
         """A recording of any length through the autoencoder.

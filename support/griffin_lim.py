@@ -104,29 +104,35 @@ class GriffinLim:
         return self.n_past_frames * self.hop_length + self.frame_size // 2
 
     def invert_long(self, amplitudes, n_samples, *, past=None):
-        """Yield the signal, in stretches, of an amplitude that comes in parts of some frames.
+        """The signal, made in stretches, of an amplitude that comes in parts of some frames.
 
-        The memory that this takes does not grow with the length.
+        Beside the signal itself, the memory that this takes does not grow with the length.
 
         Args:
             past: float32 (n_channels, n_past): goes on from there; the first n_past_frames of
                 the amplitude are those of the past.
+        Returns:
+            float32 (n_samples,) for one channel, else (n_channels, n_samples).
         """
-        n_past_frames, n_past = self.n_past_frames, self.n_past
+        n_past_frames, done = self.n_past_frames, 0
         stretch = max(STRETCH_FRAMES, 2 * n_past_frames)
         held = np.empty((1, self.frame_size // 2 + 1, 0), np.float32)
+        signal = None  # (n_channels, n_samples)
         for amplitude in amplitudes:
             held = np.concatenate([held, amplitude], axis=2) if held.size else amplitude
+            if signal is None:
+                signal = np.empty((len(held), n_samples), np.float32)
             n_frames = held.shape[2] - (0 if past is None else n_past_frames)
             if n_frames >= stretch + n_past_frames:  # which it looks ahead, for a smooth joint
-                signal = self.invert(held, n_frames * self.hop_length, past=past)
-                signal = signal[..., : min(n_samples, stretch * self.hop_length)]
-                past = np.atleast_2d(signal)[:, -n_past:]
+                made = self.invert(held, n_frames * self.hop_length, past=past)
+                made = np.atleast_2d(made)[:, : min(n_samples - done, stretch * self.hop_length)]
+                signal[:, done : done + made.shape[1]] = made
+                done += made.shape[1]
+                past = made[:, -self.n_past :]
                 held = held[:, :, held.shape[2] - n_frames + stretch - n_past_frames :]
-                n_samples -= signal.shape[-1]
-                yield signal
-        if n_samples:
-            yield self.invert(held, n_samples, past=past)
+        if done < n_samples:
+            signal[:, done:] = self.invert(held, n_samples - done, past=past)
+        return signal[0] if len(signal) == 1 else signal
 
     def invert_all(self, amplitudes, n_samples=None, *, is_extended=False):
         """Yield the signals of amplitudes, one per core at a time; see invert()."""

@@ -226,15 +226,13 @@ def test_a_long_signal_has_no_seams(monkeypatch, frame_size, hop_length, n_chann
     amplitude = analyse(music, frame_size, hop_length)
     parts = [amplitude[..., start : start + 30] for start in range(0, amplitude.shape[2], 30)]
 
-    stretches = [
-        *GriffinLim(frame_size, hop_length).invert_long(parts, music.shape[1])
-    ]  # each but the last is 100 frames long
+    signal = GriffinLim(frame_size, hop_length).invert_long(parts, music.shape[1])
 
-    signal = np.atleast_2d(np.concatenate(stretches, axis=-1))
+    signal = np.atleast_2d(signal)
     whole = np.atleast_2d(GriffinLim(frame_size, hop_length).invert(amplitude, music.shape[1]))
-    assert signal.shape == music.shape and len(stretches) > 4
+    assert signal.shape == music.shape
     squares = np.square(analyse(signal, frame_size, hop_length) - amplitude).sum(axis=(0, 1))
-    at_seams = [squares[k - 3 : k + 4].mean() for k in range(100, 100 * len(stretches), 100)]
+    at_seams = [squares[k - 3 : k + 4].mean() for k in range(100, amplitude.shape[2], 100)]
     others = np.square(analyse(whole, frame_size, hop_length) - amplitude).sum(axis=(0, 1))
     assert np.mean(at_seams) < 2 * others.mean()
 

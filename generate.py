@@ -54,6 +54,7 @@ COMPONENTS = 3  # directions of a tour
 SEED = 0
 
 PRODUCTS = ("pictures/generated",)  # in samples of versions that had no lock
+WRITTEN_SAMPLES = 1 << 20  # scaled and written together
 HEADROOM = 0.99  # peak of a sound that would have clipped
 BATCH_SIZE = 8  # pieces reconstructed at a time
 PRINTED_FIGURES = ("image error", "spectral convergence of the generated, dB", "mel distance, dB")
@@ -107,9 +108,11 @@ def find_key(name, keys):
     raise UserError(f"no spectrogram is called {name!r}, but: {list_similar(name, keys)}")
 
 
-def save_signals(signals, save_dir, names, sample_rate=SAMPLE_RATE):
+def save_signals(signals, save_dir, names, sample_rate=SAMPLE_RATE, factor=1.0):
     """Write signals, (n_samples,) or (2, n_samples) in [-1, 1], as 16-bit WAV files.
 
+    Args:
+        factor: on their samples.
     Returns:
         their paths.
     """
@@ -117,9 +120,12 @@ def save_signals(signals, save_dir, names, sample_rate=SAMPLE_RATE):
 
     paths = [Path(save_dir) / f"{name}.wav" for name in names]
     for signal, path in zip(signals, paths, strict=True):
-        buffer = io.BytesIO()
-        soundfile.write(buffer, signal.T, sample_rate, subtype="PCM_16", format="WAV")
-        write_atomically(path, buffer.getvalue())
+        buffer, n_channels = io.BytesIO(), np.atleast_2d(signal).shape[0]
+        options = {"channels": n_channels, "subtype": "PCM_16", "format": "WAV"}
+        with soundfile.SoundFile(buffer, "w", sample_rate, **options) as file:
+            for start in range(0, signal.shape[-1], WRITTEN_SAMPLES):  # a copy of an hour is large
+                file.write(factor * signal[..., start : start + WRITTEN_SAMPLES].T)
+        write_atomically(path, buffer.getbuffer())
     return paths
 
 
@@ -131,15 +137,15 @@ def save_item(item, save_dirs, sample_rate):
     Returns:
         (the Item with that factor among its figures, {kind: path}).
     """
-    peak = max(np.abs(signal).max() for signal in item.sounds.values())
+    peak, factor = max(max(s.max(), -s.min()) for s in item.sounds.values()), 1.0
     if peak > 1:
-        factor = HEADROOM / peak
-        sounds = {kind: factor * signal for kind, signal in item.sounds.items()}
-        figures = {**item.figures, "scaled to avoid clipping by": float(factor)}
-        item = item._replace(sounds=sounds, figures=figures)
+        factor = float(HEADROOM / peak)
+        figures = {**item.figures, "scaled to avoid clipping by": factor}
+        item = item._replace(figures=figures)
     paths = {}
     for kind, signal in item.sounds.items():
-        (paths[kind],) = save_signals([signal], save_dirs[kind], [item.name], sample_rate)
+        names = [item.name]
+        (paths[kind],) = save_signals([signal], save_dirs[kind], names, sample_rate, factor)
     return item, paths
 
 

@@ -245,10 +245,19 @@ class SoundGenerator:
                 image, min_max = self.make_image(window)
                 (reconstructed,), _ = self.autoencoder.reconstruct(image[np.newaxis])
                 errors.append(np.square(reconstructed - image).mean())
-                yield self.restore_log_spectrogram(reconstructed, min_max)
+                yield self._set_level(self.restore_log_spectrogram(reconstructed, min_max), window)
 
         sound, reconstructed = self.join(reconstruct_windows(), n_samples)
         return sound, reconstructed, sketch.get(), float(np.mean(errors))
+
+    def _set_level(self, log_spectrogram, recorded):
+        """A reconstructed window that, with its texture, is as loud as the recorded one."""
+        levels = [
+            to_decibels(np.square(librosa.db_to_amplitude(each)).sum(dtype=np.float64))
+            for each in (recorded, self.add_texture(log_spectrogram))
+        ]
+        moved = log_spectrogram + np.float32(levels[0] - levels[1])
+        return np.where(log_spectrogram <= SILENCE_DB, log_spectrogram, moved)
 
     def cut_windows(self, signal):
         """Yield the log spectrograms of the windows that cover a signal; see join().

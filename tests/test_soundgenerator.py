@@ -8,6 +8,7 @@ from generation.evaluation import measure_spectral_convergence
 from helpers import SAMPLE_RATE, make_music, make_tone
 from soundgenerator import Sketch, SoundGenerator, join_windows
 from support.spectrograms import to_amplitude, to_image
+from support.texture import Texture
 
 
 class Identity:
@@ -260,3 +261,18 @@ def test_a_continuation_has_no_seam(n_channels):
         log_spectrogram[:, 2:200] - extract(music[..., end:]).reshape(128, -1, n_channels)[:, 2:200]
     )
     assert np.median(np.abs(found)) < 1  # dB
+
+
+def test_a_song_through_a_quiet_autoencoder_keeps_its_level():
+    class Quiet(Identity):
+        def reconstruct(self, images):
+            return np.maximum(images - 0.1, 0), None
+
+    music = make_music(4.0) * np.linspace(1, 0.1, 88200, dtype=np.float32)
+    texture = Texture(np.full(128, 0.5, np.float32), 3.0)
+    options = {"frame_size": 256, "n_samples": 6615, "texture": texture}
+
+    sound, *_ = SoundGenerator(Quiet((128, 104, 1)), 64, **options).reconstruct(music)
+
+    powers = [np.square(each).reshape(4, -1).sum(axis=1) for each in (music, sound)]
+    np.testing.assert_allclose(10 * np.log10(powers[1] / powers[0]), 0, atol=1)  # dB

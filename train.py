@@ -22,7 +22,12 @@ from support.files import lock, replace_together, write_arrays
 from support.settings import Settings
 from training.checkpoint import CHECKPOINT, PARAMETERS, Checkpoint, load_checkpoint
 from training.data import Pieces, Windows
-from training.devices import choose_distribution, choose_precision, prepare_devices
+from training.devices import (
+    choose_distribution,
+    choose_precision,
+    keep_freed_memory,
+    prepare_devices,
+)
 from training.outputs import (
     encode_pieces,
     make_fingerprint,
@@ -156,6 +161,7 @@ def train(
     from training.callbacks import make_callbacks
     from training.pca_start import freeze_normalisations, start_as_pca
 
+    keep_freed_memory()
     keras.utils.set_random_seed(seed)
     epochs = epochs or choose_epochs(len(x_train))
     callbacks = callbacks or make_callbacks()

@@ -26,7 +26,6 @@ def prepare_devices(device, coordinator, num_processes, process_id):
     Raises:
         UserError: a GPU was asked for and none is seen, or the processes do not meet.
     """
-    keep_freed_memory()
     if device == "cpu":  # before TensorFlow or JAX is imported
         os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu")
     if coordinator:

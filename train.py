@@ -37,7 +37,7 @@ from training.outputs import (
 )
 from training.splits import split_keys
 
-LEARNING_RATE = 3e-4  # the peak, after a warm-up and before a cosine decay to zero
+LEARNING_RATE = None  # the peak of a warm-up and a cosine decay; None: choose_learning_rate
 BATCH_SIZE = 16  # pieces
 EPOCHS = None  # None: as many as see WINDOWS of the pieces, 100 at most: two hours on two cores
 WINDOWS = 60_000
@@ -147,6 +147,7 @@ def train(
     Args:
         x_train, x_validation: float32 (n, height, width, channels), in [0, 1]; arrays or Pieces.
             x_train may be Windows, too.
+        learning_rate: float > 0, the peak; None chooses it by the number of weights.
         epochs: passes over x_train; None chooses them by its size.
         architecture: the Autoencoder's arguments by name; None chooses them by the shape.
         start: "pca" (see start_as_pca) or "random" weights, or the Checkpoint of a run to resume.
@@ -177,6 +178,7 @@ def train(
         start_as_pca(autoencoder, x_train, seed)
     elif checkpoint and checkpoint.run["start"] == "pca":
         freeze_normalisations(autoencoder)
+    learning_rate = learning_rate or choose_learning_rate(autoencoder.model.count_params())
     print_start(autoencoder, x_train, x_validation)
     with distribution.scope:
         if distribution.n_devices > 1:
@@ -193,6 +195,11 @@ def train(
             callbacks=[batches.make_callback(), *callbacks],
         )
     return autoencoder
+
+
+def choose_learning_rate(n_weights):
+    """0.001 for networks of up to two million weights, 0.0003 for the 23 million of 512 x 256."""
+    return min(1e-3, 1.5 / math.sqrt(n_weights))
 
 
 def choose_epochs(n_pieces):
@@ -245,7 +252,7 @@ def get_parser():
     help_text = "arithmetic of training; auto: bfloat16 on a GPU that has it, else float32"
     precisions = ["auto", "float32", "bfloat16", "float16"]
     add("--precision", choices=precisions, default=PRECISION, help=help_text)
-    help_text = "peak, between a warm-up and a cosine decay"
+    help_text = "peak, between a warm-up and a cosine decay; None: lower for larger networks"
     add("--learning_rate", type=number(float, 1e-9), default=LEARNING_RATE, help=help_text)
     add("--batch_size", default=BATCH_SIZE, help="pieces", **size)
     help_text = f"passes over the data; None: {WINDOWS} windows, 100 epochs at most"

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from autoencoder import BETA_2
-from train import LEARNING_RATE
 
 
 def make_step(batch, autoencoder, precision):
@@ -27,7 +26,7 @@ def make_step(batch, autoencoder, precision):
     batch = batch.transpose(0, 1, 3, 2).reshape(n, height * channels, 1, width)
     batch = torch.from_numpy(batch).contiguous(memory_format=torch.channels_last)
     model = build_model(autoencoder).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, betas=(0.9, BETA_2))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, betas=(0.9, BETA_2))
 
     def step():
         optimizer.zero_grad(set_to_none=True)

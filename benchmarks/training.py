@@ -113,7 +113,7 @@ def make_ours(batch, precision):
     architecture = train.choose_architecture(batch.shape[1:], precision=precision)
     autoencoder = Autoencoder(**architecture)
     freeze_normalisations(autoencoder)  # as after start_as_pca
-    autoencoder.compile(train.LEARNING_RATE)
+    autoencoder.compile()
 
     def fit(timer):
         batches = ((batch, batch) for _ in itertools.count())

@@ -36,7 +36,7 @@ from autoencoder import keras, layers, pad_before, predict_in_batches
 from support.errors import UserError
 from training.data import Windows
 
-START_IMAGES = 1500  # at most, for the components of the bottleneck
+START_CELLS = 200_000_000  # of images, at most, for the components of the bottleneck
 LOCAL_IMAGES = 200  # at most, for the components of each convolution
 START_WINDOWS_PER_PIECE = 20  # drawn at most
 OFFSET_MARGIN = 1.2  # an offset over the lowest value seen
@@ -115,13 +115,14 @@ def freeze_normalisations(autoencoder):
 
 
 def draw_start_images(images, seed):
-    """At most START_IMAGES images, or windows without stretching, as an array."""
+    """Images of START_CELLS at most, or windows without stretching, as an array."""
     rng = np.random.default_rng(seed)
+    most = max(1, START_CELLS // math.prod(images.shape[1:]))
     if isinstance(images, Windows):
-        count = min(START_IMAGES, START_WINDOWS_PER_PIECE * len(images))
+        count = min(most, START_WINDOWS_PER_PIECE * len(images))
         return images.draw(rng.integers(len(images), size=count), rng, max_stretch=0)
-    if len(images) > START_IMAGES:
-        return images[np.sort(rng.choice(len(images), START_IMAGES, replace=False))]
+    if len(images) > most:
+        return images[np.sort(rng.choice(len(images), most, replace=False))]
     return images[:]
 
 

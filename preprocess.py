@@ -216,13 +216,6 @@ def extend_pieces(signals, n_samples):
         before, signal = signal, after
 
 
-def cut_samples(signal, start, stop):
-    """Samples start to stop of a signal, (..., n_samples); silence before and behind it."""
-    first, last = np.clip((start, stop), 0, signal.shape[-1])
-    widths = [(0, 0)] * (signal.ndim - 1) + [(first - start, stop - last)]
-    return np.pad(signal[..., first:last], widths)
-
-
 def check_length(signal, frame_size):
     """Raise a UserError if a signal, (..., n_samples), is shorter than one frame."""
     n_samples = signal.shape[-1]

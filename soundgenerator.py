@@ -8,17 +8,12 @@ Out: float32 signals, (n_samples,) or (2, n_samples); used by generate.py.
     signals, latents = generator.generate(spectrograms, min_max_values)
 """
 
+import itertools
+
 import librosa
 import numpy as np
 
-from preprocess import (
-    FRAME_SIZE,
-    SAMPLE_RATE,
-    TOP_DB,
-    LogSpectrogramExtractor,
-    MinMaxNormaliser,
-    cut_samples,
-)
+from preprocess import FRAME_SIZE, SAMPLE_RATE, TOP_DB, LogSpectrogramExtractor, MinMaxNormaliser
 from support.command_line import show_progress
 from support.dataset import add_channel_axis
 from support.griffin_lim import SEED, GriffinLim
@@ -171,13 +166,16 @@ class SoundGenerator:
         n_frames = 1 + n_samples // self.hop_length
         sketch = Sketch(n_frames)
 
-        def make_amplitudes():
-            for log_spectrogram in join_windows(windows, self.window_hop, n_frames):
-                textured = self.add_texture(log_spectrogram, first_frame=sketch.n_seen)
-                sketch.add(textured)
-                yield to_amplitude(textured)
+        parts = join_windows(windows, self.window_hop, n_frames)
+        amplitudes = self._make_amplitudes(parts, sketch)
+        return self._griffin_lim.invert_long(amplitudes, n_samples), sketch.get()
 
-        return self._griffin_lim.invert_long(make_amplitudes(), n_samples), sketch.get()
+    def _make_amplitudes(self, log_spectrograms, sketch):
+        """Yield the amplitudes of parts of one sound, with their texture; the sketch sees them."""
+        for log_spectrogram in log_spectrograms:
+            textured = self.add_texture(log_spectrogram, first_frame=sketch.n_seen)
+            sketch.add(textured)
+            yield to_amplitude(textured)
 
     def find_end(self, signal):
         """Where the continuation of a recording begins: half a frame before its end, in samples.
@@ -209,19 +207,12 @@ class SoundGenerator:
         past = np.atleast_2d(cut_samples(signal, end - griffin_lim.n_past, end))
         sketch = Sketch(n_frames)
 
-        def make_amplitudes():
-            start = end - griffin_lim.n_past_frames * self.hop_length
-            yield to_amplitude(self._extract(signal, start, end - self.hop_length))
-            n_skipped = n_known
-            for log_spectrogram in join_windows(windows, self.window_hop, n_known + n_frames):
-                new = log_spectrogram[:, n_skipped:]
-                n_skipped = max(0, n_skipped - log_spectrogram.shape[1])
-                if new.shape[1]:
-                    textured = self.add_texture(new, first_frame=sketch.n_seen)
-                    sketch.add(textured)
-                    yield to_amplitude(textured)
-
-        new = griffin_lim.invert_long(make_amplitudes(), n_samples, past=past)
+        start = end - griffin_lim.n_past_frames * self.hop_length
+        known = to_amplitude(self._extract(signal, start, end - self.hop_length))
+        parts = join_windows(windows, self.window_hop, n_known + n_frames)
+        amplitudes = self._make_amplitudes(skip_frames(parts, n_known), sketch)
+        amplitudes = itertools.chain([known], amplitudes)
+        new = griffin_lim.invert_long(amplitudes, n_samples, past=past)
         return new, sketch.get()
 
     def reconstruct(self, signal):
@@ -300,6 +291,13 @@ class Sketch:
         return np.concatenate(self._parts, axis=1)
 
 
+def cut_samples(signal, start, stop):
+    """Samples start to stop of a signal, (..., n_samples); silence before and behind it."""
+    first, last = np.clip((start, stop), 0, signal.shape[-1])
+    widths = [(0, 0)] * (signal.ndim - 1) + [(first - start, stop - last)]
+    return np.pad(signal[..., first:last], widths)
+
+
 def join_windows(windows, hop, n_frames):
     """Cross-fade overlapping log spectrograms into one, in power, without a seam.
 
@@ -328,6 +326,15 @@ def join_windows(windows, hop, n_frames):
         total, weights, n_left = total[:, hop:], weights[hop:], n_left - n_done
     if n_left:
         yield to_decibels(total[:, :n_left] / weights[:n_left, np.newaxis])
+
+
+def skip_frames(log_spectrograms, count):
+    """Yield parts of a log spectrogram without the first `count` frames of the whole."""
+    for log_spectrogram in log_spectrograms:
+        rest = log_spectrogram[:, count:]
+        count = max(0, count - log_spectrogram.shape[1])
+        if rest.shape[1]:
+            yield rest
 
 
 def to_decibels(power):

@@ -39,8 +39,8 @@ from training.splits import split_keys
 
 LEARNING_RATE = None  # the peak of a warm-up and a cosine decay; None: choose_learning_rate
 BATCH_SIZE = 16  # pieces
-EPOCHS = None  # None: as many as see WINDOWS of the pieces, 100 at most: two hours on two cores
-WINDOWS = 60_000
+EPOCHS = None  # None: as many as see WINDOWS of the pieces, 100 at most
+WINDOWS = 60_000  # 20 to 30 minutes on two cores
 SPECTOGRAM_PATH = "saved_data/spectrograms"
 TARGET_SHAPE = None  # (bins, frames) to resize to; None keeps them, 512 x 256 by default
 MODEL = "model"

@@ -241,6 +241,8 @@ class ReplaySearch:
 
     def __init__(self, bands):
         self._changes = measure_changes(bands.reshape(-1, bands.shape[-1]))
+        energy = np.cumsum(np.square(self._changes).sum(axis=1, dtype=np.float64))
+        self._energy = np.concatenate([[0], energy])  # of the changes before each step
 
     def find(self, bands):
         """The excerpt, (n_steps, n_bands), where it is most similar.
@@ -248,11 +250,9 @@ class ReplaySearch:
         Returns:
             (similarity in [-1, 1], 0 for silence; the step at which the similar audio starts).
         """
-        changes, others = measure_changes(bands), self._changes
-        products = scipy.signal.oaconvolve(others, changes[::-1], mode="valid", axes=0)
-        energy = np.cumsum(np.square(others).sum(axis=1, dtype=np.float64))
-        energy = np.concatenate([[0], energy])
-        energy = energy[len(changes) :] - energy[: -len(changes)]
+        changes = measure_changes(bands)
+        products = scipy.signal.oaconvolve(self._changes, changes[::-1], mode="valid", axes=0)
+        energy = self._energy[len(changes) :] - self._energy[: -len(changes)]
         scale = np.sqrt(np.maximum(energy, MIN_ENERGY)) * max(np.linalg.norm(changes), MIN_ENERGY)
         similarities = products.sum(axis=1) / scale
         step = int(similarities.argmax())

@@ -184,12 +184,7 @@ def continue_recording(
         num_spectrograms: how many continuations, each with a seed of its own; None: one.
     """
     path, duration = request[0], parse_duration(request[1])
-    loader = Settings.load(sources.model / "settings.json").make_loader()
-    try:
-        signal = loader.load_whole(path)
-        check_length(signal, sound_generator.frame_size)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    signal = load_song(sound_generator, sources, path)
     generator, prior = sound_generator, fit_prior(sources.model, genre)
     image, min_max = generator.make_image(generator.cut_last_window(signal))
     start = generator.autoencoder.encode(image[np.newaxis])[0], (min_max["min"], min_max["max"])
@@ -264,21 +259,34 @@ def reconstruct_files(sound_generator, sources, audio_files):
 
     In place of one that cannot be read comes the UserError that says why.
     """
-    loader = Settings.load(sources.model / "settings.json").make_loader()
     names = make_file_names([Path(path).name for path in audio_files])
     for path, name in zip(audio_files, names, strict=True):
         remarks = []
         try:
-            signal = loader.load_whole(path, remarks)
-            check_length(signal, sound_generator.frame_size)
+            signal = load_song(sound_generator, sources, path, remarks)
         except UserError as error:
-            yield UserError(f"{path}: {error}")
+            yield error
             continue
         title = f"{path} ({'; '.join(remarks)})" if remarks else str(path)
         sound, reconstructed, log_spectrogram, error = sound_generator.reconstruct(signal)
         sounds = {"recorded": signal, "new": sound}
         log_spectrograms = {"recorded": log_spectrogram, "new": reconstructed}
         yield Item(f"song-{name}", title, sounds, log_spectrograms, {"image error": error})
+
+
+def load_song(sound_generator, sources, path, remarks=None):
+    """The signal of a whole audio file, as the model's features were loaded; see Loader.load().
+
+    Raises:
+        UserError: it cannot be read, or is shorter than a frame; it names the file.
+    """
+    loader = Settings.load(sources.model / "settings.json").make_loader()
+    try:
+        signal = loader.load_whole(path, remarks)
+        check_length(signal, sound_generator.frame_size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return signal
 
 
 @functools.cache

@@ -151,11 +151,12 @@ class Prior:
         self._peak_limits = peaks.min(axis=0), peaks.max(axis=0)
         self._peak_mean, self._peak_scale = peaks.mean(axis=0), peaks.std(axis=0) + 1e-3
         most = max(1, min(MAX_COMPONENTS, len(peaks) // PIECES_PER_COMPONENT))
-        self._pca = PCA(min(most, *pieces.latents.shape), svd_solver="randomized", random_state=0)
-        self._pca.fit(pieces.latents)
-        shares = np.cumsum(self._pca.explained_variance_ratio_)
-        self.n_components = int(np.searchsorted(shares, PRIOR_VARIANCE)) + 1
-        self.n_components = min(self.n_components, len(shares))
+        pca = PCA(min(most, *pieces.latents.shape), svd_solver="randomized", random_state=0)
+        pca.fit(pieces.latents)
+        shares = np.cumsum(pca.explained_variance_ratio_)
+        count = int(np.searchsorted(shares, PRIOR_VARIANCE)) + 1
+        self._latent_mean, self._components = pca.mean_, pca.components_[:count]
+        self._scale = np.sqrt(pca.explained_variance_[:count]) + 1e-6
         points = self._make_points(pieces.latents, pieces.ranges)
         names, self._genres = np.unique(pieces.genres, return_inverse=True)
         self._means = np.stack([points[self._genres == i].mean(axis=0) for i in range(len(names))])
@@ -170,18 +171,22 @@ class Prior:
         pairs = np.vstack([pairs, np.hstack([next_points[followers], points[followers + 1]])])
         self._fit(points, pairs, ledoit_wolf)
 
+    @property
+    def n_components(self):
+        return len(self._components)
+
     def _fit(self, points, pairs, estimate):
         """Set the covariance of a point, and what of the next one follows from it."""
         d = points.shape[1]
         if len(pairs) < 2 * PIECES_PER_COMPONENT:  # nothing is known of what follows
-            self._covariance, _ = estimate(points, assume_centered=True)
-            self._step, rest = np.zeros((d, d)), self._covariance
+            covariance, _ = estimate(points, assume_centered=True)
+            self._step, rest = np.zeros((d, d)), covariance
         else:
             joint, _ = estimate(pairs, assume_centered=True)
-            self._covariance = joint[:d, :d]
-            self._step = np.linalg.solve(self._covariance, joint[:d, d:]).T
+            covariance = joint[:d, :d]
+            self._step = np.linalg.solve(covariance, joint[:d, d:]).T
             rest = joint[d:, d:] - self._step @ joint[:d, d:]
-        self._start_factor, self._noise_factor = map(factorise, (self._covariance, rest))
+        self._start_factor, self._noise_factor = map(factorise, (covariance, rest))
 
     def sample(self, count, temperature, rng):
         """Draw (latents float32 (count, latent_space_dim), ranges float32 (count, 2), dB).
@@ -220,17 +225,13 @@ class Prior:
 
     def _make_points(self, latents, ranges):
         """Latents and ranges as points, float64 (n, n_components + 2)."""
-        components = self._pca.components_[: self.n_components]
-        scale = np.sqrt(self._pca.explained_variance_[: self.n_components]) + 1e-6
-        latents = (latents - self._pca.mean_) @ components.T / scale
+        latents = (latents - self._latent_mean) @ self._components.T / self._scale
         peaks = (measure_peaks(ranges) - self._peak_mean) / self._peak_scale
         return np.hstack([latents, peaks]).astype(np.float64)
 
     def _restore(self, points):
         """The latents and ranges of points."""
-        components = self._pca.components_[: self.n_components]
-        scale = np.sqrt(self._pca.explained_variance_[: self.n_components]) + 1e-6
-        latents = self._pca.mean_ + (points[:, :-2] * scale) @ components
+        latents = self._latent_mean + (points[:, :-2] * self._scale) @ self._components
         peaks, spans = np.clip(
             points[:, -2:] * self._peak_scale + self._peak_mean, *self._peak_limits
         ).T

@@ -116,12 +116,12 @@ class GriffinLim:
         """
         n_past_frames, done = self.n_past_frames, 0
         stretch = max(STRETCH_FRAMES, 2 * n_past_frames)
-        held = np.empty((1, self.frame_size // 2 + 1, 0), np.float32)
-        signal = None  # (n_channels, n_samples)
+        held = signal = None
         for amplitude in amplitudes:
-            held = np.concatenate([held, amplitude], axis=2) if held.size else amplitude
             if signal is None:
-                signal = np.empty((len(held), n_samples), np.float32)
+                held = amplitude[:, :, :0]
+                signal = np.empty((len(amplitude), n_samples), np.float32)
+            held = np.concatenate([held, amplitude], axis=2)
             n_frames = held.shape[2] - (0 if past is None else n_past_frames)
             if n_frames >= stretch + n_past_frames:  # which it looks ahead, for a smooth joint
                 made = self.invert(held, n_frames * self.hop_length, past=past)

@@ -344,7 +344,7 @@ def get_parser():
     help_text = "morph one piece into another"
     add("--interpolate", nargs=2, metavar=("KEY_A", "KEY_B"), help=help_text)
     add("--steps", type=number(int, 2), help=f"pieces of the morph (default: {STEPS})")
-    help_text = "songs to send through the autoencoder"
+    help_text = "songs, and folders of songs, to send through the autoencoder"
     add("--audio_files", nargs="+", metavar="FILE", help=help_text)
     help_text = f"tour this many main directions of what was learned; without N: {COMPONENTS}"
     add("--components", nargs="?", const=COMPONENTS, metavar="N", help=help_text, **count)
@@ -394,7 +394,7 @@ def main(argv=None):
     index = make_printable(folder / "index.html")
     print(f"open {index}: {len(page.entries)} items, {len(page.made)} of this run")
     if n_skipped:
-        raise UserError(f"{n_skipped} of {len(options.audio_files)} songs could not be read")
+        raise UserError(f"{n_skipped} songs could not be read")
 
 
 if __name__ == "__main__":

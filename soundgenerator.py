@@ -20,6 +20,8 @@ from support.griffin_lim import SEED, GriffinLim
 from support.spectrograms import SILENCE_DB, resize, to_amplitude, to_image, to_log_spectrogram
 
 DECODE_BATCH_SIZE = 32  # windows of a long sound, decoded at a time
+MIN_LEVEL = 1e-5  # of a block of sound that has a level to change
+MAX_GAIN = 4.0  # of a block
 MAX_SKETCHED = 4096  # frames of a long sound that are kept to be drawn
 
 
@@ -236,19 +238,11 @@ class SoundGenerator:
                 image, min_max = self.make_image(window)
                 (reconstructed,), _ = self.autoencoder.reconstruct(image[np.newaxis])
                 errors.append(np.square(reconstructed - image).mean())
-                yield self._set_level(self.restore_log_spectrogram(reconstructed, min_max), window)
+                yield self.restore_log_spectrogram(reconstructed, min_max)
 
         sound, reconstructed = self.join(reconstruct_windows(), n_samples)
+        match_level(sound, signal, self.window_hop * self.hop_length)
         return sound, reconstructed, sketch.get(), float(np.mean(errors))
-
-    def _set_level(self, log_spectrogram, recorded):
-        """A reconstructed window that, with its texture, is as loud as the recorded one."""
-        levels = [
-            to_decibels(np.square(librosa.db_to_amplitude(each)).sum(dtype=np.float64))
-            for each in (recorded, self.add_texture(log_spectrogram))
-        ]
-        moved = log_spectrogram + np.float32(levels[0] - levels[1])
-        return np.where(log_spectrogram <= SILENCE_DB, log_spectrogram, moved)
 
     def cut_windows(self, signal):
         """Yield the log spectrograms of the windows that cover a signal; see join().
@@ -289,6 +283,29 @@ class Sketch:
     def get(self):
         """The frames so far, float32 (n_bins, any, n_channels), dB."""
         return np.concatenate(self._parts, axis=1)
+
+
+def match_level(sound, recorded, block):
+    """Make a sound as loud as a recording, block by block, with gains that change smoothly.
+
+    Args:
+        sound: float32 (..., n_samples), which is changed.
+        recorded: of the same shape.
+        block: samples.
+    """
+    n_samples = sound.shape[-1]
+    blocks = [slice(start, start + block) for start in range(0, n_samples, block)]
+    levels = np.array([[measure_level(each[..., b]) for b in blocks] for each in (recorded, sound)])
+    gains = np.minimum(levels[0] / np.maximum(levels[1], MIN_LEVEL), MAX_GAIN)
+    centres = np.array([(b.start + min(b.stop, n_samples)) / 2 for b in blocks])
+    for b in blocks:
+        samples = np.arange(b.start, min(b.stop, n_samples))
+        sound[..., b] *= np.interp(samples, centres, gains).astype(np.float32)
+
+
+def measure_level(signal):
+    """The root of the mean square."""
+    return float(np.sqrt(np.mean(np.square(signal), dtype=np.float64)))
 
 
 def cut_samples(signal, start, stop):

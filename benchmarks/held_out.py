@@ -18,11 +18,11 @@ import train
 from autoencoder import weigh_rows
 from generate import save_signals
 from generation.evaluation import POOLED_FRAMES, measure_mel_distance
-from generation.modes import make_file_names
+from generation.modes import load_audio_folders, make_file_names
 from preprocess import Padder
 from support import dataset
+from support.audio import find_audio
 from support.errors import UserError
-from support.files import read_json
 from support.settings import Settings
 from support.spectrograms import to_amplitude
 from training.data import Windows
@@ -44,8 +44,7 @@ class Split:
     def __init__(self, saved_data, patterns, seed, model=None):
         settings_path = dataset.get_settings_path(saved_data)
         self.settings = Settings.load(settings_path)
-        source = read_json(Path(saved_data) / "source.json")
-        self.audio_files_dir = Path(saved_data) / source["audio_files_dir"]
+        self.folders = load_audio_folders(Path(saved_data))
         keys = dataset.list_keys(settings_path.parent)
         if model:
             parts = split_by_list(keys, load_split(Path(model) / "split.json"))
@@ -69,7 +68,7 @@ class Split:
 
     def load_recording(self, key):
         """The signal that a piece was made from, at the length of a piece."""
-        path = self.audio_files_dir / dataset.get_track(key)
+        path = find_audio(self.folders, dataset.get_track(key))
         signal = self.settings.make_loader().load_piece(path, dataset.get_segment(key))
         return Padder().right_pad(signal, self.settings.n_samples - signal.shape[-1])
 

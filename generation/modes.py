@@ -19,6 +19,7 @@ import numpy as np
 from generation.prior import Prior, check_variety, load_training_pieces
 from preprocess import check_length
 from support import dataset
+from support.audio import find_audio, list_audio_files
 from support.command_line import number, show_progress
 from support.dataset import add_channel_axis
 from support.errors import UserError
@@ -60,7 +61,7 @@ class Recordings:
 
     def __init__(self, spectrograms_path):
         self._pipeline = Settings.load(spectrograms_path / "settings.json").make_pipeline()
-        self._folder = load_audio_folder(spectrograms_path.parent)
+        self._folders = load_audio_folders(spectrograms_path.parent)
 
     def load(self, key, spectrogram):
         """What a feature was made of, or None if no such audio is there.
@@ -70,9 +71,11 @@ class Recordings:
         Returns:
             (signal, log spectrogram in dB).
         """
-        if self._folder is None or not dataset.FEATURE_NAME.fullmatch(key):
+        if not dataset.FEATURE_NAME.fullmatch(key):
             return None
-        path = self._folder / dataset.get_track(dataset.check_key(key))
+        path = find_audio(self._folders, dataset.get_track(dataset.check_key(key)))
+        if path is None:
+            return None
         extractor, segment = self._pipeline.extractor, dataset.get_segment(key)
         try:
             signals = self._pipeline.load_extended(path)
@@ -90,14 +93,14 @@ class Recordings:
         return (signal[..., half_frame:-half_frame], log_spectrogram) if is_same else None
 
 
-def load_audio_folder(saved_data):
-    """The folder of audio that a source.json names, or None if it names none."""
+def load_audio_folders(saved_data):
+    """The folders of audio that a source.json names, as name_folders() has them; none if it is
+    missing or damaged."""
     try:
-        source = read_json(saved_data / "source.json")
-    except (OSError, UserError):
-        return None
-    name = source.get("audio_files_dir") if isinstance(source, dict) else None
-    return saved_data / name if isinstance(name, str) else None
+        source = read_json(saved_data / "source.json")["audio_files_dirs"]
+        return {prefix: saved_data / name for prefix, name in source.items()}
+    except (OSError, UserError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def compare_pieces(sound_generator, recordings, spectrograms, min_max_values, keys):
@@ -258,7 +261,11 @@ def reconstruct_files(sound_generator, sources, audio_files):
     """Yield the Item of each audio file, sent through the autoencoder whole.
 
     In place of one that cannot be read comes the UserError that says why.
+
+    Args:
+        audio_files: paths of files, and of folders of them.
     """
+    audio_files = [*itertools.chain.from_iterable(map(list_songs, audio_files))]
     names = make_file_names([Path(path).name for path in audio_files])
     for path, name in zip(audio_files, names, strict=True):
         remarks = []
@@ -272,6 +279,13 @@ def reconstruct_files(sound_generator, sources, audio_files):
         sounds = {"recorded": signal, "new": sound}
         log_spectrograms = {"recorded": log_spectrogram, "new": reconstructed}
         yield Item(f"song-{name}", title, sounds, log_spectrograms, {"image error": error})
+
+
+def list_songs(path):
+    """The path of a file, or those of all files below a folder."""
+    if not Path(path).is_dir():
+        return [path]
+    return [str(Path(path, name)) for name in list_audio_files(path)[0]]
 
 
 def load_song(sound_generator, sources, path, remarks=None):

@@ -196,18 +196,21 @@ def test_audio_that_was_replaced_is_no_recording(features, write_audio):
 
 def test_source_of_strangers_gives_no_audio_that_is_not_in_the_features(features, tmp_path):
     soundfile.write(tmp_path / "a.wav", make_music(0.5, seed=3), 22050)
-    files.write_json(features.parent / "source.json", {"audio_files_dir": str(tmp_path)})
+    files.write_json(features.parent / "source.json", {"audio_files_dirs": {"": str(tmp_path)}})
 
     assert load_recorded(features, "a.wav.000.npy") is None
 
 
 def test_audio_folder_is_relative_to_the_features(features):
-    files.write_json(features.parent / "source.json", {"audio_files_dir": "../audio"})
+    files.write_json(features.parent / "source.json", {"audio_files_dirs": {"": "../audio"}})
 
     assert load_recorded(features, "a.wav.000.npy") is not None
 
 
-@pytest.mark.parametrize("source", [[], {}, {"audio_files_dir": 3}, {"audio_files_dir": "gone"}])
+SOURCES = [[], {}, *({"audio_files_dirs": value} for value in (3, "gone", {"": 3}, {"": "gone"}))]
+
+
+@pytest.mark.parametrize("source", SOURCES)
 def test_without_an_audio_folder_there_is_no_recording(features, source):
     files.write_json(features.parent / "source.json", source)
 

@@ -66,6 +66,15 @@ def test_a_source_is_taken_and_the_damaged_track_named(tmp_path, archive, prepar
     assert len([*(tmp_path / "genres").iterdir()]) == 10
 
 
+def test_the_first_tracks_are_taken_alone_and_others_may_follow(tmp_path, archive, script, capsys):
+    main = script["main"]
+    for count, line in (("2", "20 of 20"), ("3", "30 of 30"), ("2", "30 of 30")):
+        folders = ["--folder", str(tmp_path / "genres"), "--source", str(archive)]
+        main([*folders, "--tracks_per_genre", count])
+        assert f"{line} tracks are whole" in capsys.readouterr().out
+    assert len([*(tmp_path / "genres").rglob("*.wav")]) == 30
+
+
 def test_missing_tracks_are_named(tmp_path, archive, prepare, capfd):
     source = shutil.copytree(archive / "Data" / "genres_original", tmp_path / "source")
     (source / "pop" / "pop.00007.wav").unlink()

@@ -301,7 +301,7 @@ def test_songs_that_cannot_be_read_cost_only_themselves(tmp_path, trained, monke
     songs = ["missing.wav", "saved_data/source.json", "song.wav", str(tmp_path / "short.wav")]
     soundfile.write(tmp_path / "short.wav", np.ones(1), 192_000)
 
-    with pytest.raises(UserError, match="3 of 4 songs could not be read"):
+    with pytest.raises(UserError, match="3 songs could not be read"):
         run_generate(trained, tmp_path / "samples", "--audio_files", *songs, "--components", "1")
 
     missing, not_audio, short = capsys.readouterr().err.splitlines()
@@ -310,6 +310,17 @@ def test_songs_that_cannot_be_read_cost_only_themselves(tmp_path, trained, monke
     assert "short.wav: holds no samples" in short  # at 22050 Hz
     names = sorted(path.name for path in (tmp_path / "samples" / "new").glob("*.wav"))
     assert names == ["component-001.wav", "song-song.wav.wav"]
+
+
+def test_a_folder_of_songs_is_sent_through_whole(tmp_path, trained):
+    (tmp_path / "songs" / "deep").mkdir(parents=True)
+    for name in ("a.wav", "deep/a.wav"):
+        shutil.copy(trained / "song.wav", tmp_path / "songs" / name)
+
+    run_generate(trained, tmp_path / "samples", "--audio_files", str(tmp_path / "songs"))
+
+    names = sorted(path.name for path in (tmp_path / "samples" / "new").glob("*.wav"))
+    assert len(names) == 2 and all(name.startswith("song-a.wav") for name in names)
 
 
 def test_a_song_that_is_cut_is_made_and_its_shortage_is_said(tmp_path, trained, capsys):

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 import preprocess
+from generation.modes import Recordings
 from helpers import (
     ROOT,
     SAMPLE_RATE,
@@ -21,6 +22,7 @@ from helpers import (
     read_csv,
 )
 from support import dataset
+from support.audio import name_folders
 from support.errors import UserError
 from support.settings import count_samples
 from support.spectrograms import resize
@@ -206,10 +208,24 @@ def test_pipeline_writes_features_settings_and_plain_min_max(tmp_path, write_aud
     keys = dataset.list_keys(tmp_path / "saved" / "spectrograms")
     spectrogram = np.load(tmp_path / "saved" / "spectrograms" / keys[0])
     assert keys == [f"deep/er/ünï côde 1.wav.{i:03d}.npy" for i in range(2)] == [*min_max_values]
-    assert spectrogram.dtype == np.float32 and spectrogram.shape == (128, 104)
+    assert spectrogram.dtype == np.float16 and spectrogram.shape == (128, 104)
     assert spectrogram.min() == 0 and spectrogram.max() == 1
     assert {type(v) for entry in min_max_values.values() for v in entry.values()} == {float}
     assert b"numpy" not in dataset.get_min_max_path(tmp_path / "saved").read_bytes()
+
+
+def test_features_take_half_the_room_in_float16(tmp_path, write_audio, make_settings):
+    write_audio("a.wav", make_music(0.7))
+    folder, images = tmp_path / "saved" / "spectrograms", {}
+    for dtype in ("float32", "float16"):  # the second run makes them again, without --force
+        settings = make_settings()
+        preprocess.preprocess_folder(tmp_path / "audio", tmp_path / "saved", settings, dtype=dtype)
+        assert np.load(folder / "a.wav.000.npy").dtype == dtype
+        images[dtype] = dataset.load_spectrogram(folder, "a.wav.000.npy")
+
+    assert images["float16"].dtype == np.float32
+    error_db = 80 * np.abs(images["float16"] - images["float32"])
+    assert 0.005 < error_db.max() < 0.03
 
 
 def test_pipeline_keeps_equal_names_apart(tmp_path, write_audio, make_settings):
@@ -354,7 +370,33 @@ def test_the_folder_of_audio_is_recorded_relative_to_saved_data(
     process(tmp_path, make_settings())
 
     source = json.loads((tmp_path / "saved" / "source.json").read_text())
-    assert source == {"audio_files_dir": "../audio"}
+    assert source == {"audio_files_dirs": {"": "../audio"}}
+
+
+def test_several_folders_make_one_set_and_their_names_are_genres(
+    tmp_path, write_audio, make_settings
+):
+    write_audio("jazz/a.wav", make_tone())
+    write_audio("far/rock/deep/a.wav", make_music(0.5))
+    folders = [tmp_path / "audio" / "jazz", tmp_path / "audio" / "far" / "rock"]
+
+    preprocess.preprocess_folder(folders, tmp_path / "saved", make_settings(), jobs=1)
+
+    keys = dataset.list_keys(tmp_path / "saved" / "spectrograms")
+    assert {*map(dataset.get_track, keys)} == {"jazz/a.wav", "rock/deep/a.wav"}
+    recordings = Recordings(tmp_path / "saved" / "spectrograms")
+    for key in keys:
+        image = dataset.load_spectrogram(tmp_path / "saved" / "spectrograms", key)
+        assert recordings.load(key, image) is not None
+
+
+def test_two_folders_of_one_name_are_refused(tmp_path, write_audio):
+    for folder in ("one/music", "two/music"):
+        write_audio(f"{folder}/a.wav", make_tone())
+    folders = [tmp_path / "audio" / name / "music" for name in ("one", "two")]
+
+    with pytest.raises(UserError, match="have one name"):
+        name_folders(folders)
 
 
 def test_a_folder_of_others_is_left_alone(tmp_path, write_audio, make_settings):

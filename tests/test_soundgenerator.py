@@ -275,4 +275,18 @@ def test_a_song_through_a_quiet_autoencoder_keeps_its_level():
     sound, *_ = SoundGenerator(Quiet((128, 104, 1)), 64, **options).reconstruct(music)
 
     powers = [np.square(each).reshape(4, -1).sum(axis=1) for each in (music, sound)]
-    np.testing.assert_allclose(10 * np.log10(powers[1] / powers[0]), 0, atol=1)  # dB
+    np.testing.assert_allclose(10 * np.log10(powers[1] / powers[0]), 0, atol=0.3)  # dB
+
+
+def test_levels_are_matched_without_steps_and_silence_stays_silent():
+    recorded = np.sin(np.arange(8000, dtype=np.float32)) * np.repeat([1, 0.5, 0, 0], 2000)
+    sound = 0.3 * np.roll(recorded, 3) + np.float32(1e-7)
+    before = sound.copy()
+
+    soundgenerator.match_level(sound, recorded, 1000)
+
+    powers = [np.square(each).reshape(4, -1).mean(axis=1) for each in (recorded, sound)]
+    np.testing.assert_allclose(10 * np.log10(powers[1][:2] / powers[0][:2]), 0, atol=0.6)
+    assert powers[1][3] < 1e-12
+    gains = (sound / before)[:3500]
+    assert np.abs(np.diff(gains)).max() < 0.01

@@ -4,7 +4,7 @@ In:  Kaggle (needs `pip install -r requirements-extra.txt`), or a folder that ho
 Out: data/gtzan/genres_original/<genre>/<genre>.<number>.wav; which tracks are missing or damaged.
 
     python data/gtzan/prepare.py
-    python data/gtzan/prepare.py --source ~/Downloads/archive
+    python data/gtzan/prepare.py --source ~/Downloads/archive --tracks_per_genre 10
 
 The split beside this file, split.json, is the fault-filtered one of Kereliuk, Sturm and Larsen
 (2015, arXiv:1507.04761): without the replicas that Sturm counted in 2012, and with no artist in
@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import preprocess
-from support.command_line import make_parser, run_script
+from support.command_line import make_parser, number, run_script
 from support.errors import UserError
 from support.files import write_atomically
 
@@ -43,9 +43,9 @@ SEARCH_DEPTH = 3  # folders below the source
 NAMED = 10  # tracks in a message
 
 
-def list_tracks():
-    """The 1000 tracks, without their ending."""
-    return [f"{genre}/{genre}.{number:05d}" for genre in GENRES for number in range(N_TRACKS)]
+def list_tracks(n_tracks=N_TRACKS):
+    """The 1000 tracks, or the first ones of each genre, without their ending."""
+    return [f"{genre}/{genre}.{number:05d}" for genre in GENRES for number in range(n_tracks)]
 
 
 def find_tracks(folder):
@@ -96,15 +96,18 @@ def download():
         ) from error
 
 
-def take_tracks(source, folder):
+def take_tracks(source, folder, n_tracks=N_TRACKS):
     """Put the source's tracks into a folder, as links or copies; what is there stays.
 
+    Args:
+        n_tracks: how many of each genre, the first ones.
     Returns:
         how many were put there.
     """
-    existing = find_tracks(folder)
+    existing, available = find_tracks(folder), find_tracks(source)
     n_taken = 0
-    for track, path in find_tracks(source).items():
+    for track in [track for track in list_tracks(n_tracks) if track in available]:
+        path = available[track]
         target = Path(folder, track + path.suffix)
         if track in existing or os.path.lexists(target):
             continue
@@ -117,8 +120,8 @@ def take_tracks(source, folder):
     return n_taken
 
 
-def check_tracks(folder):
-    """(missing tracks, {damaged track: reason})."""
+def check_tracks(folder, n_tracks):
+    """(missing tracks, {damaged track: reason}), if there are to be n_tracks of each genre."""
     existing = find_tracks(folder)
     loader = preprocess.Loader(preprocess.SAMPLE_RATE, preprocess.DURATION, True)
     damaged = {}
@@ -130,23 +133,25 @@ def check_tracks(folder):
             remarks.append(str(error))
         if remarks:
             damaged[track] = "; ".join(remarks)
-    return [track for track in list_tracks() if track not in existing], damaged
+    return [track for track in list_tracks(n_tracks) if track not in existing], damaged
 
 
-def prepare(source, folder):
+def prepare(source, folder, n_tracks=N_TRACKS):
     """Fill a folder with the tracks of a source, and check it.
 
     Args:
         source: a folder, or None to download them.
+        n_tracks: how many of each genre, the first ones.
     Raises:
         UserError: a track is missing or damaged, other than the one that always is.
     """
-    if source is not None or len(find_tracks(folder)) < len(list_tracks()):
+    wanted, existing = {*list_tracks(n_tracks)}, find_tracks(folder)
+    if source is not None or wanted - existing.keys():
         genres = find_genres(source or download())
-        print(f"{take_tracks(genres, folder)} tracks taken from {genres}")
-    missing, damaged = check_tracks(folder)
-    n_whole = len(list_tracks()) - len(missing) - len(damaged)
-    print(f"{n_whole} of {len(list_tracks())} tracks are whole in {folder}")
+        print(f"{take_tracks(genres, folder, n_tracks)} tracks taken from {genres}")
+    missing, damaged = check_tracks(folder, n_tracks)
+    n_whole = len(find_tracks(folder)) - len(damaged)
+    print(f"{n_whole} of {len(wanted | existing.keys())} tracks are whole in {folder}")
     for track, reason in damaged.items():
         known = ", as in every copy on Kaggle; preprocess.py leaves it out"
         print(f"damaged: {track} {reason}{known if track == KNOWN_DAMAGED else ''}")
@@ -167,12 +172,15 @@ def get_parser():
     help_text = "folder that holds the genres; None: download them"
     parser.add_argument("--source", type=Path, help=help_text)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="folder to fill")
+    help_text = "take only the first ones; the others can follow later"
+    count = {"type": number(int, 1, N_TRACKS), "default": N_TRACKS, "metavar": "N"}
+    parser.add_argument("--tracks_per_genre", help=help_text, **count)
     return parser
 
 
 def main(argv=None):
     options = get_parser().parse_args(argv)
-    prepare(options.source, options.folder)
+    prepare(options.source, options.folder, options.tracks_per_genre)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 In:  saved_data/spectrograms/**/*.npy.
 Out: model/checkpoint.npz and logs/ for TensorBoard, while it trains; at the end, all together,
      parameters.json, model.weights.h5, settings.json, texture.json, history.csv, history.png,
-     latents.npz and split.json.
+     latents.npz, prior.npz and split.json.
 
     python train.py --saved_data saved_data --model model --epochs 100
 """
@@ -33,6 +33,7 @@ from training.outputs import (
     make_fingerprint,
     measure_missing_texture,
     save_history,
+    save_prior,
     save_split,
 )
 from training.splits import split_keys
@@ -361,6 +362,7 @@ def main(argv=None):
                 save_history(folder, callbacks)
                 texture.save(folder)
                 write_arrays(folder / "latents.npz", **latents)
+                save_prior(folder)
                 save_split(folder / "split.json", parts)
             print(f"model in {options.model}")
         choose_distribution().wait_for_all()

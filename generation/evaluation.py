@@ -7,8 +7,11 @@ Out: distances in dB; where training audio comes nearest; distances of sets.
     item = Evaluator(sound_generator, pieces, held_out).compare(item)
 """
 
+import functools
+
 import librosa
 import numpy as np
+import scipy.fft
 import scipy.signal
 
 from support import dataset
@@ -21,8 +24,12 @@ MEL_HOP_LENGTH = 256  # samples
 MEL_TOP_DB = 80.0  # dB under the reference's peak, the floor of both
 POOLED_FRAMES = 8  # that a mel statistic is taken over
 REPLAY = 0.22  # similarity to training audio above which a window is called a replay of it
+SEARCH_BLOCK = 4096  # steps of training audio, transformed together
 MIN_ENERGY = 1e-3  # of the changes of an excerpt that is not silent
 MAX_COMPARED = 200  # training and held-out pieces, at most, in sets
+MOTION_S = 10.0  # seconds of a piece that is long enough to ask how it moves
+PULSE_S = 20.0  # seconds whose spectra are averaged, to find a pulse
+RANGE = (5, 95)  # percentiles of what training tracks do
 MIN_SET = 3  # pieces that a set needs for its distance to have a spread
 
 
@@ -103,10 +110,13 @@ class Evaluator:
         windows = show_progress(
             generator.cut_windows(item.sounds["new"]), n_windows, "comparing windows"
         )
-        best, place, n_replays = -1.0, 0, 0
-        for window in windows:
-            (bands,) = self._extract_bands([window])
+        best, place, n_replays, moments = -1.0, 0, 0, []
+        for index, window in enumerate(windows):
+            image, min_max = generator.make_image(window)
+            (bands,) = extract_bands(image[np.newaxis], generator.sample_rate)
             self._bands.append(bands)
+            if index % 2 == 0:  # windows overlap by half
+                moments.append(to_decibels(bands, [min_max["min"], min_max["max"]]))
             similarity, step = self._search.find(bands)
             n_replays += similarity > REPLAY
             if similarity > best:
@@ -119,10 +129,32 @@ class Evaluator:
         figures = {
             **item.figures,
             "nearest training audio": f"{dataset.get_track(key)} at {seconds:.1f} s",
-            f"similarity to it (replays: above {REPLAY})": best,
-            "replays": f"{n_replays} of {n_windows} windows",
+            f"similarity to it (a copy: above {REPLAY})": best,
+            "copies of training audio": f"{n_replays} of {n_windows} windows",
         }
+        if n_windows * piece_s / 2 >= MOTION_S:
+            motion = measure_motion(np.concatenate(moments), step_s, piece_s / 2)
+            for name, value in motion.items():
+                low, high = np.percentile([each[name] for each in self._motions] or [np.nan], RANGE)
+                label = f"{name} (training tracks: {low:.2g} to {high:.2g})"
+                figures[label if self._motions else name] = value
         return item._replace(figures=figures)
+
+    @functools.cached_property
+    def _motions(self):
+        """measure_motion() of the training tracks that last MOTION_S or longer."""
+        pieces, generator = self._pieces, self.sound_generator
+        step_s = FRAMES_PER_STEP * generator.hop_length / generator.sample_rate
+        piece_s = generator.n_samples / generator.sample_rate
+        ends = np.flatnonzero(~pieces.has_next) + 1
+        tracks = np.split(np.arange(len(pieces.keys)), ends[:-1])
+        long = [track for track in tracks if len(track) * piece_s >= MOTION_S]
+        motions = []
+        for track in (long[index] for index in (choose_evenly(len(long)) if long else ())):
+            moments = to_decibels(pieces.bands[track] / 255, pieces.ranges[track])
+            moments = moments.reshape(-1, moments.shape[-1])
+            motions.append(measure_motion(moments, step_s, piece_s / 2))
+        return motions
 
     def measure_sets(self):
         """Kernel distances from the held-out pieces, each with its spread.
@@ -149,7 +181,7 @@ class Evaluator:
         sets = {
             "new pieces": np.array(self._bands),
             "reconstructions": self._extract_bands(log_spectrograms),
-            "training pieces": self._pieces.bands[choose_evenly(len(self._pieces.bands))],
+            "training pieces": self._pieces.bands[choose_evenly(len(self._pieces.bands))] / 255,
             "noise": self._extract_bands(noise),
         }
         reference = extract_bands(self.held_out, generator.sample_rate)
@@ -158,6 +190,40 @@ class Evaluator:
     def _extract_bands(self, log_spectrograms):
         images = [self.sound_generator.make_image(each)[0] for each in log_spectrograms]
         return extract_bands(np.stack(images), self.sound_generator.sample_rate)
+
+
+def to_decibels(bands, ranges):
+    """Bands in [0, 1], (..., n_steps, n_bands), in decibels; ranges are (min, max), (..., 2)."""
+    low, high = np.moveaxis(np.asarray(ranges)[..., np.newaxis, np.newaxis], -3, 0)
+    return low + bands * (high - low)
+
+
+def measure_motion(bands, step_s, window_s):
+    """How a long piece moves.
+
+    Args:
+        bands: (n_steps, n_bands), dB, one step after the other.
+        step_s: seconds of a step.
+        window_s: seconds from one window to the next of which the piece may be made.
+    Returns:
+        {"level swing, dB": the standard deviation of the level of half seconds,
+        "flux, dB": the mean change of a band from step to step,
+        "pulse at the windows' rate": the power of the level's changes at that rate, over the
+        median of the rates around it}.
+    """
+    powers = 10 ** (np.asarray(bands, np.float64) / 10)
+    level = librosa.power_to_db(powers.mean(axis=1), top_db=None)
+    pooled = pool_frames(powers.mean(axis=1), max(1, round(0.5 / step_s)))
+    length = min(len(level), round(PULSE_S / step_s))
+    rates, spectrum = scipy.signal.welch(level, 1 / step_s, nperseg=length)
+    nearest = np.abs(rates - 1 / window_s).argmin()
+    around = np.abs(np.arange(len(rates)) - nearest)
+    line = spectrum[around <= 1].max() / max(np.median(spectrum[(around > 2) & (around < 9)]), 1e-9)
+    return {
+        "level swing, dB": float(librosa.power_to_db(pooled, top_db=None).std()),
+        "flux, dB": float(np.abs(np.diff(bands, axis=0)).mean()),
+        "pulse at the windows' rate": float(line),
+    }
 
 
 def choose_evenly(count):
@@ -240,21 +306,36 @@ class ReplaySearch:
     """
 
     def __init__(self, bands):
-        self._changes = measure_changes(bands.reshape(-1, bands.shape[-1]))
-        energy = np.cumsum(np.square(self._changes).sum(axis=1, dtype=np.float64))
-        self._energy = np.concatenate([[0], energy])  # of the changes before each step
+        changes = measure_changes(bands.reshape(-1, bands.shape[-1]))
+        energy = np.cumsum(np.square(changes).sum(axis=1, dtype=np.float64))
+        self._length = bands.shape[1] - 1  # changes of an excerpt
+        energy = np.concatenate([[0], energy])
+        self._energy = energy[self._length :] - energy[: -self._length]  # from each step on
+        # Overlapping blocks, whose products with an excerpt's spectrum are summed over the bands
+        # before they go back in time: one inverse transform in place of one for each band.
+        hop = SEARCH_BLOCK - self._length + 1
+        n_blocks = -(-len(self._energy) // hop)
+        padding = (n_blocks - 1) * hop + SEARCH_BLOCK - len(changes)
+        padded = np.pad(changes, [(0, max(0, padding)), (0, 0)])
+        starts = hop * np.arange(n_blocks)[:, np.newaxis] + np.arange(SEARCH_BLOCK)
+        spectra = [scipy.fft.rfft(padded[steps], axis=0) for steps in starts]
+        self._spectra = np.stack(spectra, axis=1)  # complex64 (n_rates, n_blocks, n_bands - 1)
+        self._hop = hop
 
     def find(self, bands):
-        """The excerpt, (n_steps, n_bands), where it is most similar.
+        """The excerpt, of as many steps as a piece, (n_steps, n_bands), where it is most similar.
 
         Returns:
             (similarity in [-1, 1], 0 for silence; the step at which the similar audio starts).
         """
         changes = measure_changes(bands)
-        products = scipy.signal.oaconvolve(self._changes, changes[::-1], mode="valid", axes=0)
-        energy = self._energy[len(changes) :] - self._energy[: -len(changes)]
-        scale = np.sqrt(np.maximum(energy, MIN_ENERGY)) * max(np.linalg.norm(changes), MIN_ENERGY)
-        similarities = products.sum(axis=1) / scale
+        spectrum = scipy.fft.rfft(changes, SEARCH_BLOCK, axis=0).conj()
+        products = (self._spectra @ spectrum[..., np.newaxis])[..., 0].T
+        products = scipy.fft.irfft(products, SEARCH_BLOCK, axis=1)[:, : self._hop].ravel()
+        products = products[: len(self._energy)]
+        scale = np.sqrt(np.maximum(self._energy, MIN_ENERGY))
+        scale *= max(np.linalg.norm(changes), MIN_ENERGY)
+        similarities = products / scale
         step = int(similarities.argmax())
         return float(similarities[step]), step
 

@@ -7,7 +7,6 @@ Out: Items: sounds with names, titles, log spectrograms and figures.
 """
 
 import argparse
-import functools
 import hashlib
 import itertools
 import re
@@ -143,9 +142,9 @@ def compare_pieces(sound_generator, recordings, spectrograms, min_max_values, ke
 
 def make_samples(sound_generator, sources, count, *, genre, temperature, seed):
     """Yield `count` new pieces from the prior."""
-    prior = fit_prior(sources.model, genre)
+    prior = load_prior(sources.model, genre)
     rng = np.random.default_rng((seed, 1))
-    latents, ranges = prior.sample(count, temperature, rng)
+    latents, ranges, groups = prior.sample(count, temperature, rng)
     decoded = sound_generator.decode(latents, make_min_max_values(ranges))
     log_spectrograms = [*map(sound_generator.add_texture, decoded)]
     signals = sound_generator.invert_all(log_spectrograms, sound_generator.n_samples)
@@ -155,24 +154,25 @@ def make_samples(sound_generator, sources, count, *, genre, temperature, seed):
             f"New piece {index + 1}",
             signal,
             log_spectrograms[index],
-            {"genre": genre or "any", "temperature": temperature, "seed": seed},
+            describe_origin(genre, temperature, seed, groups[index]),
             latents[index : index + 1],
         )
 
 
 def compose(sound_generator, sources, duration, *, genre, temperature, seed):
     """Yield one new piece of `duration` seconds, whose windows follow each other as in music."""
-    prior = fit_prior(sources.model, genre)
+    prior = load_prior(sources.model, genre)
     n_samples = max(1, round(duration * sound_generator.sample_rate))
     n_windows = sound_generator.count_windows(n_samples)
-    latents, ranges = prior.walk(n_windows, temperature, np.random.default_rng((seed, 2)))
+    rng = np.random.default_rng((seed, 2))
+    latents, ranges, group = prior.walk(n_windows, temperature, rng)
     windows = sound_generator.decode(latents, make_min_max_values(ranges))
     windows = show_progress(windows, n_windows, "windows")
     yield make_new_item(
         f"compose-{make_label(genre, temperature, seed)}-{duration:g}s",
         f"A piece of {duration:g} s",
         *sound_generator.join(windows, n_samples),
-        {"genre": genre or "any", "temperature": temperature, "seed": seed},
+        describe_origin(genre, temperature, seed, group),
         latents,
     )
 
@@ -188,7 +188,7 @@ def continue_recording(
     """
     path, duration = request[0], parse_duration(request[1])
     signal = load_song(sound_generator, sources, path)
-    generator, prior = sound_generator, fit_prior(sources.model, genre)
+    generator, prior = sound_generator, load_prior(sources.model, genre)
     image, min_max = generator.make_image(generator.cut_last_window(signal))
     start = generator.autoencoder.encode(image[np.newaxis])[0], (min_max["min"], min_max["max"])
     n_samples = signal.shape[-1] - generator.find_end(signal)  # of its last half frame
@@ -197,13 +197,13 @@ def continue_recording(
     (name,) = make_file_names([Path(path).name])
     for own_seed in range(seed, seed + (num_spectrograms or 1)):
         rng = np.random.default_rng((own_seed, 3))
-        latents, ranges = prior.walk(n_windows, temperature, rng, start)
+        latents, ranges, group = prior.walk(n_windows, temperature, rng, start)
         windows = generator.decode(latents, make_min_max_values(ranges))
         windows = show_progress(windows, n_windows, "windows")
         new, log_spectrogram = generator.continue_sound(signal, windows, n_samples)
         sound = np.concatenate([signal[..., : generator.find_end(signal)], new], axis=-1)
         label = make_label(genre, temperature, own_seed)
-        figures = {"genre": genre or "any", "temperature": temperature, "seed": own_seed}
+        figures = describe_origin(genre, temperature, own_seed, group)
         yield Item(
             f"continue-{name}-{label}-{duration:g}s",
             f"{path}, and how it may go on for {duration:g} s",
@@ -303,12 +303,12 @@ def load_song(sound_generator, sources, path, remarks=None):
     return signal
 
 
-@functools.cache
-def fit_prior(model, genre):
-    """The Prior over a model's training pieces, to draw from one genre or from all."""
-    prior = Prior(load_training_pieces(model), genre)
+def load_prior(model, genre):
+    """The Prior of a model, over one genre or over all."""
+    prior = Prior.load(model).take_genre(genre)
     print(
-        f"prior over {prior.n_pieces} training pieces in {prior.n_components} components",
+        f"prior over {prior.counts.sum()} training pieces in {len(prior.counts)} groups and "
+        f"{prior.n_components} components",
         flush=True,
     )
     return prior
@@ -338,6 +338,12 @@ def parse_duration(text):
         raise UserError(
             f"--continue needs a FILE and 0.01 or more SECONDS, got {text!r}"
         ) from error
+
+
+def describe_origin(genre, temperature, seed, group):
+    """What new music was asked for, and what it is like, as figures."""
+    figures = {"genre": genre or "any", "temperature": temperature, "seed": seed}
+    return {**figures, "in the manner of": str(group)}
 
 
 def make_label(genre, temperature, seed):

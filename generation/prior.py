@@ -1,10 +1,10 @@
 """New latents: a density over those of the training pieces, and over what follows them.
 
-In:  model/latents.npz.
+In:  model/latents.npz; model/prior.npz.
 Out: latents float32 (n, latent_space_dim) and ranges float32 (n, 2) in dB.
 
-    pieces = load_training_pieces("model")
-    latents, ranges = Prior(pieces).walk(40, 1.0, np.random.default_rng(0))
+    Prior.fit(load_training_pieces("model")).save("model")
+    latents, ranges, track = Prior.load("model").walk(40, 1.0, np.random.default_rng(0))
 """
 
 import difflib
@@ -15,11 +15,16 @@ import numpy as np
 
 from support import dataset
 from support.errors import UserError
-from support.files import load_arrays
+from support.files import load_arrays, write_arrays
 
+PRIOR = "prior.npz"  # in a model folder
 PRIOR_VARIANCE = 0.99  # share of the latents' variance that the prior models
 PIECES_PER_COMPONENT = 4  # at least, of principal components
 MAX_COMPONENTS = 512
+MIN_GROUP = 4  # pieces of a track, on average, that tell how it strays from its mean
+SPREAD_PIECES = 8  # of typical spread, that a group's own pieces are mixed with
+MAX_SCORE = 3.0  # of a peak or span, in deviations from the median
+MAD_TO_DEVIATION = 1.4826  # from the median absolute deviation of a Gaussian to its standard one
 SAME_LATENT = 1e-5  # of the largest number in any latent: more than float32 rounds
 MORE_AUDIO = "preprocess more audio and train again"  # a remedy
 
@@ -35,22 +40,6 @@ class TrainingPieces(NamedTuple):
     next_latents: np.ndarray  # float32 (n, latent_space_dim), of the windows half a piece later
     next_ranges: np.ndarray  # float32 (n, 2)
     has_next: np.ndarray  # bool (n,): not so for the last piece of a track
-
-    def take(self, indices):
-        """The pieces at some indices."""
-        keys = [self.keys[index] for index in indices]
-        arrays = {name: array[indices] for name, array in self._asdict().items() if name != "keys"}
-        return TrainingPieces(**arrays, keys=keys)
-
-    def take_genre(self, genre):
-        """The pieces of one genre, or all if it is None; a UserError lists similar genres."""
-        if genre is None:
-            return self
-        indices = np.flatnonzero(self.genres == genre)
-        if not len(indices):
-            genres = list_similar(genre, self.genres)
-            raise UserError(f"no genre is called {genre!r}, but: {genres}")
-        return self.take(indices)
 
 
 def load_training_pieces(model_folder):
@@ -125,118 +114,283 @@ def check_variety(latents, purpose, remedy=MORE_AUDIO):
     raise UserError(f"{purpose} needs at least 2 training pieces, got {got}: {remedy}")
 
 
-class Prior:
-    """A density over training pieces and over what comes half a piece later, to draw from.
-
-    Ex-post density estimation (Ghosh et al. 2020) by a stationary Gaussian process: a point is a
-    latent, in principal components of unit variance, and the peak and span of its decibels. Two
-    points half a piece apart are jointly Gaussian, their covariance shrunk towards the identity as
-    far as the number of pieces asks for (Ledoit and Wolf 2004); so what follows a point is linear
-    in it, but for noise. Each genre has a mean of its own.
+class Space(NamedTuple):
+    """Points: latents in principal components of unit variance, then a peak and a span, as scores.
 
     Args:
-        pieces: the TrainingPieces.
-        genre: to draw from; None: from all, as often as they occur.
-    Raises:
-        UserError: there are no two pieces that differ, or none of the genre.
+        latent_mean: float32 (latent_space_dim,).
+        components: float32 (n_components, latent_space_dim), orthonormal rows.
+        scale: float32 (n_components,), standard deviations.
+        peak_median, peak_scale: float32 (2,), of peaks and spans, dB; a score is at most
+            MAX_SCORE, for a few pieces that are nearly silent would outweigh all others.
     """
 
-    def __init__(self, pieces, genre=None):
-        from sklearn.covariance import ledoit_wolf
+    latent_mean: np.ndarray
+    components: np.ndarray
+    scale: np.ndarray
+    peak_median: np.ndarray
+    peak_scale: np.ndarray
+
+    @classmethod
+    def fit(cls, latents, ranges):
+        """As many components as the number of pieces can bear and PRIOR_VARIANCE asks for."""
         from sklearn.decomposition import PCA
 
-        self.n_pieces = len(pieces.take_genre(genre).keys)
-        check_variety(pieces.latents, "a prior")
-        peaks = measure_peaks(pieces.ranges)
-        self._peak_limits = peaks.min(axis=0), peaks.max(axis=0)
-        self._peak_mean, self._peak_scale = peaks.mean(axis=0), peaks.std(axis=0) + 1e-3
-        most = max(1, min(MAX_COMPONENTS, len(peaks) // PIECES_PER_COMPONENT))
-        pca = PCA(min(most, *pieces.latents.shape), svd_solver="randomized", random_state=0)
-        pca.fit(pieces.latents)
+        most = max(1, min(MAX_COMPONENTS, len(latents) // PIECES_PER_COMPONENT))
+        pca = PCA(min(most, *latents.shape), svd_solver="randomized", random_state=0).fit(latents)
         shares = np.cumsum(pca.explained_variance_ratio_)
         count = int(np.searchsorted(shares, PRIOR_VARIANCE)) + 1
-        self._latent_mean, self._components = pca.mean_, pca.components_[:count]
-        self._scale = np.sqrt(pca.explained_variance_[:count]) + 1e-6
-        points = self._make_points(pieces.latents, pieces.ranges)
-        names, self._genres = np.unique(pieces.genres, return_inverse=True)
-        self._means = np.stack([points[self._genres == i].mean(axis=0) for i in range(len(names))])
-        if genre is not None:
-            self._genres = self._genres[names[self._genres] == genre]
-        of_piece = self._means[np.searchsorted(names, pieces.genres)]
-        points -= of_piece
-        next_points = self._make_points(pieces.next_latents, pieces.next_ranges) - of_piece
-        pairs = np.hstack([points, next_points])[pieces.has_next]
+        peaks = measure_peaks(ranges)
+        median = np.median(peaks, axis=0)
+        return cls(
+            pca.mean_,
+            pca.components_[:count],
+            np.sqrt(pca.explained_variance_[:count]) + 1e-6,
+            median,
+            MAD_TO_DEVIATION * np.median(np.abs(peaks - median), axis=0) + 1e-3,
+        )
+
+    def make_points(self, latents, ranges):
+        """Latents and ranges, (min, max) in dB, as float64 (n, n_components + 2)."""
+        latents = (latents - self.latent_mean) @ self.components.T / self.scale
+        scores = (measure_peaks(ranges) - self.peak_median) / self.peak_scale
+        scores = np.clip(scores, -MAX_SCORE, MAX_SCORE)
+        return np.hstack([latents, scores]).astype(np.float64)
+
+    def restore(self, points):
+        """(latents float32 (n, latent_space_dim), ranges float32 (n, 2)) of points."""
+        latents = self.latent_mean + (points[:, :-2] * self.scale) @ self.components
+        scores = np.clip(points[:, -2:], -MAX_SCORE, MAX_SCORE)
+        peaks, spans = (scores * self.peak_scale + self.peak_median).T
+        ranges = np.stack([peaks - spans, peaks], axis=1)
+        return latents.astype(np.float32), ranges.astype(np.float32)
+
+
+class Prior(NamedTuple):
+    """A density over new pieces and over what comes half a piece later, to draw from.
+
+    Ex-post density estimation (Ghosh et al. 2020). A new piece is in the manner of one group of
+    training pieces, those of a track: it strays from their mean as far as they do. How it strays
+    is one stationary Gaussian process for all groups: deviations half a piece apart are jointly
+    Gaussian, their covariance shrunk towards the identity as far as the number of pieces asks for
+    (Ledoit and Wolf 2004); so what follows a point is linear in it, but for noise.
+
+    Args:
+        space: the Space of its points.
+        groups: str (n_groups,), names of tracks.
+        genres: str (n_groups,).
+        counts: int64 (n_groups,), training pieces.
+        centres: float32 (n_groups, n_components + 2), the means of their points.
+        spreads: float32 (n_groups,), how far they stray, 1 on average.
+        start_factor, noise_factor: float32 (n_components + 2, same), which colour white noise.
+        step: float32, the same shape, from a deviation to the mean of the next one.
+    """
+
+    space: Space
+    groups: np.ndarray
+    genres: np.ndarray
+    counts: np.ndarray
+    centres: np.ndarray
+    spreads: np.ndarray
+    start_factor: np.ndarray
+    noise_factor: np.ndarray
+    step: np.ndarray
+
+    @classmethod
+    def fit(cls, pieces):
+        """The Prior over TrainingPieces; a UserError if no two of them differ."""
+        check_variety(pieces.latents, "a prior")
+        space = Space.fit(pieces.latents, pieces.ranges)
+        points = space.make_points(pieces.latents, pieces.ranges)
+        next_points = space.make_points(pieces.next_latents, pieces.next_ranges)
+        names, firsts, of_piece = group_pieces(pieces)
+        counts = np.bincount(of_piece)
+        centres = np.zeros((len(names), points.shape[1]))
+        np.add.at(centres, of_piece, points / counts[of_piece, np.newaxis])
+
+        deviations = points - centres[of_piece]
+        squares = np.bincount(of_piece, np.square(deviations).mean(axis=1))
+        typical = max(squares.sum() / max(1, len(points) - len(names)), 1e-12)
+        spreads = (SPREAD_PIECES * typical + squares) / (SPREAD_PIECES + counts - 1)
+        spreads = np.sqrt(spreads / typical)
+        # Deviations from a mean of few are too small.
+        scale = spreads[of_piece] * np.sqrt(1 - len(names) / (len(points) + 1))
+        deviations /= scale[:, np.newaxis]
+        next_deviations = (next_points - centres[of_piece]) / scale[:, np.newaxis]
+        pairs = np.hstack([deviations, next_deviations])[pieces.has_next]
         # A window half a piece later has its own successor: the next piece of the track.
         followers = np.flatnonzero(pieces.has_next[:-1])
-        pairs = np.vstack([pairs, np.hstack([next_points[followers], points[followers + 1]])])
-        self._fit(points, pairs, ledoit_wolf)
+        later = np.hstack([next_deviations[followers], deviations[followers + 1]])
+        step, *factors = fit_process(deviations, np.vstack([pairs, later]))
+        arrays = (counts, centres, spreads, *factors, step)
+        return cls(space, names, pieces.genres[firsts], *arrays)
 
     @property
     def n_components(self):
-        return len(self._components)
+        return len(self.space.components)
 
-    def _fit(self, points, pairs, estimate):
-        """Set the covariance of a point, and what of the next one follows from it."""
-        d = points.shape[1]
-        if len(pairs) < 2 * PIECES_PER_COMPONENT:  # nothing is known of what follows
-            covariance, _ = estimate(points, assume_centered=True)
-            self._step, rest = np.zeros((d, d)), covariance
-        else:
-            joint, _ = estimate(pairs, assume_centered=True)
-            covariance = joint[:d, :d]
-            self._step = np.linalg.solve(covariance, joint[:d, d:]).T
-            rest = joint[d:, d:] - self._step @ joint[:d, d:]
-        self._start_factor, self._noise_factor = map(factorise, (covariance, rest))
+    def take_genre(self, genre):
+        """The Prior over the groups of one genre, or this one if it is None.
+
+        Raises:
+            UserError: there is no such genre; it lists similar ones.
+        """
+        if genre is None:
+            return self
+        chosen = np.flatnonzero(self.genres == genre)
+        if not len(chosen):
+            genres = list_similar(genre, self.genres)
+            raise UserError(f"no genre is called {genre!r}, but: {genres}")
+        per_group = ("groups", "genres", "counts", "centres", "spreads")
+        return self._replace(**{name: getattr(self, name)[chosen] for name in per_group})
 
     def sample(self, count, temperature, rng):
-        """Draw (latents float32 (count, latent_space_dim), ranges float32 (count, 2), dB).
+        """Draw new pieces.
 
         Args:
-            temperature: factor on the deviations from a genre's mean, >= 0.
+            temperature: factor on the deviations from a group's mean, >= 0.
+        Returns:
+            (latents float32 (count, latent_space_dim), ranges float32 (count, 2) in dB, the names
+            of their groups).
         """
-        means = self._means[rng.choice(self._genres, count)]
-        noise = rng.standard_normal(means.shape)
-        return self._restore(means + temperature * noise @ self._start_factor.T)
+        groups = self._choose_groups(count, rng)
+        noise = rng.standard_normal((count, self.centres.shape[1]))
+        deviations = temperature * self.spreads[groups, np.newaxis] * (noise @ self.start_factor.T)
+        return *self.space.restore(self.centres[groups] + deviations), self.groups[groups]
 
     def walk(self, n_windows, temperature, rng, start=None):
-        """The latents and ranges of n_windows windows that follow each other by half a piece.
+        """A piece of n_windows windows that follow each other by half a piece.
 
         Args:
-            start: (latent, (min, max) in dB) of the window before the first, or None.
+            start: (latent, (min, max) in dB) of the window before the first, whose level the
+                piece keeps, in the manner of the nearest group; or None.
+        Returns:
+            (latents, ranges, the name of its group), as sample() has them.
         """
         if start is None:
-            mean = self._means[rng.choice(self._genres)]
-            deviation = temperature * self._start_factor @ rng.standard_normal(len(mean))
+            (group,) = self._choose_groups(1, rng)
+            centre = self.centres[group]
+            deviation = temperature * self.start_factor @ rng.standard_normal(len(self.step))
         else:
-            (point,) = self._make_points(*(np.array([value]) for value in start))
-            means = self._means[np.unique(self._genres)]
-            mean = means[np.square(means - point).sum(axis=1).argmin()]  # of the nearest genre
-            deviation = self._follow(point - mean, temperature, rng)
-        points = np.empty((n_windows, len(mean)))
-        for index in range(n_windows):
-            points[index] = mean + deviation
+            (point,) = self.space.make_points(*(np.array([value]) for value in start))
+            group = np.square(self.centres - point).sum(axis=1).argmin()
+            centre = np.hstack([self.centres[group, :-2], point[-2:]])
+            deviation = (point - centre) / self.spreads[group]
             deviation = self._follow(deviation, temperature, rng)
-        return self._restore(points)
+        points = np.empty((n_windows, len(deviation)))
+        for index in range(n_windows):
+            points[index] = centre + self.spreads[group] * deviation
+            deviation = self._follow(deviation, temperature, rng)
+        return *self.space.restore(points), self.groups[group]
+
+    def _choose_groups(self, count, rng):
+        """Indices of groups, each as often as it has pieces."""
+        return rng.choice(len(self.counts), count, p=self.counts / self.counts.sum())
 
     def _follow(self, deviation, temperature, rng):
-        """A deviation from the mean, half a piece later."""
+        """A deviation in units of its group's spread, half a piece later."""
         noise = rng.standard_normal(len(deviation))
-        return self._step @ deviation + temperature * self._noise_factor @ noise
+        return self.step @ deviation + temperature * self.noise_factor @ noise
 
-    def _make_points(self, latents, ranges):
-        """Latents and ranges as points, float64 (n, n_components + 2)."""
-        latents = (latents - self._latent_mean) @ self._components.T / self._scale
-        peaks = (measure_peaks(ranges) - self._peak_mean) / self._peak_scale
-        return np.hstack([latents, peaks]).astype(np.float64)
+    def save(self, folder):
+        """Write prior.npz."""
+        arrays = self.space._asdict() | self._asdict()
+        del arrays["space"]
+        floats = {name: each.astype(np.float32) for name, each in arrays.items() if is_real(each)}
+        write_arrays(Path(folder) / PRIOR, **(arrays | floats))
 
-    def _restore(self, points):
-        """The latents and ranges of points."""
-        latents = self._latent_mean + (points[:, :-2] * self._scale) @ self._components
-        peaks, spans = np.clip(
-            points[:, -2:] * self._peak_scale + self._peak_mean, *self._peak_limits
-        ).T
-        ranges = np.stack([peaks - spans, peaks], axis=1)
-        return latents.astype(np.float32), ranges.astype(np.float32)
+    @classmethod
+    def load(cls, folder):
+        """The Prior of a model folder.
+
+        Raises:
+            FileNotFoundError: prior.npz does not exist.
+            UserError: it is damaged.
+        """
+        path = Path(folder) / PRIOR
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no prior at {path}: it needs at least 2 training pieces that differ; {MORE_AUDIO}"
+            )
+        try:
+            arrays = load_arrays(path)
+            space = Space(**{name: arrays.pop(name) for name in Space._fields})
+            prior = cls(space=space, **arrays)
+            check_prior(prior)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: run train.py again ({error})") from error
+        return prior
+
+
+def is_real(array):
+    return array.dtype.kind == "f"
+
+
+def check_prior(prior):
+    """Raise a UserError unless a Prior's arrays are finite and fit together."""
+    space = prior.space
+    n_components, dim = np.shape(space.components)
+    n_groups, n = len(prior.counts), n_components + 2
+    shapes = {
+        "latent_mean": (dim,),
+        "components": (n_components, dim),
+        "scale": (n_components,),
+        "peak_median": (2,),
+        "peak_scale": (2,),
+        "centres": (n_groups, n),
+        "spreads": (n_groups,),
+        "start_factor": (n, n),
+        "noise_factor": (n, n),
+        "step": (n, n),
+    }
+    arrays = space._asdict() | prior._asdict()
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if array.shape != shape or not is_real(array) or not np.isfinite(array).all():
+            raise UserError(f"{name} must be finite numbers of the shape {shape}")
+    for name in ("groups", "genres"):
+        if arrays[name].shape != (n_groups,) or arrays[name].dtype.kind != "U":
+            raise UserError(f"{name} must be {n_groups} texts")
+    counts = prior.counts
+    if counts.shape != (n_groups,) or counts.dtype.kind != "i" or not n_groups or counts.min() < 1:
+        raise UserError("counts must be at least 1")
+
+
+def group_pieces(pieces):
+    """The groups of training pieces: tracks that have MIN_GROUP pieces on average, or genres.
+
+    If each genre has a single piece, all are one group.
+
+    Returns:
+        (names str (n_groups,), the index of the first piece of each, the group of each piece).
+    """
+    tracks = np.array([dataset.get_track(key) for key in pieces.keys])
+    names, firsts, groups = np.unique(tracks, return_index=True, return_inverse=True)
+    if len(tracks) < MIN_GROUP * len(names):
+        names, firsts, groups = np.unique(pieces.genres, return_index=True, return_inverse=True)
+    if len(tracks) == len(names):
+        names, firsts, groups = names[:1], firsts[:1], np.zeros_like(groups)
+    return names, firsts, groups
+
+
+def fit_process(deviations, pairs):
+    """The stationary Gaussian process of deviations, (n, d), and pairs of successive ones, (n, 2d).
+
+    Returns:
+        (step (d, d), the factors (d, d) that colour the noise of a start and of a step).
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    d = deviations.shape[1]
+    if len(pairs) < 2 * PIECES_PER_COMPONENT:  # nothing is known of what follows
+        covariance, _ = ledoit_wolf(deviations, assume_centered=True)
+        step, rest = np.zeros((d, d)), covariance
+    else:
+        joint, _ = ledoit_wolf(pairs, assume_centered=True)
+        covariance = joint[:d, :d]
+        step = np.linalg.solve(covariance, joint[:d, d:]).T
+        rest = joint[d:, d:] - step @ joint[:d, d:]
+    return step, factorise(covariance), factorise(rest)
 
 
 def measure_peaks(ranges):

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from generation.evaluation import REPLAY, ReplaySearch, measure_kernel_distances, pool_frames
+from generation.evaluation import (
+    REPLAY,
+    ReplaySearch,
+    measure_kernel_distances,
+    measure_motion,
+    pool_frames,
+)
 from support.bands import extract_bands
 
 
@@ -100,3 +106,20 @@ def test_bands_are_means_over_mel_bands_steps_and_channels():
 
     np.testing.assert_allclose(bands, np.repeat([[0], [0.5]], 32, axis=1), atol=1e-6)
     assert pool_frames(bands.T, 2).shape == (32, 1)
+
+
+def test_motion_tells_a_pulse_a_swing_and_flux():
+    rng = np.random.default_rng(0)
+    step_s, n_steps = 0.05, 1200
+    still = rng.normal(-40, 1, (n_steps, 8))
+    seconds = step_s * np.arange(n_steps)[:, np.newaxis]
+    swinging = still + 8 * np.sin(2 * np.pi * seconds / 31)
+    pulsing = still + 1.5 * np.sin(2 * np.pi * seconds / 1.5)
+
+    plain, swing, pulse = (measure_motion(each, step_s, 1.5) for each in (still, swinging, pulsing))
+
+    assert plain["level swing, dB"] < 0.5
+    assert swing["level swing, dB"] == pytest.approx(8 / np.sqrt(2), rel=0.05)
+    assert plain["flux, dB"] == pytest.approx(2 / np.sqrt(np.pi), rel=0.05)  # of two normals
+    assert max(plain["pulse at the windows' rate"], swing["pulse at the windows' rate"]) < 4
+    assert pulse["pulse at the windows' rate"] > 20

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import preprocess
-from generation.prior import load_training_pieces
+from generation.prior import Prior, Space, load_training_pieces
 from helpers import SAMPLE_RATE, make_music, make_settings, write_with_ffmpeg
 from support import dataset
 from support.errors import UserError
@@ -260,6 +260,26 @@ def test_latents(tmp_path_factory, data):
 
     if pieces:
         assert len(pieces.latents) == len(pieces.ranges) == len(pieces.keys) == len(pieces.genres)
+
+
+def save_prior():
+    """A small prior.npz."""
+    space = Space(np.zeros(3), np.eye(2, 3), np.ones(2), np.zeros(2), np.ones(2))
+    names, square = np.array(["a"]), np.eye(4)
+    arrays = np.ones(1, int), np.zeros((1, 4)), np.ones(1), square, square, square
+    with tempfile.TemporaryDirectory() as folder:
+        Prior(space, names, names, *arrays).save(folder)
+        return Path(folder, "prior.npz").read_bytes()
+
+
+@fuzz
+@given(data=mutate(save_prior()))
+def test_prior(tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp()
+    prior = read(folder, "prior.npz", data, lambda path: Prior.load(path.parent))
+
+    if prior:
+        assert prior.centres.shape[1] == len(prior.step) == prior.n_components + 2
 
 
 @fuzz

@@ -60,14 +60,15 @@ def make_pieces(n_tracks=40, length=20, seed=0, peak=0.0):
 def test_new_pieces_are_drawn_from_the_density_of_training_pieces():
     pieces = make_pieces()
 
-    latents, ranges = Prior(pieces).sample(4000, 1, np.random.default_rng(0))
+    latents, ranges, tracks = Prior.fit(pieces).sample(4000, 1, np.random.default_rng(0))
 
+    assert len({*tracks}) == 40 and tracks[0] in {*map(dataset.get_track, pieces.keys)}
     is_wild = latents[:, 3] > 25
     assert 0.4 < is_wild.mean() < 0.6
     for drawn, genre in ((latents[~is_wild], "calm"), (latents[is_wild], "wild")):
-        recorded = pieces.take_genre(genre).latents
+        recorded = pieces.latents[pieces.genres == genre]
         np.testing.assert_allclose(drawn.mean(axis=0), recorded.mean(axis=0), atol=0.3)
-        np.testing.assert_allclose(np.cov(drawn.T), np.cov(recorded.T), atol=1.2)
+        np.testing.assert_allclose(np.cov(drawn.T), np.cov(recorded.T), atol=1.6)
     peaks = pieces.ranges[:, 1]
     np.testing.assert_allclose(ranges[:, 1] - ranges[:, 0], 80, atol=1e-2)  # as all have
     assert ranges[:, 1].std() == pytest.approx(peaks.std(), rel=0.15)
@@ -75,9 +76,9 @@ def test_new_pieces_are_drawn_from_the_density_of_training_pieces():
 
 
 def test_what_follows_is_what_followed_in_training_pieces():
-    prior = Prior(make_pieces(), "calm")
+    prior = Prior.fit(make_pieces(length=100)).take_genre("calm")
 
-    latents, _ = prior.walk(5000, 1, np.random.default_rng(0))
+    latents, _, _ = prior.walk(5000, 1, np.random.default_rng(0))
 
     assert latents[:, 3].max() < 25  # the genre asked for
     points = latents @ np.linalg.pinv(FACES)
@@ -89,8 +90,80 @@ def test_what_follows_is_what_followed_in_training_pieces():
     np.testing.assert_allclose(points[2500:].std(axis=0), points[:2500].std(axis=0), rtol=0.15)
 
 
+def make_tracks(levels, spreads, length=100):
+    """TrainingPieces of tracks without any order, each about a level of its own."""
+    pieces = make_pieces(len(levels), length)
+    rng = np.random.default_rng(2)
+    latents, next_latents = (
+        np.repeat(levels, length)[:, np.newaxis]
+        + np.repeat(spreads, length)[:, np.newaxis] * rng.standard_normal(pieces.latents.shape)
+        for _ in range(2)
+    )
+    ranges = np.full_like(pieces.ranges, (-80, 0))
+    return pieces._replace(
+        latents=latents, next_latents=next_latents, ranges=ranges, next_ranges=ranges
+    )
+
+
+def test_a_new_piece_stays_with_one_track_and_strays_as_far_as_it():
+    prior = Prior.fit(make_tracks(levels=[0, 2, 4, 6], spreads=[0.3, 1, 1, 1], length=400))
+
+    walks = [prior.walk(300, 1, np.random.default_rng(seed)) for seed in range(12)]
+
+    spreads = {}
+    for latents, _, track in walks:
+        level = 2 * int(track.split("/")[1].split(".")[0])
+        assert abs(latents.mean() - level) < 0.3
+        spreads[level] = (latents - latents.mean(axis=0)).std()
+    assert len(spreads) > 2
+    assert spreads.pop(0) == pytest.approx(0.3, rel=0.3)
+    assert [*spreads.values()] == pytest.approx([1] * len(spreads), rel=0.25)
+
+
+def test_a_continuation_is_in_the_manner_of_the_nearest_track():
+    prior = Prior.fit(make_tracks(levels=[0, 2, 4, 6], spreads=[1, 1, 1, 1]))
+    start = np.full(6, 3.9), (-80.001, -0.001)
+
+    latents, ranges, track = prior.walk(300, 1, np.random.default_rng(0), start)
+
+    assert ranges[:, 1].mean() == pytest.approx(-0.001, abs=1e-4)  # the recording has this level
+    assert track == "wild/2.wav" and abs(latents.mean() - 4) < 0.3
+
+
+def test_a_prior_comes_back_from_its_folder(tmp_path):
+    prior = Prior.fit(make_pieces())
+    prior.save(tmp_path)
+
+    again = Prior.load(tmp_path)
+
+    drawn = [each.walk(20, 1, np.random.default_rng(0)) for each in (prior, again)]
+    for one, other in zip(*(walk[:2] for walk in drawn), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)  # float32
+    assert drawn[0][2] == drawn[1][2]
+    assert b"pickle" not in (tmp_path / "prior.npz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("step", lambda array: array[1:]),
+        ("centres", lambda array: array * np.nan),
+        ("counts", lambda array: array * 0),
+        ("genres", lambda array: array[1:]),
+        ("spreads", lambda array: array.astype(str)),
+    ],
+)
+def test_a_damaged_prior_is_named(tmp_path, name, change):
+    Prior.fit(make_pieces()).save(tmp_path)
+    arrays = files.load_arrays(tmp_path / "prior.npz")
+    np.savez(tmp_path / "prior.npz", **{**arrays, name: change(arrays[name])})
+
+    with pytest.raises(UserError, match=f"prior.npz is damaged: run train.py again .*{name}"):
+        Prior.load(tmp_path)
+
+
 def test_temperature_scales_how_far_draws_stray():
-    prior = Prior(make_pieces(), "calm")
+    prior = Prior.fit(make_pieces(2, 500)).take_genre("calm")  # one track
 
     spreads = [
         draw(2000, temperature, np.random.default_rng(0))[0].std()
@@ -106,10 +179,10 @@ def test_temperature_scales_how_far_draws_stray():
 
 @pytest.mark.parametrize("n_tracks, length", [(2, 1), (2, 2), (4, 3)])
 def test_few_pieces_are_enough_for_a_prior(n_tracks, length):
-    prior = Prior(make_pieces(n_tracks, length))
+    prior = Prior.fit(make_pieces(n_tracks, length))
 
     for draw in (prior.sample, prior.walk):
-        latents, ranges = draw(50, 1, np.random.default_rng(0))
+        latents, ranges, _ = draw(50, 1, np.random.default_rng(0))
 
         assert latents.shape == (50, 6) and ranges.shape == (50, 2)
         assert np.isfinite(latents).all() and np.isfinite(ranges).all()
@@ -117,10 +190,13 @@ def test_few_pieces_are_enough_for_a_prior(n_tracks, length):
 
 @pytest.mark.parametrize("count, message", [(1, "got 1: "), (5, "got 5 that are all the same: ")])
 def test_a_prior_needs_pieces_that_differ(count, message):
-    pieces = make_pieces().take([0] * count)
+    pieces = make_pieces()
+    arrays = {name: value for name, value in pieces._asdict().items() if name != "keys"}
+    same = {name: value[[0] * count] for name, value in arrays.items()}
+    pieces = TrainingPieces(**same, keys=pieces.keys[:1] * count)
 
     with pytest.raises(UserError, match=f"a prior needs at least 2 training pieces, {message}"):
-        Prior(pieces)
+        Prior.fit(pieces)
 
 
 def test_mel_distance_is_zero_for_itself_and_the_gain_for_a_gain():
@@ -218,7 +294,7 @@ def test_new_pieces_are_compared_with_training_and_held_out_ones(tmp_path, train
         sets[f"kernel distance from held-out pieces, {name}"]
         for name in ("noise", "training pieces", "reconstructions", "new pieces")
     )
-    assert training < noise
+    assert training < 0.3 * noise
     assert [row["value"] for row in rows if row["figure"] == "temperature"] == ["1.0"] * 4
     nearest = [row["value"] for row in rows if row["figure"] == "nearest training audio"]
     tracks = {*load_split(trained / "model" / "split.json")["train"]}
@@ -434,6 +510,7 @@ def sources(tmp_path):
     keys = [f"{('calm', 'wild')[index // 20]}/{index}.wav.000.npy" for index in range(40)]
     calm, wild = (-90.0, -10.0), (-70.0, 10.0)
     write_latents(tmp_path, latents, keys, [calm] * 20 + [wild] * 20)
+    Prior.fit(load_training_pieces(tmp_path)).save(tmp_path)
     return Sources(tmp_path, None, None)
 
 

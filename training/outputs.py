@@ -1,18 +1,22 @@
 """What a run leaves beside its weights.
 
 In:  its pieces, their latents and decibel ranges, its history.
-Out: model/history.csv, history.png, latents.npz, split.json; the Texture; a fingerprint.
+Out: model/history.csv, history.png, latents.npz, prior.npz, split.json; the Texture; a
+     fingerprint.
 
     arrays = encode_pieces(autoencoder.encode, windows, keys, min_max_values, 22050)
 """
 
+import contextlib
 import hashlib
 import json
 
 import numpy as np
 
+from generation.prior import Prior, load_training_pieces
 from support import dataset
 from support.bands import extract_bands
+from support.errors import UserError
 from support.files import write_csv, write_json
 from support.texture import measure_texture
 from training.splits import PARTS
@@ -87,6 +91,12 @@ def encode_pieces(encode, windows, keys, min_max_values, sample_rate):
         "next_min": next_ranges[:, 0],
         "next_max": next_ranges[:, 1],
     }
+
+
+def save_prior(folder):
+    """Write prior.npz, the Prior over latents.npz, unless its pieces are too few or all alike."""
+    with contextlib.suppress(UserError):
+        Prior.fit(load_training_pieces(folder)).save(folder)
 
 
 def save_split(path, parts):

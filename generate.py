@@ -23,6 +23,8 @@ from generation.modes import (
     compare_pieces,
     compose,
     continue_recording,
+    explore,
+    load_piece,
     make_samples,
     morph,
     reconstruct_files,
@@ -167,9 +169,19 @@ def make_pairs(sound_generator, sources, num_spectrograms, *, files, seed):
 
 
 def interpolate(sound_generator, sources, files, *, steps):
-    """Yield the morph between two pieces as `steps` pieces, and as one continuous sound."""
-    chosen = select_spectrograms(*load_spectrograms(sources), files=files)
-    yield from morph(sound_generator, sources, *chosen, steps=steps)
+    """Yield the morph between two pieces as `steps` pieces, and as one continuous sound.
+
+    Args:
+        files: two keys, or audio files, whose beginnings are taken.
+    """
+    chosen = []
+    for name in files:
+        if Path(name).is_file():
+            chosen.append((*load_piece(sound_generator, sources, name), Path(name).name))
+        else:
+            found = select_spectrograms(*load_spectrograms(sources), files=[name])
+            chosen += zip(*found, strict=True)
+    yield from morph(sound_generator, sources, *map(list, zip(*chosen, strict=True)), steps=steps)
 
 
 def load_spectrograms(sources):
@@ -192,6 +204,7 @@ def check_settings(sources):
 MODES = {  # {flag: (its value to Items, further flags that it takes)}, in this order
     "audio_files": (reconstruct_files, ()),
     "components": (tour_components, ()),
+    "explore": (explore, ()),
     "interpolate": (interpolate, ("steps",)),
     "sample": (make_samples, ("genre", "temperature", "seed")),
     "compose": (compose, ("genre", "temperature", "seed")),
@@ -341,13 +354,17 @@ def get_parser():
     add("--genre", help=help_text)
     help_text = f"how far new pieces stray; 0: not at all (default: {TEMPERATURE})"
     add("--temperature", type=number(float, 0), help=help_text)
-    help_text = "morph one piece into another"
+    help_text = "morph one piece, or the beginning of an audio file, into another"
     add("--interpolate", nargs=2, metavar=("KEY_A", "KEY_B"), help=help_text)
     add("--steps", type=number(int, 2), help=f"pieces of the morph (default: {STEPS})")
     help_text = "songs, and folders of songs, to send through the autoencoder"
     add("--audio_files", nargs="+", metavar="FILE", help=help_text)
     help_text = f"tour this many main directions of what was learned; without N: {COMPONENTS}"
     add("--components", nargs="?", const=COMPONENTS, metavar="N", help=help_text, **count)
+    help_text = "a piece at these standard deviations along the main directions"
+    add("--explore", nargs="+", type=number(float, -10, 10), metavar="X", help=help_text)
+    help_text = "play with the model in a browser; what is kept goes to the samples"
+    add("--app", action="store_true", default=False, help=help_text)
     help_text = "put back the scatter and the level that reconstructions lack"
     yes_or_no = argparse.BooleanOptionalAction
     add("--texture", action=yes_or_no, default=True, help=help_text)
@@ -359,7 +376,7 @@ def main(argv=None):
     parser = get_parser()
     options = parser.parse_args(argv)
     try:
-        modes = choose_modes({*vars(options)})
+        modes = [] if options.app else choose_modes({*vars(options)})
     except UserError as error:
         parser.error(str(error))
     sources = Sources(options.model, Path(SPECTROGRAMS_PATH), Path(MIN_MAX_VALUES_PATH))
@@ -382,19 +399,56 @@ def main(argv=None):
 
     autoencoder = Autoencoder.load(options.model)
     settings = Settings.load(options.model / "settings.json")
-    texture = Texture.load(options.model, settings.frame_size // 2) if options.texture else None
-    sound_generator = settings.make_sound_generator(autoencoder, options.seed, texture)
-    flags = {**DEFAULTS, **vars(options)}
-    items = make_items(sound_generator, sources, modes, flags)
+    texture = Texture.load(options.model, settings.frame_size // 2)
     folder = options.samples or Path(SAMPLES)
-    with lock(folder, *PRODUCTS):
-        remove_temporaries(*save_dirs.values(), *folder.glob("pictures/*"))
-        page = Page(folder, settings, texture)
-        n_skipped = save_items(items, page, save_dirs, sound_generator, sources, flags["genre"])
+
+    def make_generator(with_texture, seed):
+        return settings.make_sound_generator(autoencoder, seed, texture if with_texture else None)
+
+    def save(items, sound_generator, genre=None):
+        """Save Items to the folder; (the Page, how many songs could not be read)."""
+        with lock(folder, *PRODUCTS):
+            remove_temporaries(*save_dirs.values(), *folder.glob("pictures/*"))
+            page = Page(folder, settings, sound_generator.texture)
+            return page, save_items(items, page, save_dirs, sound_generator, sources, genre)
+
+    if options.app:
+        base_flags = ["--model", str(options.model)]
+        base_flags += ["--saved_data", str(options.saved_data)] if options.saved_data else []
+        base_flags += ["--samples", str(folder)] if options.samples else []
+        run_app(make_generator, sources, save, folder, base_flags)
+        return
+    flags = {**DEFAULTS, **vars(options)}
+    sound_generator = make_generator(options.texture, options.seed)
+    items = make_items(sound_generator, sources, modes, flags)
+    page, n_skipped = save(items, sound_generator, flags["genre"])
     index = make_printable(folder / "index.html")
     print(f"open {index}: {len(page.entries)} items, {len(page.made)} of this run")
     if n_skipped:
         raise UserError(f"{n_skipped} songs could not be read")
+
+
+def run_app(make_generator, sources, save, folder, base_flags):
+    """Play with a model in the browser, until Ctrl-C.
+
+    Args:
+        make_generator, save: see main().
+        folder: of samples, for what is kept.
+        base_flags: that name the model.
+    """
+    from generation.app import MAX_UPLOAD, build_app, format_command
+
+    def keep(item, flags, uploads):
+        copies = {path: str(folder / "uploads" / Path(path).name) for path in uploads}
+        command = format_command([copies.get(flag, flag) for flag in flags])
+        item = item._replace(figures={**item.figures, "command": command})
+        page, _ = save([item], make_generator("--no-texture" not in flags, 0))
+        for path, copy in copies.items():
+            write_atomically(copy, Path(path).read_bytes())
+        return f"{folder / 'index.html'} has {len(page.entries)} items"
+
+    app = build_app(make_generator, sources, keep, base_flags)
+    app.launch(server_name="127.0.0.1", max_file_size=MAX_UPLOAD, share=False)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,9 @@ from training.splits import split_keys
 
 LEARNING_RATE = None  # the peak of a warm-up and a cosine decay; None: choose_learning_rate
 BATCH_SIZE = 16  # pieces
-EPOCHS = None  # None: as many as see WINDOWS of the pieces, 100 at most
-WINDOWS = 60_000  # 20 to 30 minutes on two cores
+EPOCHS = None  # None: as many as see CELLS of the pieces, MAX_EPOCHS at most
+CELLS = 7.5e9  # 57 000 windows of 512 x 256: 20 to 30 minutes on two cores
+MAX_EPOCHS = 100
 SPECTOGRAM_PATH = "saved_data/spectrograms"
 TARGET_SHAPE = None  # (bins, frames) to resize to; None keeps them, 512 x 256 by default
 MODEL = "model"
@@ -165,7 +166,7 @@ def train(
 
     keep_freed_memory()
     keras.utils.set_random_seed(seed)
-    epochs = epochs or choose_epochs(len(x_train))
+    epochs = epochs or choose_epochs(x_train.shape)
     callbacks = callbacks or make_callbacks()
     checkpoint = start if isinstance(start, Checkpoint) else None
     distribution = choose_distribution()
@@ -203,9 +204,9 @@ def choose_learning_rate(n_weights):
     return min(1e-3, 1.5 / math.sqrt(n_weights))
 
 
-def choose_epochs(n_pieces):
-    """The epochs that see WINDOWS of so many pieces: 2 to 100."""
-    return min(100, max(2, round(WINDOWS / n_pieces)))
+def choose_epochs(shape):
+    """The epochs that see CELLS of images, (n, height, width, channels): 2 to MAX_EPOCHS."""
+    return min(MAX_EPOCHS, max(2, round(CELLS / math.prod(shape))))
 
 
 def make_schedule(learning_rate, n_steps):
@@ -256,7 +257,7 @@ def get_parser():
     help_text = "peak, between a warm-up and a cosine decay; None: lower for larger networks"
     add("--learning_rate", type=number(float, 1e-9), default=LEARNING_RATE, help=help_text)
     add("--batch_size", default=BATCH_SIZE, help="pieces", **size)
-    help_text = f"passes over the data; None: {WINDOWS} windows, 100 epochs at most"
+    help_text = f"passes over the data; None: {CELLS:.0e} cells, {MAX_EPOCHS} at most"
     add("--epochs", default=EPOCHS, help=help_text, **size)
     help_text = "share of the tracks to validate on"
     split = parser.add_mutually_exclusive_group()
@@ -316,7 +317,7 @@ def main(argv=None):
             precision=choose_precision(options.precision, options.coordinator),
         )
         run = {**architecture, **{name: getattr(options, name) for name in RUN_FLAGS}}
-        run["epochs"] = epochs = options.epochs or choose_epochs(len(images))
+        run["epochs"] = epochs = options.epochs or choose_epochs(images.shape)
         run["devices"] = choose_distribution().n_devices
         run["features"] = make_fingerprint(parts, min_max_values)
         checkpoint = checkpoint and checkpoint.continue_as(run)

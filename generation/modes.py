@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from generation.prior import Prior, check_variety, load_training_pieces
+from generation.prior import Prior, load_training_pieces
 from preprocess import check_length
 from support import dataset
 from support.audio import find_audio, list_audio_files
@@ -233,28 +233,41 @@ def morph(sound_generator, sources, spectrograms, min_max_values, keys, *, steps
 
 
 def tour_components(sound_generator, sources, count):
-    """Yield a continuous sound for each of the main directions of the latent space.
-
-    Raises:
-        UserError: there are no two training pieces that differ.
-    """
-    from sklearn.decomposition import PCA
-
-    pieces = load_training_pieces(sources.model)
-    check_variety(pieces.latents, "a tour")
-    count = min(count, len(pieces.latents) - 1, pieces.latents.shape[1])
-    pca = PCA(count, svd_solver="full").fit(pieces.latents)
-    ranges = make_min_max_values([pieces.ranges.mean(axis=0)] * len(TOUR))
-    for index in range(count):
-        steps = np.sqrt(pca.explained_variance_[index]) * np.array(TOUR)[:, np.newaxis]
-        latents = (pca.mean_ + steps * pca.components_[index]).astype(np.float32)
-        share = 100 * pca.explained_variance_ratio_[index]
+    """Yield a continuous sound for each of the main directions of the latent space."""
+    space = Prior.load(sources.model).space
+    n_components = len(space.components)
+    total = load_training_pieces(sources.model).latents.var(axis=0).sum()
+    for index in range(min(count, n_components)):
+        points = np.outer(TOUR, np.eye(n_components + 2)[index])
+        latents, ranges = space.restore(points)
+        share = 100 * np.square(space.scale[index]) / total
+        windows = [*sound_generator.decode(latents, make_min_max_values(ranges))]
         yield make_new_item(
             f"component-{index + 1:03d}",
             f"Direction {index + 1}, {share:.0f} % of the variance, from {TOUR[0]} to {TOUR[-1]} "
             "standard deviations",
-            *join_all(sound_generator, [*sound_generator.decode(latents, ranges)]),
+            *join_all(sound_generator, windows),
         )
+
+
+def explore(sound_generator, sources, offsets):
+    """Yield the piece at some standard deviations along the main directions of the latent space.
+
+    Args:
+        offsets: of the first directions; the others are at their mean.
+    """
+    space = Prior.load(sources.model).space
+    n_components = len(space.components)
+    if len(offsets) > n_components:
+        raise UserError(f"there are {n_components} directions to explore, got {len(offsets)}")
+    point = np.pad(np.array(offsets, np.float64), (0, n_components + 2 - len(offsets)))
+    latents, ranges = space.restore(point[np.newaxis])
+    (window,) = sound_generator.decode(latents, make_min_max_values(ranges))
+    log_spectrogram = sound_generator.add_texture(window)
+    (signal,) = sound_generator.invert_all([log_spectrogram], sound_generator.n_samples)
+    place = " ".join(f"{offset:g}" for offset in offsets)
+    title = f"At {place} standard deviations along the main directions"
+    yield make_new_item(f"explore-{place.replace(' ', '_')[:100]}", title, signal, log_spectrogram)
 
 
 def reconstruct_files(sound_generator, sources, audio_files):
@@ -286,6 +299,12 @@ def list_songs(path):
     if not Path(path).is_dir():
         return [path]
     return [str(Path(path, name)) for name in list_audio_files(path)[0]]
+
+
+def load_piece(sound_generator, sources, path):
+    """(image, its range {"min": dB, "max": dB}) of the first window of an audio file."""
+    signal = load_song(sound_generator, sources, path)
+    return sound_generator.make_image(next(sound_generator.cut_windows(signal)))
 
 
 def load_song(sound_generator, sources, path, remarks=None):

@@ -78,7 +78,9 @@ class Page:
             if kind in item.log_spectrograms:
                 picture = f"pictures/{kind}/{item.name}.png"
                 log_spectrogram = item.log_spectrograms[kind]
-                draw_picture(self.folder / picture, log_spectrogram, seconds, self.settings)
+                ranges = self.settings.sample_rate, self.settings.top_db
+                figure = plot_spectrogram(log_spectrogram, seconds, *ranges)
+                write_figure(self.folder / picture, figure, dpi=100)
             players.append(
                 {
                     "kind": KINDS[kind],
@@ -176,8 +178,8 @@ def check_entry(entry):
     return {"name": entry["name"], "title": entry["title"], "players": players, "figures": figures}
 
 
-def draw_picture(path, log_spectrogram, duration, settings):
-    """Write a log spectrogram as PNG, with axes in seconds and Hz."""
+def plot_spectrogram(log_spectrogram, duration, sample_rate, top_db):
+    """The Figure of a log spectrogram, (n_bins, n_frames, n_channels), in seconds and Hz."""
     from matplotlib.figure import Figure
 
     n_columns = log_spectrogram.shape[1]
@@ -185,20 +187,20 @@ def draw_picture(path, log_spectrogram, duration, settings):
     image = log_spectrogram[:, ::step].mean(axis=2)
     figure = Figure(figsize=(4.6, 2.6), layout="constrained")
     axes = figure.add_subplot()
-    shown = show_spectrogram(axes, image, duration, settings)
+    shown = show_spectrogram(axes, image, duration, sample_rate, top_db)
     axes.set(xlabel="seconds", ylabel="Hz")
     figure.colorbar(shown, label="dB")
-    write_figure(path, figure, dpi=100)
+    return figure
 
 
-def show_spectrogram(axes, image, duration, settings):
+def show_spectrogram(axes, image, duration, sample_rate, top_db):
     """Show a log spectrogram, (n_bins, n_frames), down to top_db under its peak."""
     return axes.imshow(
         image,
         origin="lower",
         aspect="auto",
-        extent=(0, duration, 0, settings.sample_rate / 2),
-        vmin=image.max() - settings.top_db,
+        extent=(0, duration, 0, sample_rate / 2),
+        vmin=image.max() - top_db,
         vmax=image.max(),
         cmap="magma",
         interpolation="nearest",
@@ -214,7 +216,8 @@ def plot_pairs(path, items, settings):
     for column, item in enumerate(items):
         for axes, kind in zip(grid[:, column], ("original", "generated"), strict=True):
             image = item.log_spectrograms[kind][..., 0]
-            show_spectrogram(axes, image, settings.duration, settings)
+            shown = settings.duration, settings.sample_rate, settings.top_db
+            show_spectrogram(axes, image, *shown)
         title = make_printable(item.title.removesuffix(".npy"))[-32:]
         grid[0, column].set_title(title, fontsize=8, parse_math=False)
         grid[1, column].set_xlabel("seconds")

@@ -60,7 +60,7 @@ def load_training_pieces(model_folder):
                 for which in ("", "next_")
             )
             latents, next_latents = (
-                arrays[name].astype(np.float32) for name in ("latent", "next_latent")
+                arrays[name].astype(np.float32, copy=False) for name in ("latent", "next_latent")
             )
         keys, genres, bands, has_next = (
             arrays[name] for name in ("key", "genre", "bands", "has_next")
@@ -99,19 +99,15 @@ def list_similar(name, names):
     return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5])
 
 
-def check_variety(latents, purpose, remedy=MORE_AUDIO):
-    """Raise a UserError unless two latents, float32 (n, latent_space_dim), differ.
-
-    Args:
-        purpose, remedy: for the message: what needs them, and what to do without.
-    """
+def check_variety(latents):
+    """Raise a UserError unless two latents, float32 (n, latent_space_dim), differ."""
     if len(latents) < 2:
         got = len(latents)
     elif np.abs(latents - latents[0]).max() <= SAME_LATENT * np.abs(latents).max():
         got = f"{len(latents)} that are all the same"
     else:
         return
-    raise UserError(f"{purpose} needs at least 2 training pieces, got {got}: {remedy}")
+    raise UserError(f"a prior needs at least 2 training pieces, got {got}: {MORE_AUDIO}")
 
 
 class Space(NamedTuple):
@@ -199,7 +195,7 @@ class Prior(NamedTuple):
     @classmethod
     def fit(cls, pieces):
         """The Prior over TrainingPieces; a UserError if no two of them differ."""
-        check_variety(pieces.latents, "a prior")
+        check_variety(pieces.latents)
         space = Space.fit(pieces.latents, pieces.ranges)
         points = space.make_points(pieces.latents, pieces.ranges)
         next_points = space.make_points(pieces.next_latents, pieces.next_ranges)

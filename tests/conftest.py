@@ -1,9 +1,12 @@
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
 
 import helpers
 import preprocess
+import train
 from helpers import SAMPLE_RATE
 
 
@@ -36,3 +39,40 @@ def spectrograms(tmp_path):
             image = rng.random((16, 12), np.float32)
             saver.save_feature(image, f"{track}.{segment:03d}.npy")
     return tmp_path / "spectrograms"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with features of ten short tracks of two genres, and a model of them."""
+    folder = tmp_path_factory.mktemp("trained")
+    for track in range(10):
+        path = folder / "audio" / ("calm", "wild")[track % 2] / f"{track}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, helpers.make_music(1.2, seed=track), SAMPLE_RATE)
+    preprocess.preprocess_folder(
+        folder / "audio", folder / "saved_data", helpers.make_settings(), jobs=1
+    )
+    small = ["--conv_filters", "16", "32", "--latent_space_dim", "12", "--epochs", "3"]
+    train.main([*helpers.name_folders(folder), *small, "--no-logs", "--validation_split", "0.2"])
+    soundfile.write(folder / "song.wav", helpers.make_music(3.3, seed=99), SAMPLE_RATE)
+    return folder
+
+
+@pytest.fixture
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("there is no chromium with its chromedriver here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--autoplay-policy=no-user-gesture-required",
+        "--window-size=1200,1600",
+    ):
+        options.add_argument(flag)
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()

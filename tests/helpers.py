@@ -218,3 +218,8 @@ def write_latents(folder, latents, keys, ranges=None, **changes):
         "next_max": np.zeros(n),
     }
     np.savez(folder / "latents.npz", **{**arrays, **changes})
+
+
+def name_folders(folder):
+    """The flags that name the features and the model of the fixture `trained`."""
+    return ["--saved_data", str(folder / "saved_data"), "--model", str(folder / "model")]

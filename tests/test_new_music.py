@@ -9,7 +9,6 @@ import pytest
 import soundfile
 
 import generate
-import preprocess
 import train
 from autoencoder import Autoencoder
 from generation.evaluation import measure_mel_distance
@@ -21,12 +20,14 @@ from helpers import (
     make_music,
     make_settings,
     make_tone,
+    name_folders,
     read_all,
     read_csv,
     write_latents,
 )
 from support import dataset, files
 from support.errors import UserError
+from training.outputs import save_prior
 from training.splits import load_split
 
 STEP = np.array([[0.8, 0.3], [-0.3, 0.8]])  # of what follows a point
@@ -208,25 +209,6 @@ def test_mel_distance_is_zero_for_itself_and_the_gain_for_a_gain():
     first, second = (np.random.default_rng(seed).standard_normal(30000) for seed in (0, 1))
     single = measure_mel_distance(first, second, SAMPLE_RATE)  # of noise that scatters
     assert measure_mel_distance(first, second, SAMPLE_RATE, pooled_frames=8) < single / 2
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with features of ten short tracks of two genres, and a model of them."""
-    folder = tmp_path_factory.mktemp("trained")
-    for track in range(10):
-        path = folder / "audio" / ("calm", "wild")[track % 2] / f"{track}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, make_music(1.2, seed=track), SAMPLE_RATE)
-    preprocess.preprocess_folder(folder / "audio", folder / "saved_data", make_settings(), jobs=1)
-    small = ["--conv_filters", "16", "32", "--latent_space_dim", "12", "--epochs", "3"]
-    train.main([*name_folders(folder), *small, "--no-logs", "--validation_split", "0.2"])
-    soundfile.write(folder / "song.wav", make_music(3.3, seed=99), SAMPLE_RATE)
-    return folder
-
-
-def name_folders(folder):
-    return ["--saved_data", str(folder / "saved_data"), "--model", str(folder / "model")]
 
 
 def run_generate(folder, samples, *flags):
@@ -558,26 +540,42 @@ def test_a_morph_goes_from_the_first_piece_to_the_second():
 
 
 def test_a_tour_goes_two_standard_deviations_to_either_side(tmp_path):
-    latents = np.array([[-6, 0], [6, 0], [0, -1], [0, 1]], np.float32) + 5
-    keys = [f"{index}.wav.000.npy" for index in range(4)]
-    write_latents(tmp_path, latents, keys)
+    latents = np.array([[-6, 0], [6, 0], [0, -1], [0, 1]] * 2, np.float32) + 5
+    write_latents(tmp_path, latents, [f"{index}.wav.000.npy" for index in range(8)])
+    Prior.fit(load_training_pieces(tmp_path)).save(tmp_path)
 
     first, _ = tour_components(Echo(), Sources(tmp_path, None, None), 2)
 
     made = first.log_spectrograms["new"]
-    expected = 5 + np.array([-2, -1, 0, 1, 2]) * np.sqrt(72 / 3)  # of 4 values: 36 + 36, over 3
-    np.testing.assert_allclose(sorted(made[:, 0]), expected, rtol=1e-5)
-    np.testing.assert_allclose(made[:, 1:], [[5, -80, 0]] * 5, atol=1e-5)
+    expected = 5 + np.array([-2, -1, 0, 1, 2]) * np.sqrt(144 / 7)  # of 8 values: 4 * 36, over 7
+    np.testing.assert_allclose(sorted(made[:, 0]), expected, rtol=1e-4)
+    np.testing.assert_allclose(made[:, 1:], [[5, -80, 0]] * 5, atol=1e-4)
+    assert "97 % of the variance" in first.title
 
 
-@pytest.mark.parametrize(
-    "latents, got", [(np.ones((1, 4)), "1"), (np.ones((3, 4)), "3 that are all the same")]
-)
-def test_a_tour_needs_pieces_that_differ(tmp_path, latents, got):
+def test_a_place_in_the_latent_space_is_that_of_the_tour(tmp_path, trained):
+    run_generate(trained, tmp_path, "--explore", "-2", "0.5")
+
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["explore--2_0.5.wav"]
+    with pytest.raises(UserError, match="there are 8 directions to explore, got 9"):
+        run_generate(trained, tmp_path, "--explore", *["1"] * 9)
+
+
+@pytest.mark.parametrize("latents", [np.ones((1, 4)), np.ones((3, 4))])
+def test_new_music_needs_pieces_that_differ(tmp_path, latents):
     write_latents(tmp_path, latents, [f"{index}.wav.000.npy" for index in range(len(latents))])
+    save_prior(tmp_path)
 
-    with pytest.raises(UserError, match=f"a tour needs at least 2 .*, got {got}: preprocess"):
+    with pytest.raises(FileNotFoundError, match="no prior at .* 2 training pieces that"):
         next(tour_components(None, Sources(tmp_path, None, None), 3))
+
+
+def test_a_morph_takes_audio_files_as_well_as_pieces(tmp_path, trained):
+    song = str(trained / "song.wav")
+
+    run_generate(trained, tmp_path, "--interpolate", song, "calm/0.wav.000", "--steps", "2")
+
+    assert len([*(tmp_path / "new").glob("morph-*.wav")]) == 3
 
 
 def test_pieces_of_the_genre_that_were_not_trained_on_are_held_out(trained, tmp_path):
@@ -627,26 +625,6 @@ def test_page_escapes_what_it_shows(tmp_path):
     assert 'src="new/a%20b%231.wav"' in html and (tmp_path / "new" / "a b#1.wav").is_file()
     assert "scaled to avoid clipping" in html
     assert np.abs(soundfile.read(tmp_path / "new" / "a b#1.wav")[0]).max() < 1
-
-
-@pytest.fixture
-def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("there is no chromium with its chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--autoplay-policy=no-user-gesture-required",
-        "--window-size=1200,1600",
-    ):
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ MEL_TOP_DB = 80.0  # dB under the reference's peak, the floor of both
 POOLED_FRAMES = 8  # that a mel statistic is taken over
 REPLAY = 0.22  # similarity to training audio above which a window is called a replay of it
 SEARCH_BLOCK = 4096  # steps of training audio, transformed together
+SEARCH_BATCH = 8  # excerpts that are searched for together
 MIN_ENERGY = 1e-3  # of the changes of an excerpt that is not silent
 MAX_COMPARED = 200  # training and held-out pieces, at most, in sets
 MOTION_S = 10.0  # seconds of a piece that is long enough to ask how it moves
@@ -96,7 +97,8 @@ class Evaluator:
     def __init__(self, sound_generator, pieces, held_out):
         self.sound_generator = sound_generator
         self.held_out = held_out
-        self._pieces = pieces
+        none = pieces.latents[:0]  # an hour of music needs the memory
+        self._pieces = pieces._replace(latents=none, next_latents=none)
         self._search = ReplaySearch(pieces.bands)
         self._bands = []  # of the windows of the new pieces so far
 
@@ -110,17 +112,17 @@ class Evaluator:
         windows = show_progress(
             generator.cut_windows(item.sounds["new"]), n_windows, "comparing windows"
         )
-        best, place, n_replays, moments = -1.0, 0, 0, []
+        excerpts, moments = [], []
         for index, window in enumerate(windows):
             image, min_max = generator.make_image(window)
             (bands,) = extract_bands(image[np.newaxis], generator.sample_rate)
-            self._bands.append(bands)
+            excerpts.append(bands)
             if index % 2 == 0:  # windows overlap by half
                 moments.append(to_decibels(bands, [min_max["min"], min_max["max"]]))
-            similarity, step = self._search.find(bands)
-            n_replays += similarity > REPLAY
-            if similarity > best:
-                best, place = similarity, step
+        self._bands += excerpts
+        similarities, steps = self._search.find(np.array(excerpts))
+        n_replays, best = int((similarities > REPLAY).sum()), similarities.argmax()
+        place, best = steps[best], float(similarities[best])
         index, step = divmod(place, self._pieces.bands.shape[1])
         key = self._pieces.keys[index]
         step_s = FRAMES_PER_STEP * generator.hop_length / generator.sample_rate
@@ -169,15 +171,15 @@ class Evaluator:
         generator = self.sound_generator
         reconstructed, _ = generator.autoencoder.reconstruct(self.held_out)
         nominal = {"min": -generator.top_db, "max": 0.0}  # dB
-        log_spectrograms = [
+        log_spectrograms = (
             generator.add_texture(generator.restore_log_spectrogram(image, nominal))
             for image in reconstructed
-        ]
+        )
         rng = np.random.default_rng(0)
-        noise = [
+        noise = (
             next(generator.cut_windows(rng.standard_normal(generator.n_samples, np.float32)))
             for _ in self.held_out
-        ]
+        )
         sets = {
             "new pieces": np.array(self._bands),
             "reconstructions": self._extract_bands(log_spectrograms),
@@ -188,8 +190,9 @@ class Evaluator:
         return measure_kernel_distances(reference, sets)
 
     def _extract_bands(self, log_spectrograms):
-        images = [self.sound_generator.make_image(each)[0] for each in log_spectrograms]
-        return extract_bands(np.stack(images), self.sound_generator.sample_rate)
+        images = (self.sound_generator.make_image(each)[0] for each in log_spectrograms)
+        sample_rate = self.sound_generator.sample_rate
+        return np.concatenate([extract_bands(each[np.newaxis], sample_rate) for each in images])
 
 
 def to_decibels(bands, ranges):
@@ -306,40 +309,48 @@ class ReplaySearch:
     """
 
     def __init__(self, bands):
-        changes = measure_changes(bands.reshape(-1, bands.shape[-1]))
-        energy = np.cumsum(np.square(changes).sum(axis=1, dtype=np.float64))
         self._length = bands.shape[1] - 1  # changes of an excerpt
-        energy = np.concatenate([[0], energy])
-        self._energy = energy[self._length :] - energy[: -self._length]  # from each step on
+        self._hop = SEARCH_BLOCK - self._length + 1
+        moments = bands.reshape(-1, bands.shape[-1])
+        n_starts = len(moments) - self._length
         # Overlapping blocks, whose products with an excerpt's spectrum are summed over the bands
         # before they go back in time: one inverse transform in place of one for each band.
-        hop = SEARCH_BLOCK - self._length + 1
-        n_blocks = -(-len(self._energy) // hop)
-        padding = (n_blocks - 1) * hop + SEARCH_BLOCK - len(changes)
-        padded = np.pad(changes, [(0, max(0, padding)), (0, 0)])
-        starts = hop * np.arange(n_blocks)[:, np.newaxis] + np.arange(SEARCH_BLOCK)
-        spectra = [scipy.fft.rfft(padded[steps], axis=0) for steps in starts]
-        self._spectra = np.stack(spectra, axis=1)  # complex64 (n_rates, n_blocks, n_bands - 1)
-        self._hop = hop
+        n_blocks = -(-n_starts // self._hop)
+        shape = SEARCH_BLOCK // 2 + 1, n_blocks, bands.shape[-1] - 1
+        self._spectra = np.empty(shape, np.complex64)
+        energy = np.zeros(len(moments))  # of all changes before each moment
+        for index in range(n_blocks):
+            start = index * self._hop
+            changes = measure_changes(moments[start : start + SEARCH_BLOCK + 1])
+            self._spectra[:, index] = scipy.fft.rfft(changes, SEARCH_BLOCK, axis=0)
+            sums = np.square(changes).sum(axis=1, dtype=np.float64).cumsum()
+            energy[start + 1 : start + 1 + len(sums)] = energy[start] + sums
+        self._energy = energy[self._length :] - energy[: -self._length]  # from each moment on
 
-    def find(self, bands):
-        """The excerpt, of as many steps as a piece, (n_steps, n_bands), where it is most similar.
+    def find(self, excerpts):
+        """Where each of some excerpts is most similar.
 
+        Args:
+            excerpts: (n, n_steps, n_bands), of as many steps as a piece.
         Returns:
-            (similarity in [-1, 1], 0 for silence; the step at which the similar audio starts).
+            (similarities (n,) in [-1, 1], 0 for silence; steps (n,) at which that audio starts).
         """
-        changes = measure_changes(bands)
-        spectrum = scipy.fft.rfft(changes, SEARCH_BLOCK, axis=0).conj()
-        products = (self._spectra @ spectrum[..., np.newaxis])[..., 0].T
-        products = scipy.fft.irfft(products, SEARCH_BLOCK, axis=1)[:, : self._hop].ravel()
-        products = products[: len(self._energy)]
-        scale = np.sqrt(np.maximum(self._energy, MIN_ENERGY))
-        scale *= max(np.linalg.norm(changes), MIN_ENERGY)
-        similarities = products / scale
-        step = int(similarities.argmax())
-        return float(similarities[step]), step
+        found = []
+        for start in range(0, len(excerpts), SEARCH_BATCH):
+            changes = measure_changes(excerpts[start : start + SEARCH_BATCH])  # (n, time, bands)
+            spectra = scipy.fft.rfft(changes, SEARCH_BLOCK, axis=1).conj()
+            products = self._spectra @ spectra.transpose(1, 2, 0)  # (n_rates, n_blocks, n)
+            products = scipy.fft.irfft(products, SEARCH_BLOCK, axis=0)[: self._hop]
+            products = products.transpose(2, 1, 0).reshape(len(changes), -1)
+            norms = np.maximum(np.linalg.norm(changes, axis=(1, 2)), MIN_ENERGY)
+            products = products[:, : len(self._energy)] / norms[:, np.newaxis]
+            similarities = products / np.sqrt(np.maximum(self._energy, MIN_ENERGY))
+            steps = similarities.argmax(axis=1)
+            found += zip(similarities[np.arange(len(steps)), steps], steps, strict=True)
+        similarities, steps = zip(*found, strict=True)
+        return np.array(similarities), np.array(steps)
 
 
 def measure_changes(bands):
-    """Changes from step to step of the slopes from band to band, (n_steps - 1, n_bands - 1)."""
-    return np.diff(np.diff(bands.astype(np.float32), axis=1), axis=0)
+    """Changes from step to step of slopes from band to band, (..., n_steps - 1, n_bands - 1)."""
+    return np.diff(np.diff(bands.astype(np.float32), axis=-1), axis=-2)

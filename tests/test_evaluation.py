@@ -37,20 +37,21 @@ def test_a_replay_is_found_at_any_offset_of_any_track():
     search = ReplaySearch(np.rint(255 * tracks).astype(np.uint8).reshape(40, 64, 32))
     rng = np.random.default_rng(0)
 
-    for _ in range(30):
-        track, start = rng.integers(20), rng.integers(128 - 64)
-        similarity, step = search.find(blur(tracks[track, start : start + 64]))
+    places = [(rng.integers(20), rng.integers(128 - 64)) for _ in range(30)]
+    excerpts = np.array([blur(tracks[track, start : start + 64]) for track, start in places])
+    similarities, steps = search.find(excerpts)
 
-        assert step == 128 * track + start and similarity > REPLAY
+    np.testing.assert_array_equal(steps, [128 * track + start for track, start in places])
+    assert similarities.min() > REPLAY
 
 
 def test_other_music_and_silence_are_no_replays():
     search = ReplaySearch(make_tracks(20).reshape(40, 64, 32))
 
-    similarities = [search.find(track[:64])[0] for track in make_tracks(30, seed=1)]
+    similarities, _ = search.find(make_tracks(30, seed=1)[:, :64])
 
-    assert max(similarities) < REPLAY
-    assert search.find(np.zeros((64, 32)))[0] == 0
+    assert similarities.max() < REPLAY
+    assert search.find(np.zeros((1, 64, 32)))[0] == 0
 
 
 def test_the_distance_of_two_draws_of_one_distribution_is_zero_within_its_spread():

@@ -36,6 +36,7 @@ from support import dataset
 from support.command_line import make_parser, number, run_script, show_progress
 from support.errors import UserError
 from support.files import lock, make_printable, remove_temporaries, write_atomically
+from support.memory import return_freed_memory
 from support.settings import Settings
 from support.texture import Texture
 from training.data import Pieces
@@ -397,6 +398,7 @@ def main(argv=None):
     from autoencoder import Autoencoder
     from generation.page import Page
 
+    return_freed_memory()
     autoencoder = Autoencoder.load(options.model)
     settings = Settings.load(options.model / "settings.json")
     texture = Texture.load(options.model, settings.frame_size // 2)

@@ -19,15 +19,11 @@ import numpy as np
 from support import dataset
 from support.command_line import make_parser, number, run_script, show_progress
 from support.files import lock, replace_together, write_arrays
+from support.memory import keep_freed_memory
 from support.settings import Settings
 from training.checkpoint import CHECKPOINT, PARAMETERS, Checkpoint, load_checkpoint
 from training.data import Pieces, Windows
-from training.devices import (
-    choose_distribution,
-    choose_precision,
-    keep_freed_memory,
-    prepare_devices,
-)
+from training.devices import choose_distribution, choose_precision, prepare_devices
 from training.outputs import (
     encode_pieces,
     make_fingerprint,

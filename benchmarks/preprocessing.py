@@ -51,7 +51,17 @@ KINDS = {  # ending and channels of each kind of file
     "MP3, 44.1 kHz stereo": ("mp3", 2),
     "OGG, 44.1 kHz stereo": ("ogg", 2),
 }
-COLUMNS = ("kind", "program", "files", "seconds", "tracks_per_s", "times_real_time", "peak_mb")
+PROGRAMS = ("serial librosa loop", "ours", "ours, again", "ours, float32")
+COLUMNS = (
+    "kind",
+    "program",
+    "files",
+    "seconds",
+    "tracks_per_s",
+    "times_real_time",
+    "peak_mb",
+    "disk_mb",
+)
 STEP_COLUMNS = ("kind", "step", "ms_per_minute_of_sound", "share")
 
 
@@ -89,9 +99,11 @@ def make_commands(audio_files_dir, saved_data, jobs):
     audio, saved = str(audio_files_dir), str(saved_data)
     serial = ["-m", "benchmarks.serial_loop", audio, saved]
     ours = ["preprocess.py", "--audio_files_dir", audio, "--saved_data", saved]
+    ours = [sys.executable, *ours, "--jobs", str(jobs)]
     return {
         "serial librosa loop": [sys.executable, *serial],
-        "ours": [sys.executable, *ours, "--jobs", str(jobs)],
+        "ours": ours,
+        "ours, float32": [*ours, "--dtype", "float32"],
     }
 
 
@@ -128,7 +140,8 @@ def measure_memory(process):
 
 
 def time_programs(audio_files_dir, jobs, n_rounds):
-    """{program: (seconds, peak MB)}, the best of some rounds; ours again with nothing to do."""
+    """{program: (seconds, peak MB, MB on disk)} of the best of some rounds; ours again with
+    nothing to do."""
     saved_data = audio_files_dir.with_name("saved")
     commands = [*make_commands(audio_files_dir, saved_data, jobs).items()]
     best = {}
@@ -139,14 +152,20 @@ def time_programs(audio_files_dir, jobs, n_rounds):
             results = {program: run(command)}
             if program == "ours":
                 results["ours, again"] = run(command)
+            disk = measure_disk(saved_data)
             for name, result in results.items():
-                best[name] = min(best.get(name, result), result)
+                best[name] = min(best.get(name, (*result, disk)), (*result, disk))
             shutil.rmtree(saved_data)
     return best
 
 
-def make_row(kind, program, n_files, duration, seconds, peak):
-    return kind, program, n_files, seconds, n_files / seconds, duration / seconds, peak
+def measure_disk(folder):
+    """MB of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def make_row(kind, program, n_files, duration, seconds, peak, disk):
+    return kind, program, n_files, seconds, n_files / seconds, duration / seconds, peak, disk
 
 
 def time_steps(kind, audio_files_dir):
@@ -230,7 +249,7 @@ def main(argv=None):
         for kind, (ending, _) in KINDS.items():
             duration = write_files(signals, folder / ending, kind, options.n_files)
             times[kind] = time_programs(folder / ending, options.jobs, options.n_rounds)
-            for program in ("serial librosa loop", "ours", "ours, again"):
+            for program in PROGRAMS:
                 result = times[kind][program]
                 rows.append(make_row(kind, program, options.n_files, duration, *result))
             steps += time_steps(kind, folder / ending)
@@ -238,7 +257,8 @@ def main(argv=None):
         duration = write_files(signals, folder / "many", kind, n_files)
         os.sync()
         result = run(make_commands(folder / "many", folder / "saved", options.jobs)["ours"])
-        rows.append(make_row(kind, "ours", n_files, duration, *result))
+        disk = measure_disk(folder / "saved")
+        rows.append(make_row(kind, "ours", n_files, duration, *result, disk))
     write_csv(options.output, COLUMNS, rows)
     write_csv(options.output.with_stem(f"{options.output.stem}_steps"), STEP_COLUMNS, steps)
     print(f"{os.cpu_count()} cores, {options.jobs if options.jobs > 0 else 'as many'} processes")

@@ -7,7 +7,6 @@ Out: a Distribution to build and fit the model in.
 """
 
 import contextlib
-import ctypes
 import os
 import socket
 import time
@@ -15,8 +14,6 @@ from typing import NamedTuple
 
 from support.errors import UserError
 
-# Of glibc's malloc.h: no M_MMAP_MAX, one M_ARENA_MAX; bytes of M_TRIM_THRESHOLD and M_TOP_PAD.
-KEPT_MEMORY = {-4: 0, -8: 1, -1: 2**31 - 1, -2: 1 << 28}
 CONNECT_S = 60  # seconds that the processes of a run wait for each other
 
 
@@ -34,16 +31,6 @@ def prepare_devices(device, coordinator, num_processes, process_id):
         raise UserError("--num_processes and --process_id need --coordinator HOST:PORT")
     if device == "gpu" and not list_gpus():
         raise UserError("--device gpu: no GPU is seen; check its driver, or leave the flag out")
-
-
-def keep_freed_memory():
-    """Keep freed arrays for the next step; else glibc returns them, and the kernel clears new ones.
-
-    That is up to half of the time of a step. Other systems are left as they are.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        for parameter, value in KEPT_MEMORY.items():
-            ctypes.CDLL("libc.so.6").mallopt(parameter, value)
 
 
 def join_processes(coordinator, num_processes, process_id):

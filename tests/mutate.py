@@ -147,6 +147,8 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
         "fade = 1 - 0 * np.abs(np.linspace",
         "soundgenerator",
     ),
+    ("soundgenerator.py", "np.interp(samples, centres, gains)", "gains[0]", "soundgenerator"),
+    ("preprocess.py", "self.saver.dtype, *map", "*map", "preprocess"),
     ("soundgenerator.py", "-self.n_seen % self._step", "0", "soundgenerator"),
     ("soundgenerator.py", "n_left - n_done", "n_left", "soundgenerator"),
     ("preprocess.py", "before[..., -n_samples:]", "silence", "preprocess"),
@@ -267,12 +269,7 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
         "(1 - share) * ends[1] + share * ends[0]",
         "new_music",
     ),
-    (
-        "generation/modes.py",
-        "np.sqrt(pca.explained_variance_[index])",
-        "pca.explained_variance_[index]",
-        "new_music",
-    ),
+    ("generation/modes.py", "np.outer(TOUR,", "np.outer(np.square(TOUR),", "new_music"),
     (
         "generation/modes.py",
         "prior.sample(count, temperature, rng)\n",
@@ -303,7 +300,12 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
         "soundgenerator",
     ),
     ("generation/prior.py", "temperature * self.spreads", "self.spreads", "new_music"),
-    ("generation/prior.py", "* self.peak_scale + self.peak_mean", "* self.peak_scale", "new_music"),
+    (
+        "generation/prior.py",
+        "* self.peak_scale + self.peak_median",
+        "* self.peak_scale",
+        "new_music",
+    ),
     ("generation/prior.py", "deviations[followers + 1]", "deviations[followers]", "new_music"),
     (
         "generation/prior.py",
@@ -318,8 +320,8 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
         "next_latents[batch] = 0 * encode",
         "train",
     ),
-    ("generation/evaluation.py", "energy[: -len(changes)]", "0", "evaluation"),
-    ("generation/evaluation.py", "changes[::-1]", "changes", "evaluation"),
+    ("generation/evaluation.py", "energy[: -self._length]", "0", "evaluation"),
+    ("generation/evaluation.py", "axis=1).conj()", "axis=1)", "evaluation"),
     ("generation/evaluation.py", "- np.diag(kernel)", "- 0", "evaluation"),
     ("generation/evaluation.py", "np.diff(np.diff(", "((np.diff(", "evaluation"),
     (

@@ -22,6 +22,7 @@ from support.spectrograms import SILENCE_DB, resize, to_amplitude, to_image, to_
 DECODE_BATCH_SIZE = 32  # windows of a long sound, decoded at a time
 MIN_LEVEL = 1e-5  # of a block of sound that has a level to change
 MAX_GAIN = 4.0  # of a block
+LEVELS_PER_HOP = 4  # blocks from one window of a song to the next
 MAX_SKETCHED = 4096  # frames of a long sound that are kept to be drawn
 
 
@@ -241,7 +242,7 @@ class SoundGenerator:
                 yield self.restore_log_spectrogram(reconstructed, min_max)
 
         sound, reconstructed = self.join(reconstruct_windows(), n_samples)
-        match_level(sound, signal, self.window_hop * self.hop_length)
+        match_level(sound, signal, max(1, self.window_hop * self.hop_length // LEVELS_PER_HOP))
         return sound, reconstructed, sketch.get(), float(np.mean(errors))
 
     def cut_windows(self, signal):

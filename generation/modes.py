@@ -236,7 +236,7 @@ def tour_components(sound_generator, sources, count):
     """Yield a continuous sound for each of the main directions of the latent space."""
     space = Prior.load(sources.model).space
     n_components = len(space.components)
-    total = load_training_pieces(sources.model).latents.var(axis=0).sum()
+    total = load_training_pieces(sources.model).latents.var(axis=0, ddof=1).sum()
     for index in range(min(count, n_components)):
         points = np.outer(TOUR, np.eye(n_components + 2)[index])
         latents, ranges = space.restore(points)

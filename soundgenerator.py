@@ -242,7 +242,9 @@ class SoundGenerator:
                 yield self.restore_log_spectrogram(reconstructed, min_max)
 
         sound, reconstructed = self.join(reconstruct_windows(), n_samples)
-        match_level(sound, signal, max(1, self.window_hop * self.hop_length // LEVELS_PER_HOP))
+        block = max(1, self.window_hop * self.hop_length // LEVELS_PER_HOP)
+        for _ in range(2):  # the second time for what gains that change within a block have left
+            match_level(sound, signal, block)
         return sound, reconstructed, sketch.get(), float(np.mean(errors))
 
     def cut_windows(self, signal):

@@ -163,9 +163,7 @@ def build_app(make_generator, sources, keep, base_flags):
         return gr.Audio(type="filepath", label=label, sources=["upload", "microphone"])
 
     with gr.Blocks(title="Generative Music") as app:
-        gr.Markdown(
-            f"# Generative Music\nThe model in `{sources.model}`. Nothing leaves this machine."
-        )
+        gr.Markdown(f"# Generative Music\nThe model in `{sources.model}`, on this machine.")
         texture = gr.Checkbox(True, label="Texture: put back the scatter that the network loses")
         with gr.Tab("New piece"):
             inputs = add_drawing()

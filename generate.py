@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from generation.modes import (
+    STEPS,
     Recordings,
     Sources,
     compare_pieces,
@@ -52,7 +53,6 @@ SAVE_DIR_GENERATED = "samples/generated"
 SAVE_DIR_NEW = "samples/new"
 NUM_SPECTROGRAMS = 5
 TEMPERATURE = 1.0  # factor on how far new pieces stray from the typical ones
-STEPS = 8  # pieces of a morph
 COMPONENTS = 3  # directions of a tour
 SEED = 0
 
@@ -401,7 +401,8 @@ def main(argv=None):
     return_freed_memory()
     autoencoder = Autoencoder.load(options.model)
     settings = Settings.load(options.model / "settings.json")
-    texture = Texture.load(options.model, settings.frame_size // 2)
+    needs_texture = options.texture or options.app
+    texture = Texture.load(options.model, settings.frame_size // 2) if needs_texture else None
     folder = options.samples or Path(SAMPLES)
 
     def make_generator(with_texture, seed):

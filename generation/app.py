@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from generation.modes import (
+    STEPS,
     Item,
     compose,
     continue_recording,
@@ -22,10 +23,10 @@ from generation.modes import (
     load_piece,
     make_samples,
     morph,
+    read_prior,
     reconstruct_files,
 )
 from generation.page import plot_spectrogram
-from generation.prior import Prior
 from support.errors import UserError
 
 DIRECTIONS = 8  # sliders, at most
@@ -34,7 +35,6 @@ MAX_TEMPERATURE = 2.0
 MAX_SECONDS = 600  # of new music; --compose makes more
 MAX_UPLOAD = "200mb"
 ANY = "any"  # genre
-STEPS = 8  # of a morph
 
 
 class Result(NamedTuple):
@@ -63,7 +63,8 @@ def build_app(make_generator, sources, keep, base_flags):
     except ImportError as error:
         raise UserError("--app needs gradio: pip install -r requirements-extra.txt") from error
 
-    prior = Prior.load(sources.model)
+    prior, any_generator = read_prior(sources.model), make_generator(False, 0)
+    sample_rate, top_db = any_generator.sample_rate, any_generator.top_db
     genres = [ANY, *sorted({*prior.genres.tolist()} - {""})]
 
     def new_piece(with_texture, genre, temperature, seed):
@@ -93,7 +94,8 @@ def build_app(make_generator, sources, keep, base_flags):
         images, ranges = zip(
             *(load_piece(generator, sources, check_upload(path)) for path in paths), strict=True
         )
-        *_, whole = morph(generator, sources, images, ranges, list_names(paths), steps=STEPS)
+        names = [os.path.basename(path) for path in paths]
+        *_, whole = morph(generator, sources, images, ranges, names, steps=STEPS)
         return [whole], ["--interpolate", *paths, "--steps", str(STEPS)], [*paths]
 
     def through(with_texture, path):
@@ -117,16 +119,12 @@ def build_app(make_generator, sources, keep, base_flags):
             if isinstance(item, UserError):
                 raise item
         flags = [*base_flags, *flags, *([] if with_texture else ["--no-texture"])]
-        generator = make_generator(with_texture, 0)
         signal = item.sounds["new"]
         samples = signal.T / max(1, np.abs(signal).max())
         figure = plot_spectrogram(
-            item.log_spectrograms["new"],
-            signal.shape[-1] / generator.sample_rate,
-            generator.sample_rate,
-            generator.top_db,
+            item.log_spectrograms["new"], signal.shape[-1] / sample_rate, sample_rate, top_db
         )
-        sound = generator.sample_rate, np.rint(32767 * samples).astype(np.int16)
+        sound = sample_rate, np.rint(32767 * samples).astype(np.int16)
         return sound, figure, format_command(flags), Result(item, flags, uploads)
 
     def keep_result(result):
@@ -141,7 +139,7 @@ def build_app(make_generator, sources, keep, base_flags):
             sound = gr.Audio(label="Sound", interactive=False, format="wav", autoplay=True)
             figure = gr.Plot(label="Spectrogram")
         command = gr.Textbox(label="The command that makes it again", interactive=False)
-        result, kept = gr.State(), gr.Textbox(label="Kept", interactive=False, visible=True)
+        result, kept = gr.State(), gr.Textbox(label="Kept", interactive=False)
         outputs = [sound, figure, command, result]
         trigger(functools.partial(show, action), [texture, *inputs], outputs)
         gr.Button("Keep it").click(keep_result, result, kept)
@@ -208,10 +206,6 @@ def check_upload(path):
     if not path:
         raise UserError("upload a recording, or make one with the microphone")
     return path
-
-
-def list_names(paths):
-    return [os.path.basename(path) for path in paths]
 
 
 def format_command(flags):

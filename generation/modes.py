@@ -7,6 +7,7 @@ Out: Items: sounds with names, titles, log spectrograms and figures.
 """
 
 import argparse
+import functools
 import hashlib
 import itertools
 import re
@@ -26,6 +27,7 @@ from support.files import read_json
 from support.settings import Settings
 from support.spectrograms import to_amplitude, to_image
 
+STEPS = 8  # pieces of a morph
 TOUR = (-2, -1, 0, 1, 2)  # standard deviations along a direction
 MAX_WAV_NAME_BYTES = 200  # file systems end at 255
 SAME_IMAGE = 1e-3  # mean absolute difference, in [0, 1]: more than float16 rounds
@@ -234,7 +236,7 @@ def morph(sound_generator, sources, spectrograms, min_max_values, keys, *, steps
 
 def tour_components(sound_generator, sources, count):
     """Yield a continuous sound for each of the main directions of the latent space."""
-    space = Prior.load(sources.model).space
+    space = read_prior(sources.model).space
     n_components = len(space.components)
     total = load_training_pieces(sources.model).latents.var(axis=0, ddof=1).sum()
     for index in range(min(count, n_components)):
@@ -256,7 +258,7 @@ def explore(sound_generator, sources, offsets):
     Args:
         offsets: of the first directions; the others are at their mean.
     """
-    space = Prior.load(sources.model).space
+    space = read_prior(sources.model).space
     n_components = len(space.components)
     if len(offsets) > n_components:
         raise UserError(f"there are {n_components} directions to explore, got {len(offsets)}")
@@ -322,9 +324,15 @@ def load_song(sound_generator, sources, path, remarks=None):
     return signal
 
 
+@functools.cache
+def read_prior(model):
+    """The Prior of a model folder, read once: an app draws from it at each move of a slider."""
+    return Prior.load(model)
+
+
 def load_prior(model, genre):
     """The Prior of a model, over one genre or over all."""
-    prior = Prior.load(model).take_genre(genre)
+    prior = read_prior(model).take_genre(genre)
     print(
         f"prior over {prior.counts.sum()} training pieces in {len(prior.counts)} groups and "
         f"{prior.n_components} components",

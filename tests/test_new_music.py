@@ -570,6 +570,19 @@ def test_new_music_needs_pieces_that_differ(tmp_path, latents):
         next(tour_components(None, Sources(tmp_path, None, None), 3))
 
 
+def test_a_model_without_texture_makes_music_without_it(tmp_path, trained):
+    shutil.copytree(trained / "model", tmp_path / "model")
+    (tmp_path / "model" / "texture.json").unlink()
+    samples = tmp_path / "samples"
+    flags = ["--model", str(tmp_path / "model"), "--samples", str(samples), "--explore", "1"]
+
+    with pytest.raises(FileNotFoundError, match="or add --no-texture"):
+        generate.main(flags)
+    generate.main([*flags, "--no-texture"])
+
+    assert (samples / "new" / "explore-1.wav").is_file()
+
+
 def test_a_morph_takes_audio_files_as_well_as_pieces(tmp_path, trained):
     song = str(trained / "song.wav")
 

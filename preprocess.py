@@ -22,7 +22,7 @@ from pathlib import Path
 import librosa
 import numpy as np
 
-from support.audio import decode, find_audio, list_in_folders, name_folders
+from support.audio import decode, describe_folders, find_audio, list_in_folders, name_folders
 from support.command_line import make_parser, number, run_script
 from support.dataset import (
     MIN_MAX_VALUES_NAME,
@@ -323,8 +323,7 @@ class PreprocessingPipeline:
         folders = name_folders(audio_files_dir)
         stamps, refused, unreachable = list_in_folders(folders)
         origin, journal = self._describe_origin(), self.saver.journal
-        named = " and ".join(map(str, folders.values()))
-        outcomes = journal.begin(origin, named, stamps, unreachable)
+        outcomes = journal.begin(origin, describe_folders(folders), stamps, unreachable)
         self.saver.save_source(folders)
         # The old min-max values go first, so that no feature ever lies beside another's range.
         min_max_values = collect_min_max_values(outcomes)
@@ -471,7 +470,7 @@ def preprocess_folder(
         write_csv(saved_data / "skipped.csv", ("path", "reason"), skipped)
     print_summary(outcomes, skipped, settings)
     if not any(outcome.ranges for outcome in outcomes.values()):
-        named = " and ".join(map(str, folders.values()))
+        named = describe_folders(folders)
         raise UserError(f"nothing to learn from in {named}: no audio file was kept")
     if strict and skipped:
         raise UserError(f"{len(skipped)} files were skipped, and --strict forbids it")

@@ -125,38 +125,48 @@ class Evaluator:
         place, best = steps[best], float(similarities[best])
         index, step = divmod(place, self._pieces.bands.shape[1])
         key = self._pieces.keys[index]
-        step_s = FRAMES_PER_STEP * generator.hop_length / generator.sample_rate
-        piece_s = generator.n_samples / generator.sample_rate
-        seconds = dataset.get_segment(key) * piece_s + step * step_s
+        seconds = dataset.get_segment(key) * self._piece_s + step * self._step_s
         figures = {
             **item.figures,
             "nearest training audio": f"{dataset.get_track(key)} at {seconds:.1f} s",
             f"similarity to it (a copy: above {REPLAY})": best,
             "copies of training audio": f"{n_replays} of {n_windows} windows",
         }
-        if n_windows * piece_s / 2 >= MOTION_S:
-            motion = measure_motion(np.concatenate(moments), step_s, piece_s / 2)
-            for name, value in motion.items():
-                low, high = np.percentile([each[name] for each in self._motions] or [np.nan], RANGE)
-                label = f"{name} (training tracks: {low:.2g} to {high:.2g})"
-                figures[label if self._motions else name] = value
+        if n_windows * self._piece_s / 2 >= MOTION_S:
+            for name, value in self._measure_motion(moments).items():
+                if self._motions:
+                    low, high = np.percentile([each[name] for each in self._motions], RANGE)
+                    name = f"{name} (training tracks: {low:.2g} to {high:.2g})"
+                figures[name] = value
         return item._replace(figures=figures)
 
     @functools.cached_property
     def _motions(self):
         """measure_motion() of the training tracks that last MOTION_S or longer."""
-        pieces, generator = self._pieces, self.sound_generator
-        step_s = FRAMES_PER_STEP * generator.hop_length / generator.sample_rate
-        piece_s = generator.n_samples / generator.sample_rate
+        pieces = self._pieces
         ends = np.flatnonzero(~pieces.has_next) + 1
         tracks = np.split(np.arange(len(pieces.keys)), ends[:-1])
-        long = [track for track in tracks if len(track) * piece_s >= MOTION_S]
+        long = [track for track in tracks if len(track) * self._piece_s >= MOTION_S]
         motions = []
         for track in (long[index] for index in (choose_evenly(len(long)) if long else ())):
             moments = to_decibels(pieces.bands[track] / 255, pieces.ranges[track])
-            moments = moments.reshape(-1, moments.shape[-1])
-            motions.append(measure_motion(moments, step_s, piece_s / 2))
+            motions.append(self._measure_motion(moments))
         return motions
+
+    def _measure_motion(self, moments):
+        """measure_motion() of pieces that follow each other, (n_steps, n_bands) each, dB."""
+        return measure_motion(np.concatenate(moments), self._step_s, self._piece_s / 2)
+
+    @property
+    def _step_s(self):
+        """Seconds of a step of bands."""
+        generator = self.sound_generator
+        return FRAMES_PER_STEP * generator.hop_length / generator.sample_rate
+
+    @property
+    def _piece_s(self):
+        """Seconds of a piece, and of a window."""
+        return self.sound_generator.n_samples / self.sound_generator.sample_rate
 
     def measure_sets(self):
         """Kernel distances from the held-out pieces, each with its spread.

@@ -54,6 +54,11 @@ def name_folders(audio_files_dirs):
     return folders
 
 
+def describe_folders(folders):
+    """The folders, as name_folders() has them, for a message."""
+    return " and ".join(map(str, folders.values()))
+
+
 def find_audio(folders, name):
     """The Path of a track, given the folders as name_folders() has them; None if it is in none."""
     for prefix, folder in folders.items():

@@ -285,8 +285,8 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
     ("generation/modes.py", "SAME_IMAGE = 1e-3", "SAME_IMAGE = 1.0", "generate"),
     (
         "generation/modes.py",
-        "Prior.load(model).take_genre(genre)",
-        "Prior.load(model)",
+        "read_prior(model).take_genre(genre)",
+        "read_prior(model)",
         "new_music",
     ),
     ("generation/prior.py", "self.step @ deviation +", "deviation +", "new_music"),

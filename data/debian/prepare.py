@@ -38,10 +38,11 @@ SOURCES = {  # by style
 }
 
 
-def run(*command, folder=None):
-    """The output of a program; a UserError says why it failed."""
+def run(*command, folder=None, stdout=subprocess.PIPE):
+    """The output of a program, unless a file takes it; a UserError says why it failed."""
+    pipes = {"stdout": stdout, "stderr": subprocess.PIPE, "text": True}
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, **pipes)
     except FileNotFoundError as error:
         raise UserError(
             f"{command[0]} is not there: this is for Debian and Ubuntu; elsewhere, any folder of "
@@ -49,7 +50,9 @@ def run(*command, folder=None):
         ) from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"{' '.join(command)} failed ({reason}): run apt-get update, and try again")
+        raise UserError(
+            f"{' '.join(map(str, command))} failed ({reason}): run apt-get update, and try again"
+        )
     return done.stdout
 
 
@@ -68,7 +71,7 @@ def download(package, folder):
     (deb,) = folder.glob("*.deb")
     contents = folder / "contents.tar"
     with open(contents, "wb") as file:
-        subprocess.run(["dpkg-deb", "--fsys-tarfile", deb], stdout=file, check=True)
+        run("dpkg-deb", "--fsys-tarfile", deb, stdout=file)
     deb.unlink()
     return contents
 

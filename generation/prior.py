@@ -20,9 +20,11 @@ from support.files import load_arrays, write_arrays
 PRIOR = "prior.npz"  # in a model folder
 PRIOR_VARIANCE = 0.99  # share of the latents' variance that the prior models
 PIECES_PER_COMPONENT = 4  # at least, of principal components
-MAX_COMPONENTS = 512
+MAX_COMPONENTS = 1024
 MIN_GROUP = 4  # pieces of a track, on average, that tell how it strays from its mean
 SPREAD_PIECES = 8  # of typical spread, that a group's own pieces are mixed with
+RIDGE = 1e-6  # of the mean variance, for directions in which nothing varies
+MAX_CORRELATION = 0.999  # of a window and the next, for a process that goes on for ever
 MAX_SCORE = 3.0  # of a peak or span, in deviations from the median
 MAD_TO_DEVIATION = 1.4826  # from the median absolute deviation of a Gaussian to its standard one
 SAME_LATENT = 1e-5  # of the largest number in any latent: more than float32 rounds
@@ -168,8 +170,7 @@ class Prior(NamedTuple):
     Ex-post density estimation (Ghosh et al. 2020). A new piece is in the manner of one group of
     training pieces, those of a track: it strays from their mean as far as they do. How it strays
     is one stationary Gaussian process for all groups: deviations half a piece apart are jointly
-    Gaussian, their covariance shrunk towards the identity as far as the number of pieces asks for
-    (Ledoit and Wolf 2004); so what follows a point is linear in it, but for noise.
+    Gaussian, so what follows a point is linear in it, but for noise.
 
     Args:
         space: the Space of its points.
@@ -372,29 +373,30 @@ def group_pieces(pieces):
 def fit_process(deviations, pairs):
     """The stationary Gaussian process of deviations, (n, d), and pairs of successive ones, (n, 2d).
 
+    In coordinates in which deviations are white, the next one is their correlations times this
+    one, and noise. These have singular values below 1, so it neither dies out nor grows. They are
+    not shrunk: two windows share a half, and noise would tear it apart.
+
     Returns:
         (step (d, d), the factors (d, d) that colour the noise of a start and of a step).
     """
-    from sklearn.covariance import ledoit_wolf
-
     d = deviations.shape[1]
-    if len(pairs) < 2 * PIECES_PER_COMPONENT:  # nothing is known of what follows
-        covariance, _ = ledoit_wolf(deviations, assume_centered=True)
-        step, rest = np.zeros((d, d)), covariance
-    else:
-        joint, _ = ledoit_wolf(pairs, assume_centered=True)
-        covariance = joint[:d, :d]
-        step = np.linalg.solve(covariance, joint[:d, d:]).T
-        rest = joint[d:, d:] - step @ joint[:d, d:]
-    return step, factorise(covariance), factorise(rest)
+    is_known = len(pairs) >= 2 * PIECES_PER_COMPONENT  # what follows
+    rows = pairs.reshape(-1, d) if is_known else deviations
+    covariance = rows.T @ rows / len(rows)
+    covariance += RIDGE * np.trace(covariance) / d * np.eye(d)
+    start_factor = np.linalg.cholesky(covariance)
+    correlations = np.zeros((d, d))
+    if is_known:
+        white = np.linalg.solve(start_factor, rows.T).T.reshape(-1, 2, d)
+        correlations = white[:, 1].T @ white[:, 0] / len(white)
+    left, values, right = np.linalg.svd(correlations)
+    values = np.minimum(values, MAX_CORRELATION)
+    step = np.linalg.solve(start_factor.T, (start_factor @ (left * values) @ right).T).T
+    return step, start_factor, start_factor @ (left * np.sqrt(1 - values**2))
 
 
 def measure_peaks(ranges):
     """The peak and span of each (min, max), float (n, 2), dB."""
     return np.stack([ranges[:, 1], ranges[:, 1] - ranges[:, 0]], axis=1)
 
-
-def factorise(covariance):
-    """A matrix that colours white noise; what rounding made negative is left out."""
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    return vectors * np.sqrt(np.maximum(values, 0))

@@ -31,7 +31,7 @@ from generation.modes import (
     reconstruct_files,
     tour_components,
 )
-from generation.prior import list_similar, load_training_pieces
+from generation.prior import TrainingPieces, list_similar
 from preprocess import SAMPLE_RATE
 from support import dataset
 from support.command_line import make_parser, number, run_script, show_progress
@@ -257,7 +257,7 @@ def make_evaluator(sound_generator, sources, genre):
     """The Evaluator of new pieces; without the model's features it knows none that was held out."""
     from generation.evaluation import Evaluator
 
-    pieces = load_training_pieces(sources.model)
+    pieces = TrainingPieces.load(sources.model)
     held_out = []
     try:
         check_settings(sources)

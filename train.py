@@ -18,7 +18,7 @@ import numpy as np
 
 from support import dataset
 from support.command_line import make_parser, number, run_script, show_progress
-from support.files import lock, replace_together, write_arrays
+from support.files import lock, replace_together
 from support.memory import keep_freed_memory
 from support.settings import Settings
 from training.checkpoint import CHECKPOINT, PARAMETERS, Checkpoint, load_checkpoint
@@ -345,7 +345,7 @@ def main(argv=None):
 
         # The model, by all processes, for they compute together.
         print(f"latents of {len(images)} pieces", flush=True)
-        latents = encode_pieces(
+        pieces, followers = encode_pieces(
             autoencoder.encode, windows, parts["train"], min_max_values, settings.sample_rate
         )
         ranges = dataset.select_min_max_values(min_max_values, parts[part])
@@ -358,8 +358,8 @@ def main(argv=None):
                 settings.save(folder / "settings.json")
                 save_history(folder, callbacks)
                 texture.save(folder)
-                write_arrays(folder / "latents.npz", **latents)
-                save_prior(folder)
+                pieces.save(folder)
+                save_prior(folder, pieces, followers)
                 save_split(folder / "split.json", parts)
             print(f"model in {options.model}")
         choose_distribution().wait_for_all()

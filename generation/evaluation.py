@@ -97,8 +97,7 @@ class Evaluator:
     def __init__(self, sound_generator, pieces, held_out):
         self.sound_generator = sound_generator
         self.held_out = held_out
-        none = pieces.latents[:0]  # an hour of music needs the memory
-        self._pieces = pieces._replace(latents=none, next_latents=none)
+        self._pieces = pieces._replace(latents=None)  # an hour of music needs the memory
         self._search = ReplaySearch(pieces.bands)
         self._bands = []  # of the windows of the new pieces so far
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from generation.prior import Prior, load_training_pieces
+from generation.prior import Prior, TrainingPieces
 from preprocess import check_length
 from support import dataset
 from support.audio import find_audio, list_audio_files
@@ -238,7 +238,7 @@ def tour_components(sound_generator, sources, count):
     """Yield a continuous sound for each of the main directions of the latent space."""
     space = read_prior(sources.model).space
     n_components = len(space.components)
-    total = load_training_pieces(sources.model).latents.var(axis=0, ddof=1).sum()
+    total = TrainingPieces.load(sources.model).latents.var(axis=0, ddof=1).sum()
     for index in range(min(count, n_components)):
         points = np.outer(TOUR, np.eye(n_components + 2)[index])
         latents, ranges = space.restore(points)

@@ -1,9 +1,10 @@
 """New latents: a density over those of the training pieces, and over what follows them.
 
-In:  model/latents.npz; model/prior.npz.
-Out: latents float32 (n, latent_space_dim) and ranges float32 (n, 2) in dB.
+In:  the training pieces' latents and ranges, and those of the windows between them.
+Out: model/latents.npz, model/prior.npz; latents float32 (n, latent_space_dim) and ranges float32
+     (n, 2) in dB.
 
-    Prior.fit(load_training_pieces("model")).save("model")
+    Prior.fit(pieces, followers).save("model")
     latents, ranges, track = Prior.load("model").walk(40, 1.0, np.random.default_rng(0))
 """
 
@@ -17,6 +18,7 @@ from support import dataset
 from support.errors import UserError
 from support.files import load_arrays, write_arrays
 
+LATENTS = "latents.npz"  # in a model folder
 PRIOR = "prior.npz"  # in a model folder
 PRIOR_VARIANCE = 0.99  # share of the latents' variance that the prior models
 PIECES_PER_COMPONENT = 4  # at least, of principal components
@@ -39,41 +41,43 @@ class TrainingPieces(NamedTuple):
     keys: list
     genres: np.ndarray  # str (n,), top folders
     bands: np.ndarray  # uint8 (n, n_steps, n_bands): see support/bands.py; 255 is their 1
-    next_latents: np.ndarray  # float32 (n, latent_space_dim), of the windows half a piece later
-    next_ranges: np.ndarray  # float32 (n, 2)
-    has_next: np.ndarray  # bool (n,): not so for the last piece of a track
+
+    def save(self, folder):
+        """Write latents.npz."""
+        arrays = {"latent": self.latents, "min": self.ranges[:, 0], "max": self.ranges[:, 1]}
+        arrays |= {"key": np.array(self.keys), "genre": self.genres, "bands": self.bands}
+        write_arrays(Path(folder) / LATENTS, **arrays)
+
+    @classmethod
+    def load(cls, folder):
+        """The TrainingPieces of a model folder.
+
+        Raises:
+            FileNotFoundError: latents.npz does not exist.
+            UserError: it is damaged.
+        """
+        path = Path(folder) / LATENTS
+        if not path.is_file():
+            raise FileNotFoundError(f"no latents at {path}: run train.py again")
+        try:
+            arrays = load_arrays(path)
+            with np.errstate(over="ignore"):  # what overflows is refused below
+                ranges = np.stack([arrays["min"], arrays["max"]], axis=1).astype(np.float32)
+                latents = arrays["latent"].astype(np.float32, copy=False)
+            keys, genres, bands = (arrays[name] for name in ("key", "genre", "bands"))
+            pieces = cls(latents, ranges, keys.tolist(), genres, bands)
+            check_training_pieces(pieces)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: run train.py again ({error})") from error
+        return pieces
 
 
-def load_training_pieces(model_folder):
-    """The TrainingPieces of a model folder.
+class Followers(NamedTuple):
+    """The windows half a piece after training pieces, for a Prior to learn from."""
 
-    Raises:
-        FileNotFoundError: latents.npz does not exist.
-        UserError: it is damaged.
-    """
-    path = Path(model_folder) / "latents.npz"
-    if not path.is_file():
-        raise FileNotFoundError(f"no latents at {path}: run train.py again")
-    try:
-        arrays = load_arrays(path)
-        with np.errstate(over="ignore"):  # what overflows is refused below
-            ranges, next_ranges = (
-                np.stack([arrays[f"{which}min"], arrays[f"{which}max"]], axis=1).astype(np.float32)
-                for which in ("", "next_")
-            )
-            latents, next_latents = (
-                arrays[name].astype(np.float32, copy=False) for name in ("latent", "next_latent")
-            )
-        keys, genres, bands, has_next = (
-            arrays[name] for name in ("key", "genre", "bands", "has_next")
-        )
-        pieces = TrainingPieces(
-            latents, ranges, keys.tolist(), genres, bands, next_latents, next_ranges, has_next
-        )
-        check_training_pieces(pieces)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: run train.py again ({error})") from error
-    return pieces
+    exist: np.ndarray  # bool (n,): not so for the last piece of a track, and then the rest is zero
+    latents: np.ndarray  # float32 (n, latent_space_dim)
+    ranges: np.ndarray  # float32 (n, 2), min and max in dB
 
 
 def check_training_pieces(pieces):
@@ -83,13 +87,9 @@ def check_training_pieces(pieces):
     texts = [*pieces.keys, *pieces.genres.tolist()]
     if shapes != (2, (n, 2), (n,), (n,)) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"it has arrays of the shapes {shapes}")
-    shapes = pieces.next_latents.shape, pieces.next_ranges.shape, pieces.has_next.shape
-    if shapes != (pieces.latents.shape, (n, 2), (n,)) or pieces.has_next.dtype != bool:
-        raise UserError(f"its next windows have arrays of the shapes {shapes}")
     if pieces.bands.dtype != np.uint8 or pieces.bands.ndim != 3 or len(pieces.bands) != n:
         raise UserError(f"it has bands of the shape {pieces.bands.shape}")
-    numbers = pieces.latents, pieces.ranges, pieces.next_latents, pieces.next_ranges
-    if not all(np.isfinite(array).all() for array in numbers):
+    if not np.isfinite(pieces.latents).all() or not np.isfinite(pieces.ranges).all():
         raise UserError("it holds numbers that are not finite")
     for key in pieces.keys:
         dataset.check_key(key)
@@ -194,31 +194,34 @@ class Prior(NamedTuple):
     step: np.ndarray
 
     @classmethod
-    def fit(cls, pieces):
-        """The Prior over TrainingPieces; a UserError if no two of them differ."""
+    def fit(cls, pieces, followers):
+        """The Prior over TrainingPieces and Followers; a UserError if no two pieces differ."""
         check_variety(pieces.latents)
         space = Space.fit(pieces.latents, pieces.ranges)
-        points = space.make_points(pieces.latents, pieces.ranges)
-        next_points = space.make_points(pieces.next_latents, pieces.next_ranges)
-        names, firsts, of_piece = group_pieces(pieces)
-        counts = np.bincount(of_piece)
+        names, firsts, groups = group_pieces(pieces)
+        counts = np.bincount(groups)
+        # All windows of a track: its pieces, and behind them the windows between them.
+        earlier = np.flatnonzero(followers.exist)
+        latents = np.vstack([pieces.latents, followers.latents[earlier]])
+        ranges = np.vstack([pieces.ranges, followers.ranges[earlier]])
+        points = space.make_points(latents, ranges)
+        groups = np.concatenate([groups, groups[earlier]])
+        n_windows = np.bincount(groups)
         centres = np.zeros((len(names), points.shape[1]))
-        np.add.at(centres, of_piece, points / counts[of_piece, np.newaxis])
+        np.add.at(centres, groups, points / n_windows[groups, np.newaxis])
 
-        deviations = points - centres[of_piece]
-        squares = np.bincount(of_piece, np.square(deviations).mean(axis=1))
+        deviations = points - centres[groups]
+        squares = np.bincount(groups, np.square(deviations).mean(axis=1))
         typical = max(squares.sum() / max(1, len(points) - len(names)), 1e-12)
-        spreads = (SPREAD_PIECES * typical + squares) / (SPREAD_PIECES + counts - 1)
+        spreads = (SPREAD_PIECES * typical + squares) / (SPREAD_PIECES + n_windows - 1)
         spreads = np.sqrt(spreads / typical)
         # Deviations from a mean of few are too small.
-        scale = spreads[of_piece] * np.sqrt(1 - len(names) / (len(points) + 1))
+        scale = spreads[groups] * np.sqrt(1 - len(names) / (len(points) + 1))
         deviations /= scale[:, np.newaxis]
-        next_deviations = (next_points - centres[of_piece]) / scale[:, np.newaxis]
-        pairs = np.hstack([deviations, next_deviations])[pieces.has_next]
-        # A window half a piece later has its own successor: the next piece of the track.
-        followers = np.flatnonzero(pieces.has_next[:-1])
-        later = np.hstack([next_deviations[followers], deviations[followers + 1]])
-        step, *factors = fit_process(deviations, np.vstack([pairs, later]))
+        between = len(pieces.keys) + np.arange(len(earlier))
+        chain = [[earlier, between], [between, earlier + 1]]
+        pairs = np.vstack([np.hstack([deviations[a], deviations[b]]) for a, b in chain])
+        step, *factors = fit_process(deviations, pairs)
         arrays = (counts, centres, spreads, *factors, step)
         return cls(space, names, pieces.genres[firsts], *arrays)
 
@@ -399,4 +402,3 @@ def fit_process(deviations, pairs):
 def measure_peaks(ranges):
     """The peak and span of each (min, max), float (n, 2), dB."""
     return np.stack([ranges[:, 1], ranges[:, 1] - ranges[:, 0]], axis=1)
-

@@ -202,7 +202,7 @@ def make_pipeline(loader, folder, **keywords):
 
 
 def write_latents(folder, latents, keys, ranges=None, **changes):
-    """A latents.npz without anything that follows; ranges are (min, max), dB."""
+    """A latents.npz of these arrays; ranges are (min, max), dB."""
     n, latents = len(keys), np.asarray(latents, np.float32)
     ranges = np.array([[-80, 0]] * n if ranges is None else ranges, np.float64).reshape(n, 2)
     arrays = {
@@ -212,10 +212,6 @@ def write_latents(folder, latents, keys, ranges=None, **changes):
         "key": np.array(keys),
         "genre": np.array([dataset.get_genre(key) for key in keys]),
         "bands": np.zeros((n, 3, 4), np.uint8),
-        "has_next": np.zeros(n, bool),
-        "next_latent": np.zeros_like(latents),
-        "next_min": np.zeros(n),
-        "next_max": np.zeros(n),
     }
     np.savez(folder / "latents.npz", **{**arrays, **changes})
 

@@ -306,7 +306,7 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
         "* self.peak_scale",
         "new_music",
     ),
-    ("generation/prior.py", "deviations[followers + 1]", "deviations[followers]", "new_music"),
+    ("generation/prior.py", "deviations[first + 1]", "deviations[first]", "new_music"),
     (
         "generation/prior.py",
         "= points - centres[of_piece]",
@@ -316,8 +316,8 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
     ("training/data.py", "width // 2 + np.arange(width)", "np.arange(width)", "train"),
     (
         "training/outputs.py",
-        "next_latents[batch] = encode",
-        "next_latents[batch] = 0 * encode",
+        "followers.latents[batch] = encode",
+        "followers.latents[batch] = 0 * encode",
         "train",
     ),
     ("generation/evaluation.py", "energy[: -self._length]", "0", "evaluation"),

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import preprocess
-from generation.prior import Prior, Space, load_training_pieces
+from generation.prior import Prior, Space, TrainingPieces
 from helpers import SAMPLE_RATE, make_music, make_settings, write_with_ffmpeg
 from support import dataset
 from support.errors import UserError
@@ -255,7 +255,7 @@ def test_latents(tmp_path_factory, data):
         tmp_path_factory.getbasetemp(),
         "latents.npz",
         data,
-        lambda path: load_training_pieces(path.parent),
+        lambda path: TrainingPieces.load(path.parent),
     )
 
     if pieces:

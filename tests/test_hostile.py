@@ -22,7 +22,7 @@ import generate
 import preprocess
 from generation.modes import RESERVED, Item, make_file_names
 from generation.page import Page
-from generation.prior import load_training_pieces
+from generation.prior import TrainingPieces
 from helpers import (
     ROOT,
     SAMPLE_RATE,
@@ -717,19 +717,16 @@ def test_a_compressed_archive_is_read_unless_it_is_damaged(tmp_path):
         {"genre": np.zeros(2)},
         {"bands": np.zeros((2, 3, 4))},
         {"bands": np.zeros((3, 3, 4), np.uint8)},
-        {"has_next": np.zeros(2)},
-        {"next_latent": np.zeros((2, 3))},
-        {"next_max": np.full(2, np.nan)},
     ],
 )
 def test_hostile_latents_are_refused(tmp_path, changes):
     good = np.zeros((2, 2)), ["a.npy", "b.npy"]
     write_latents(tmp_path, *good)
-    assert load_training_pieces(tmp_path).keys == ["a.npy", "b.npy"]
+    assert TrainingPieces.load(tmp_path).keys == ["a.npy", "b.npy"]
 
     write_latents(tmp_path, *good, **changes)
     with pytest.raises(UserError, match=r"latents\.npz is damaged"):
-        load_training_pieces(tmp_path)
+        TrainingPieces.load(tmp_path)
 
 
 class Tags(html.parser.HTMLParser):

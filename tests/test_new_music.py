@@ -14,7 +14,7 @@ from autoencoder import Autoencoder
 from generation.evaluation import measure_mel_distance
 from generation.modes import Item, Sources, compose, make_samples, morph, tour_components
 from generation.page import Page
-from generation.prior import Prior, TrainingPieces, load_training_pieces
+from generation.prior import Followers, Prior, TrainingPieces
 from helpers import (
     SAMPLE_RATE,
     make_music,
@@ -35,7 +35,7 @@ FACES = np.random.default_rng(5).standard_normal((2, 6))  # from a point to a la
 
 
 def make_pieces(n_tracks=40, length=20, seed=0, peak=0.0):
-    """TrainingPieces of two genres, whose latents turn and decay, but for noise."""
+    """TrainingPieces and Followers of two genres, whose latents turn and decay, but for noise."""
     rng = np.random.default_rng(seed)
     points = np.zeros((n_tracks, 2 * length, 2))
     points[:, 0] = rng.standard_normal((n_tracks, 2)) * 2
@@ -46,22 +46,25 @@ def make_pieces(n_tracks=40, length=20, seed=0, peak=0.0):
     ranges = np.stack([points[..., 0] - 80, points[..., 0]], axis=-1) + peak
     n = n_tracks * length
     genres = np.repeat(["calm", "wild"], n // 2)
-    return TrainingPieces(
+    pieces = TrainingPieces(
         latents=latents[:, ::2].reshape(n, 6),
         ranges=ranges[:, ::2].reshape(n, 2),
         keys=[f"{genre}/{i // length}.wav.{i % length:03d}.npy" for i, genre in enumerate(genres)],
         genres=genres,
         bands=np.zeros((n, 2, 2), np.uint8),
-        next_latents=latents[:, 1::2].reshape(n, 6),
-        next_ranges=ranges[:, 1::2].reshape(n, 2),
-        has_next=np.tile(np.arange(length) < length - 1, n_tracks),
     )
+    followers = Followers(
+        exist=np.tile(np.arange(length) < length - 1, n_tracks),
+        latents=latents[:, 1::2].reshape(n, 6),
+        ranges=ranges[:, 1::2].reshape(n, 2),
+    )
+    return pieces, followers
 
 
 def test_new_pieces_are_drawn_from_the_density_of_training_pieces():
-    pieces = make_pieces()
+    pieces, followers = make_pieces()
 
-    latents, ranges, tracks = Prior.fit(pieces).sample(4000, 1, np.random.default_rng(0))
+    latents, ranges, tracks = Prior.fit(pieces, followers).sample(4000, 1, np.random.default_rng(0))
 
     assert len({*tracks}) == 40 and tracks[0] in {*map(dataset.get_track, pieces.keys)}
     is_wild = latents[:, 3] > 25
@@ -77,7 +80,7 @@ def test_new_pieces_are_drawn_from_the_density_of_training_pieces():
 
 
 def test_what_follows_is_what_followed_in_training_pieces():
-    prior = Prior.fit(make_pieces(length=100)).take_genre("calm")
+    prior = Prior.fit(*make_pieces(length=100)).take_genre("calm")
 
     latents, _, _ = prior.walk(5000, 1, np.random.default_rng(0))
 
@@ -91,9 +94,23 @@ def test_what_follows_is_what_followed_in_training_pieces():
     np.testing.assert_allclose(points[2500:].std(axis=0), points[:2500].std(axis=0), rtol=0.15)
 
 
+def test_what_two_windows_share_stays_the_same():
+    rng = np.random.default_rng(0)
+    halves = rng.standard_normal((20, 81, 3))
+    windows = np.concatenate([halves[:, :-1], halves[:, 1:]], axis=-1)  # half a piece apart
+    pieces, followers = make_pieces(20, 40)
+    pieces = pieces._replace(latents=windows[:, ::2].reshape(-1, 6))
+    followers = followers._replace(latents=windows[:, 1::2].reshape(-1, 6))
+
+    latents, _, _ = Prior.fit(pieces, followers).walk(500, 1, rng)
+
+    assert np.abs(latents[:-1, 3:] - latents[1:, :3]).mean() < 0.12
+    assert latents.std() > 0.8
+
+
 def make_tracks(levels, spreads, length=100):
-    """TrainingPieces of tracks without any order, each about a level of its own."""
-    pieces = make_pieces(len(levels), length)
+    """TrainingPieces and Followers of tracks without any order, each about a level of its own."""
+    pieces, followers = make_pieces(len(levels), length)
     rng = np.random.default_rng(2)
     latents, next_latents = (
         np.repeat(levels, length)[:, np.newaxis]
@@ -101,13 +118,14 @@ def make_tracks(levels, spreads, length=100):
         for _ in range(2)
     )
     ranges = np.full_like(pieces.ranges, (-80, 0))
-    return pieces._replace(
-        latents=latents, next_latents=next_latents, ranges=ranges, next_ranges=ranges
+    return (
+        pieces._replace(latents=latents, ranges=ranges),
+        followers._replace(latents=next_latents, ranges=ranges),
     )
 
 
 def test_a_new_piece_stays_with_one_track_and_strays_as_far_as_it():
-    prior = Prior.fit(make_tracks(levels=[0, 2, 4, 6], spreads=[0.3, 1, 1, 1], length=400))
+    prior = Prior.fit(*make_tracks(levels=[0, 2, 4, 6], spreads=[0.3, 1, 1, 1], length=400))
 
     walks = [prior.walk(300, 1, np.random.default_rng(seed)) for seed in range(12)]
 
@@ -122,7 +140,7 @@ def test_a_new_piece_stays_with_one_track_and_strays_as_far_as_it():
 
 
 def test_a_continuation_is_in_the_manner_of_the_nearest_track():
-    prior = Prior.fit(make_tracks(levels=[0, 2, 4, 6], spreads=[1, 1, 1, 1]))
+    prior = Prior.fit(*make_tracks(levels=[0, 2, 4, 6], spreads=[1, 1, 1, 1]))
     start = np.full(6, 3.9), (-80.001, -0.001)
 
     latents, ranges, track = prior.walk(300, 1, np.random.default_rng(0), start)
@@ -132,7 +150,7 @@ def test_a_continuation_is_in_the_manner_of_the_nearest_track():
 
 
 def test_a_prior_comes_back_from_its_folder(tmp_path):
-    prior = Prior.fit(make_pieces())
+    prior = Prior.fit(*make_pieces())
     prior.save(tmp_path)
 
     again = Prior.load(tmp_path)
@@ -155,7 +173,7 @@ def test_a_prior_comes_back_from_its_folder(tmp_path):
     ],
 )
 def test_a_damaged_prior_is_named(tmp_path, name, change):
-    Prior.fit(make_pieces()).save(tmp_path)
+    Prior.fit(*make_pieces()).save(tmp_path)
     arrays = files.load_arrays(tmp_path / "prior.npz")
     np.savez(tmp_path / "prior.npz", **{**arrays, name: change(arrays[name])})
 
@@ -164,7 +182,7 @@ def test_a_damaged_prior_is_named(tmp_path, name, change):
 
 
 def test_temperature_scales_how_far_draws_stray():
-    prior = Prior.fit(make_pieces(2, 500)).take_genre("calm")  # one track
+    prior = Prior.fit(*make_pieces(2, 500)).take_genre("calm")  # one track
 
     spreads = [
         draw(2000, temperature, np.random.default_rng(0))[0].std()
@@ -180,7 +198,7 @@ def test_temperature_scales_how_far_draws_stray():
 
 @pytest.mark.parametrize("n_tracks, length", [(2, 1), (2, 2), (4, 3)])
 def test_few_pieces_are_enough_for_a_prior(n_tracks, length):
-    prior = Prior.fit(make_pieces(n_tracks, length))
+    prior = Prior.fit(*make_pieces(n_tracks, length))
 
     for draw in (prior.sample, prior.walk):
         latents, ranges, _ = draw(50, 1, np.random.default_rng(0))
@@ -191,13 +209,11 @@ def test_few_pieces_are_enough_for_a_prior(n_tracks, length):
 
 @pytest.mark.parametrize("count, message", [(1, "got 1: "), (5, "got 5 that are all the same: ")])
 def test_a_prior_needs_pieces_that_differ(count, message):
-    pieces = make_pieces()
-    arrays = {name: value for name, value in pieces._asdict().items() if name != "keys"}
-    same = {name: value[[0] * count] for name, value in arrays.items()}
-    pieces = TrainingPieces(**same, keys=pieces.keys[:1] * count)
+    pieces, followers = make_pieces()
+    pieces = pieces._replace(latents=pieces.latents[[0] * count])
 
     with pytest.raises(UserError, match=f"a prior needs at least 2 training pieces, {message}"):
-        Prior.fit(pieces)
+        Prior.fit(pieces, followers)
 
 
 def test_mel_distance_is_zero_for_itself_and_the_gain_for_a_gain():
@@ -246,7 +262,7 @@ def test_each_mode_writes_sound_of_the_length_asked_for(tmp_path, trained, monke
 
 
 def test_latents_of_a_model_are_those_of_its_pieces(trained):
-    pieces = load_training_pieces(trained / "model")
+    pieces = TrainingPieces.load(trained / "model")
     images = train.load_fsdd(trained / "saved_data" / "spectrograms", keys=pieces.keys)
 
     latents = Autoencoder.load(trained / "model").encode(images)
@@ -484,6 +500,13 @@ class Echo:
         return joined, joined
 
 
+def fit_prior(folder):
+    """Write the prior over a latents.npz, of whose pieces none is followed by another."""
+    pieces = TrainingPieces.load(folder)
+    none = np.zeros(len(pieces.keys), bool)
+    save_prior(folder, pieces, Followers(none, pieces.latents, pieces.ranges))
+
+
 @pytest.fixture
 def sources(tmp_path):
     """Sources of the latents of two genres: calm ones near 0, wild ones near 100, and louder."""
@@ -492,7 +515,7 @@ def sources(tmp_path):
     keys = [f"{('calm', 'wild')[index // 20]}/{index}.wav.000.npy" for index in range(40)]
     calm, wild = (-90.0, -10.0), (-70.0, 10.0)
     write_latents(tmp_path, latents, keys, [calm] * 20 + [wild] * 20)
-    Prior.fit(load_training_pieces(tmp_path)).save(tmp_path)
+    fit_prior(tmp_path)
     return Sources(tmp_path, None, None)
 
 
@@ -542,7 +565,7 @@ def test_a_morph_goes_from_the_first_piece_to_the_second():
 def test_a_tour_goes_two_standard_deviations_to_either_side(tmp_path):
     latents = np.array([[-6, 0], [6, 0], [0, -1], [0, 1]] * 2, np.float32) + 5
     write_latents(tmp_path, latents, [f"{index}.wav.000.npy" for index in range(8)])
-    Prior.fit(load_training_pieces(tmp_path)).save(tmp_path)
+    fit_prior(tmp_path)
 
     first, _ = tour_components(Echo(), Sources(tmp_path, None, None), 2)
 
@@ -564,7 +587,7 @@ def test_a_place_in_the_latent_space_is_that_of_the_tour(tmp_path, trained):
 @pytest.mark.parametrize("latents", [np.ones((1, 4)), np.ones((3, 4))])
 def test_new_music_needs_pieces_that_differ(tmp_path, latents):
     write_latents(tmp_path, latents, [f"{index}.wav.000.npy" for index in range(len(latents))])
-    save_prior(tmp_path)
+    fit_prior(tmp_path)
 
     with pytest.raises(FileNotFoundError, match="no prior at .* 2 training pieces that"):
         next(tour_components(None, Sources(tmp_path, None, None), 3))
@@ -621,7 +644,7 @@ def test_damaged_latents_are_named(tmp_path):
     (tmp_path / "latents.npz").write_bytes(b"rubbish")
 
     with pytest.raises(UserError, match=r"latents\.npz is damaged"):
-        load_training_pieces(tmp_path)
+        TrainingPieces.load(tmp_path)
 
 
 def test_page_escapes_what_it_shows(tmp_path):

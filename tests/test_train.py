@@ -6,9 +6,9 @@ import pytest
 
 import preprocess
 import train
-from generation.prior import load_training_pieces
+from generation.prior import TrainingPieces
 from helpers import make_images
-from support import dataset, files
+from support import dataset
 from support.bands import extract_bands
 from support.errors import UserError
 from training import outputs
@@ -301,22 +301,21 @@ def test_pieces_are_encoded_with_what_follows_them(tmp_path):
     }
     windows = Windows(images, keys, ranges, 80.0)
 
-    arrays = outputs.encode_pieces(lambda x: x.mean(axis=(1, 3)), windows, keys, ranges, 22050)
-    files.write_arrays(tmp_path / "latents.npz", **arrays)
-    pieces = load_training_pieces(tmp_path)
+    encode = lambda x: x.mean(axis=(1, 3))  # noqa: E731
+    pieces, followers = outputs.encode_pieces(encode, windows, keys, ranges, 22050)
+    pieces.save(tmp_path)
+    pieces = TrainingPieces.load(tmp_path)
 
     np.testing.assert_allclose(pieces.latents, images.mean(axis=(1, 3)), rtol=1e-6)
     np.testing.assert_array_equal(pieces.ranges, [[-80, 0], [-80, 0], [-80, 2]])
     assert (pieces.keys, pieces.genres.tolist()) == (keys, ["calm", "calm", ""])
     bands = extract_bands(images, 22050)
     np.testing.assert_allclose(pieces.bands / 255, bands, atol=0.5 / 255 + 1e-6)
-    assert pieces.has_next.tolist() == [True, False, False]
+    assert followers.exist.tolist() == [True, False, False]
     follower = np.concatenate([images[0, :, 6:], images[1, :, :6]], axis=1)
-    np.testing.assert_allclose(pieces.next_latents[0], follower.mean(axis=(0, 2)), atol=0.02)
-    assert (
-        pieces.next_ranges[0] == pytest.approx([-80, 0], abs=2)
-        and not pieces.next_latents[1:].any()
-    )
+    np.testing.assert_allclose(followers.latents[0], follower.mean(axis=(0, 2)), atol=0.02)
+    assert followers.ranges[0] == pytest.approx([-80, 0], abs=2)
+    assert not followers.latents[1:].any()
 
 
 def test_the_fingerprint_of_a_run_tells_its_pieces_their_parts_and_their_ranges():

@@ -4,7 +4,7 @@ In:  its pieces, their latents and decibel ranges, its history.
 Out: model/history.csv, history.png, latents.npz, prior.npz, split.json; the Texture; a
      fingerprint.
 
-    arrays = encode_pieces(autoencoder.encode, windows, keys, min_max_values, 22050)
+    pieces, followers = encode_pieces(autoencoder.encode, windows, keys, min_max_values, 22050)
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import json
 
 import numpy as np
 
-from generation.prior import Prior, load_training_pieces
+from generation.prior import Followers, Prior, TrainingPieces
 from support import dataset
 from support.bands import extract_bands
 from support.errors import UserError
@@ -61,42 +61,32 @@ def measure_missing_texture(reconstruct, images, min_max_values, settings):
 
 
 def encode_pieces(encode, windows, keys, min_max_values, sample_rate):
-    """What latents.npz holds of every training piece.
+    """The TrainingPieces, and their Followers.
 
     Args:
         encode: images, float32 (n, height, width, channels), to latents, float32 (n, d).
         windows: the Windows of all pieces.
-    Returns:
-        {"latent": float32 (n, d), "min", "max": dB (n,), "key", "genre" (top folder): str (n,),
-        "bands": uint8 (n, n_steps, n_bands), see support/bands.py; and of the window half a piece
-        later, zero where "has_next" is not: "next_latent", "next_min", "next_max"}.
     """
     latents = encode(windows.images)
-    next_latents, next_ranges = np.zeros_like(latents), np.zeros((len(keys), 2), np.float32)
-    chosen = np.flatnonzero(windows.has_next)
-    for start in range(0, len(chosen), NEXT_BATCH_SIZE):
-        batch = chosen[start : start + NEXT_BATCH_SIZE]
-        images, ranges = zip(*map(windows.get_next, batch), strict=True)
-        next_latents[batch] = encode(np.stack(images))
-        next_ranges[batch] = [[entry["min"], entry["max"]] for entry in ranges]
-    return {
-        "latent": latents,
-        "min": np.array([min_max_values[key]["min"] for key in keys]),
-        "max": np.array([min_max_values[key]["max"] for key in keys]),
-        "key": np.array(keys),
-        "genre": np.array([dataset.get_genre(key) for key in keys]),
-        "bands": np.rint(255 * extract_bands(windows.images, sample_rate)).astype(np.uint8),
-        "has_next": np.array(windows.has_next),
-        "next_latent": next_latents,
-        "next_min": next_ranges[:, 0],
-        "next_max": next_ranges[:, 1],
-    }
+    chosen = dataset.select_min_max_values(min_max_values, keys)
+    ranges = np.array([[entry["min"], entry["max"]] for entry in chosen], np.float32)
+    genres = np.array([dataset.get_genre(key) for key in keys])
+    bands = np.rint(255 * extract_bands(windows.images, sample_rate)).astype(np.uint8)
+
+    exist = np.array(windows.has_next)
+    followers = Followers(exist, np.zeros_like(latents), np.zeros_like(ranges))
+    for start in range(0, exist.sum(), NEXT_BATCH_SIZE):
+        batch = np.flatnonzero(exist)[start : start + NEXT_BATCH_SIZE]
+        images, entries = zip(*map(windows.get_next, batch), strict=True)
+        followers.latents[batch] = encode(np.stack(images))
+        followers.ranges[batch] = [[entry["min"], entry["max"]] for entry in entries]
+    return TrainingPieces(latents, ranges, [*keys], genres, bands), followers
 
 
-def save_prior(folder):
-    """Write prior.npz, the Prior over latents.npz, unless its pieces are too few or all alike."""
+def save_prior(folder, pieces, followers):
+    """Write prior.npz, the Prior over training pieces, unless they are too few or all alike."""
     with contextlib.suppress(UserError):
-        Prior.fit(load_training_pieces(folder)).save(folder)
+        Prior.fit(pieces, followers).save(folder)
 
 
 def save_split(path, parts):

@@ -377,7 +377,10 @@ def main(argv=None):
     parser = get_parser()
     options = parser.parse_args(argv)
     try:
-        modes = [] if options.app else choose_modes({*vars(options)})
+        given = {*vars(options)} & (MODES.keys() | DEFAULTS.keys())
+        if options.app and given:
+            raise UserError(f"--app does nothing with --{min(given)}: it asks for it on its page")
+        modes = choose_modes(given)
     except UserError as error:
         parser.error(str(error))
     sources = Sources(options.model, Path(SPECTROGRAMS_PATH), Path(MIN_MAX_VALUES_PATH))
@@ -442,7 +445,9 @@ def run_app(make_generator, sources, save, folder, base_flags):
     from generation.app import MAX_UPLOAD, build_app, format_command
 
     def keep(item, flags, uploads):
-        copies = {path: str(folder / "uploads" / Path(path).name) for path in uploads}
+        # Gradio's folder of an upload is named after what it holds.
+        names = {path: Path(Path(path).parent.name[:8], Path(path).name) for path in uploads}
+        copies = {path: str(folder / "uploads" / name) for path, name in names.items()}
         command = format_command([copies.get(flag, flag) for flag in flags])
         item = item._replace(figures={**item.figures, "command": command})
         page, _ = save([item], make_generator("--no-texture" not in flags, 0))

@@ -143,8 +143,9 @@ class Evaluator:
     def _motions(self):
         """measure_motion() of the training tracks that last MOTION_S or longer."""
         pieces = self._pieces
-        ends = np.flatnonzero(~pieces.has_next) + 1
-        tracks = np.split(np.arange(len(pieces.keys)), ends[:-1])
+        names = np.array([dataset.get_track(key) for key in pieces.keys])
+        starts = np.flatnonzero(names[1:] != names[:-1]) + 1
+        tracks = np.split(np.arange(len(names)), starts)
         long = [track for track in tracks if len(track) * self._piece_s >= MOTION_S]
         motions = []
         for track in (long[index] for index in (choose_evenly(len(long)) if long else ())):

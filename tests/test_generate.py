@@ -118,6 +118,7 @@ def test_modes_are_those_that_the_flags_ask_for(given, modes):
     "flags, message",
     [
         (("--genre", "jazz"), "--genre does nothing without --sample or --compose"),
+        (("--app", "--sample", "3", "--genre", "jazz"), "--app does nothing with --genre"),
         (
             ("--temperature", "1", "--num_spectrograms", "2"),
             "nothing without --sample or --compose",

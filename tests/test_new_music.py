@@ -1,6 +1,7 @@
 """New music: the prior, the modes, evaluation and the page; the last through a real browser."""
 
 import os
+import re
 import shutil
 
 import matplotlib.image
@@ -11,6 +12,7 @@ import soundfile
 import generate
 import train
 from autoencoder import Autoencoder
+from generation import evaluation
 from generation.evaluation import measure_mel_distance
 from generation.modes import Item, Sources, compose, make_samples, morph, tour_components
 from generation.page import Page
@@ -297,6 +299,17 @@ def test_new_pieces_are_compared_with_training_and_held_out_ones(tmp_path, train
     nearest = [row["value"] for row in rows if row["figure"] == "nearest training audio"]
     tracks = {*load_split(trained / "model" / "split.json")["train"]}
     assert len(nearest) == 4 and {text.rpartition(" at ")[0] for text in nearest} <= tracks
+
+
+def test_a_long_piece_is_compared_with_how_training_tracks_move(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(evaluation, "MOTION_S", 0.9)  # of tracks of four pieces of 0.3 s
+
+    run_generate(trained, tmp_path, "--compose", "2")
+
+    names = [row["figure"] for row in read_csv(tmp_path / "metrics.csv")]
+    motion = [re.search(r"\(training tracks: (\S+) to (\S+)\)", name) for name in names]
+    ranges = [[*map(float, found.groups())] for found in motion if found]
+    assert len(ranges) == 3 and all(low <= high for low, high in ranges)
 
 
 def test_new_pieces_need_no_features(tmp_path, trained, capsys):

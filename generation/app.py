@@ -103,6 +103,10 @@ def build_app(make_generator, sources, keep, base_flags):
         items = reconstruct_files(generator, sources, [check_upload(path)])
         return items, ["--audio_files", path], [path]
 
+    def warm_up():
+        """Import and compile, while the page is being read, what the first sound needs."""
+        next(place(True, 0)[0])
+
     @contextlib.contextmanager
     def show_errors():
         """What the user can mend becomes a message on the page."""
@@ -189,6 +193,7 @@ def build_app(make_generator, sources, keep, base_flags):
         with gr.Tab("Through the model"):
             inputs = [add_upload()]
             add_outputs(through, inputs, gr.Button("Send it through", variant="primary").click)
+        app.load(warm_up)
     return app
 
 

@@ -25,7 +25,7 @@ PIECES_PER_COMPONENT = 4  # at least, of principal components
 MAX_COMPONENTS = 1024
 MIN_GROUP = 4  # pieces of a track, on average, that tell how it strays from its mean
 SPREAD_PIECES = 8  # of typical spread, that a group's own pieces are mixed with
-RIDGE = 1e-6  # of the mean variance, for directions in which nothing varies
+RIDGE = 1e-6  # variance of directions in which nothing varies; that of all pieces is 1
 MAX_CORRELATION = 0.999  # of a window and the next, for a process that goes on for ever
 MAX_SCORE = 3.0  # of a peak or span, in deviations from the median
 MAD_TO_DEVIATION = 1.4826  # from the median absolute deviation of a Gaussian to its standard one
@@ -386,8 +386,7 @@ def fit_process(deviations, pairs):
     d = deviations.shape[1]
     is_known = len(pairs) >= 2 * PIECES_PER_COMPONENT  # what follows
     rows = pairs.reshape(-1, d) if is_known else deviations
-    covariance = rows.T @ rows / len(rows)
-    covariance += RIDGE * np.trace(covariance) / d * np.eye(d)
+    covariance = rows.T @ rows / len(rows) + RIDGE * np.eye(d)
     start_factor = np.linalg.cholesky(covariance)
     correlations = np.zeros((d, d))
     if is_known:

@@ -16,7 +16,7 @@ from generation import evaluation
 from generation.evaluation import measure_mel_distance
 from generation.modes import Item, Sources, compose, make_samples, morph, tour_components
 from generation.page import Page
-from generation.prior import Followers, Prior, TrainingPieces
+from generation.prior import Followers, Prior, TrainingPieces, fit_process
 from helpers import (
     SAMPLE_RATE,
     make_music,
@@ -207,6 +207,12 @@ def test_few_pieces_are_enough_for_a_prior(n_tracks, length):
 
         assert latents.shape == (50, 6) and ranges.shape == (50, 2)
         assert np.isfinite(latents).all() and np.isfinite(ranges).all()
+
+
+def test_tracks_without_any_change_have_a_process_that_rests():
+    step, *factors = fit_process(np.zeros((9, 3)), np.zeros((16, 6)))
+
+    assert np.isfinite(step).all() and np.abs(factors).max() < 0.01
 
 
 @pytest.mark.parametrize("count, message", [(1, "got 1: "), (5, "got 5 that are all the same: ")])

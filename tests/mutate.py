@@ -202,8 +202,8 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
     ),
     (
         "training/outputs.py",
-        '"min": np.array([min_max_values[key]["min"]',
-        '"min": np.array([min_max_values[key]["max"]',
+        '[[entry["min"], entry["max"]] for entry in chosen]',
+        '[[entry["max"], entry["max"]] for entry in chosen]',
         "train",
     ),
     ("training/batches.py", "default_rng((self.seed, epoch))", "default_rng(self.seed)", "batches"),
@@ -306,10 +306,10 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
         "* self.peak_scale",
         "new_music",
     ),
-    ("generation/prior.py", "deviations[first + 1]", "deviations[first]", "new_music"),
+    ("generation/prior.py", "[between, earlier + 1]", "[between, earlier]", "new_music"),
     (
         "generation/prior.py",
-        "= points - centres[of_piece]",
+        "= points - centres[groups]",
         "= points - centres.mean(axis=0)",
         "new_music",
     ),

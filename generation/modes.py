@@ -220,7 +220,7 @@ def morph(sound_generator, sources, spectrograms, min_max_values, keys, *, steps
     images = sound_generator.fit_images(spectrograms)
     first, last = sound_generator.autoencoder.encode(images)
     share = np.linspace(0, 1, steps, dtype=np.float32)[:, np.newaxis]
-    ends = np.array([[entry["min"], entry["max"]] for entry in min_max_values], np.float32)
+    ends = dataset.list_ranges(min_max_values)
     latents = (1 - share) * first + share * last
     ranges = make_min_max_values((1 - share) * ends[0] + share * ends[1])
     windows = [*sound_generator.decode(latents, ranges)]

@@ -175,3 +175,8 @@ def select_min_max_values(min_max_values, keys):
         if key not in min_max_values:
             raise UserError(f"{key} has no min-max values: run preprocess.py again")
     return [min_max_values[key] for key in keys]
+
+
+def list_ranges(min_max_values):
+    """(min, max) of each {"min": dB, "max": dB}, float32 (n, 2)."""
+    return np.array([[entry["min"], entry["max"]] for entry in min_max_values], np.float32)

@@ -201,9 +201,9 @@ MUTATIONS = [  # (file, its text, what takes its place, test files that should n
         "train resume",
     ),
     (
-        "training/outputs.py",
-        '[[entry["min"], entry["max"]] for entry in chosen]',
-        '[[entry["max"], entry["max"]] for entry in chosen]',
+        "support/dataset.py",
+        '[[entry["min"], entry["max"]] for entry in',
+        '[[entry["max"], entry["max"]] for entry in',
         "train",
     ),
     ("training/batches.py", "default_rng((self.seed, epoch))", "default_rng(self.seed)", "batches"),

@@ -68,18 +68,18 @@ def encode_pieces(encode, windows, keys, min_max_values, sample_rate):
         windows: the Windows of all pieces.
     """
     latents = encode(windows.images)
-    chosen = dataset.select_min_max_values(min_max_values, keys)
-    ranges = np.array([[entry["min"], entry["max"]] for entry in chosen], np.float32)
+    ranges = dataset.list_ranges(dataset.select_min_max_values(min_max_values, keys))
     genres = np.array([dataset.get_genre(key) for key in keys])
     bands = np.rint(255 * extract_bands(windows.images, sample_rate)).astype(np.uint8)
 
     exist = np.array(windows.has_next)
     followers = Followers(exist, np.zeros_like(latents), np.zeros_like(ranges))
-    for start in range(0, exist.sum(), NEXT_BATCH_SIZE):
-        batch = np.flatnonzero(exist)[start : start + NEXT_BATCH_SIZE]
+    followed = np.flatnonzero(exist)
+    for start in range(0, len(followed), NEXT_BATCH_SIZE):
+        batch = followed[start : start + NEXT_BATCH_SIZE]
         images, entries = zip(*map(windows.get_next, batch), strict=True)
         followers.latents[batch] = encode(np.stack(images))
-        followers.ranges[batch] = [[entry["min"], entry["max"]] for entry in entries]
+        followers.ranges[batch] = dataset.list_ranges(entries)
     return TrainingPieces(latents, ranges, [*keys], genres, bands), followers
 
 

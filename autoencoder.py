@@ -1,6 +1,6 @@
 """The convolutional autoencoder: its layers, training, saving and loading.
 
-In:  images float32 (n, height, width, channels) in [0, 1].
+In:  images float32 (n, height, width, channels) in [0, 1], of any width.
 Out: their reconstructions and latents; a folder with parameters.json and model.weights.h5.
 
     autoencoder = Autoencoder((512, 256, 1), (16, 32, 64), (3, 3, 3), (2, 2, 2), 128)
@@ -9,6 +9,7 @@ Out: their reconstructions and latents; a folder with parameters.json and model.
 
 import dataclasses
 import io
+import math
 import os
 import warnings
 from pathlib import Path
@@ -41,28 +42,39 @@ keras.config.set_epsilon(1e-7)
 BN_MOMENTUM = 0.9  # Keras's 0.99 needs thousands of steps before inference matches training
 BETA_2 = 0.95  # of Adam; with Keras's 0.999 the learning rate that trains best kills the ReLUs
 PREDICT_BATCH_SIZE = 32
+STRETCH_STEPS = 128  # of a long sequence, computed together
 PRECISIONS = ("float32", "bfloat16", "float16")
 MAX_SIZE = 1 << 20  # of any of the parameters
 MAX_LAYERS = 64
+
+FIRST_FILTERS, FILTERS = 160, 320  # of the default network: of its first layer, of each other one
+FRAMES_PER_STEP = 16  # columns of an image that share a latent
+CELLS_PER_LATENT = 64  # of an image, for each number of its latents
 
 
 @dataclasses.dataclass(eq=False)
 class Autoencoder:
     """A convolutional autoencoder with a mirrored encoder and decoder.
 
-    The fields are what parameters.json holds: one that is added here is saved and loaded, too.
+    Each step of some columns has a latent of its own: the network is a convolution in time, so
+    that its weights fit images of any width. With as many columns to a step as an image has, it
+    has one latent. The fields are what parameters.json holds: one that is added here is saved and
+    loaded, too.
 
     Args:
         input_shape: (height, width, channels), any sizes; odd sides come out as they went in.
         conv_filters, conv_kernels, conv_strides: one entry per convolution; a kernel or stride is
             an int for a square, or (vertical, horizontal).
-        latent_space_dim: width of the Dense bottleneck.
+        latent_space_dim: width of the Dense bottleneck: numbers for each step.
         bins_as_channels: make it a 1-D convolution over time whose input channels are the bins
             (times the image's channels); an int is then a kernel or stride over time.
         bin_hz: Hz from one row of the image to the next; then rows count as the mel scale spaces
             them, in the loss and in what the convolutions see. 0: all count alike.
         precision: one of PRECISIONS, the arithmetic while it trains; its weights, and all that it
             computes afterwards, are float32.
+    Attributes:
+        frames_per_step: columns of a step, the product of the horizontal strides.
+        n_steps: of an image of input_shape.
     Raises:
         UserError: lists of different lengths, or a size that is not an integer from 1 up.
     """
@@ -113,36 +125,53 @@ class Autoencoder:
         return tuple(pairs)
 
     def _build(self):
-        self.row_weights = weigh_rows(self.input_shape[0], self.bin_hz)  # (height, 1, 1)
+        height, width, channels = self.input_shape
+        self.row_weights = weigh_rows(height, self.bin_hz)  # (height, 1, 1)
+        self.frames_per_step = math.prod(stride for _, stride in self.conv_strides)
+        self.n_steps = -(-width // self.frames_per_step)
         self.encoder, shapes = self._build_encoder()
         self.decoder = self._build_decoder(shapes)
         image = keras.Input(self.input_shape, name="image")  # (batch, height, width, channels)
-        self.model = keras.Model(image, self.decoder(self.encoder(image)), name="autoencoder")
+        missing = self.n_steps * self.frames_per_step - width
+        whole = layers.ZeroPadding2D(((0, 0), (0, missing)))(image) if missing else image
+        x = self.decoder(self.encoder(whole))
+        x = layers.Cropping2D(((0, 0), (0, missing)))(x) if missing else x
+        self.model = keras.Model(image, x, name="autoencoder")
 
     def _build_encoder(self):
-        """The encoder, and the shapes of each convolution's input and of the last one's output."""
-        image = keras.Input(self.input_shape, name="image")  # (batch, height, width, channels)
+        """The encoder of images of whole steps, and the (rows, channels) of each feature map."""
+        height, _, channels = self.input_shape
+        image = keras.Input((height, None, channels), name="image")
         x = image * np.sqrt(self.row_weights)  # so that a squared error counts by them
         if self.bins_as_channels:
-            x = self._bins_to_channels(x)  # (batch, 1, width, height * channels)
-        shapes = [x.shape[1:]]
+            x = layers.Permute((2, 1, 3))(x)  # (batch, frames, height, channels)
+            x = layers.Reshape((1, -1, height * channels))(x)  # (batch, 1, frames, channels)
+        elif missing := -height % math.prod(stride for stride, _ in self.conv_strides):
+            x = layers.ZeroPadding2D(((0, missing), (0, 0)))(x)
+        shapes = [(x.shape[1], x.shape[3])]
         for index in range(len(self.conv_filters)):
-            x = self._conv_block(x, index)  # (batch, height / stride, width / stride, filters)
-            shapes.append(x.shape[1:])
-        latent = self._bottleneck(x)  # (batch, latent_space_dim)
+            x = self._conv_block(x, index)  # (batch, rows / stride, frames / stride, filters)
+            shapes.append((x.shape[1], x.shape[3]))
+        latent = self._bottleneck(x)  # (batch, steps, latent_space_dim)
         return keras.Model(image, latent, name="encoder"), shapes
 
     def _build_decoder(self, shapes):
-        """The encoder's mirror image: from the last of its shapes back to the first."""
-        latent = keras.Input((self.latent_space_dim,), name="latent")
-        x = layers.Dense(int(np.prod(shapes[-1])), name="features")(latent)
-        x = layers.Reshape(shapes[-1])(x)  # (batch, *shapes[-1])
+        """The encoder's mirror image: from the last of its feature maps back to the first."""
+        height, _, channels = self.input_shape
+        rows, filters = shapes[-1]
+        latent = keras.Input((None, self.latent_space_dim), name="latent")
+        x = layers.Dense(rows * filters, name="features")(latent)
+        x = layers.Reshape((-1, rows, filters))(x)
+        x = layers.Permute((2, 1, 3))(x)  # (batch, rows, steps, filters)
         for index in reversed(range(len(self.conv_filters))):
-            x = self._deconv_block(x, index, shapes[index])  # (batch, *shapes[index])
+            x = self._deconv_block(x, index, shapes[index][1])
         if self.bins_as_channels:
-            x = self._channels_to_bins(x)
+            x = layers.Reshape((-1, height, channels))(x)
+            x = layers.Permute((2, 1, 3))(x)  # (batch, height, frames, channels)
+        elif missing := shapes[0][0] - height:
+            x = layers.Cropping2D(((0, missing), (0, 0)))(x)
         x = x / np.sqrt(self.row_weights)
-        return keras.Model(latent, x, name="decoder")  # (batch, height, width, channels), linear
+        return keras.Model(latent, x, name="decoder")  # (batch, height, frames, channels), linear
 
     def _conv_block(self, x, index):
         """Convolution, ReLU and BatchNormalization."""
@@ -150,15 +179,16 @@ class Autoencoder:
         return self._activate(conv(x), index)
 
     def _bottleneck(self, x):
-        """The latent of the last feature map; a VAE changes this place."""
-        x = layers.Flatten(name="flatten")(x)  # (batch, height * width * filters)
+        """The latent of each step of the last feature map; a VAE changes this place."""
+        _, rows, _, filters = x.shape
+        x = layers.Permute((2, 1, 3))(x)
+        x = layers.Reshape((-1, rows * filters), name="flatten")(x)  # (batch, steps, features)
         return layers.Dense(self.latent_space_dim, name="latent")(x)
 
-    def _deconv_block(self, x, index, shape):
-        """A _conv_block backwards, to the shape of its input; the last one is linear."""
-        deconv = layers.Conv2DTranspose(shape[-1], name=f"deconv_{index}", **self._steps(index))
-        x = crop_to(deconv(x), shape, deconv)
-        return self._activate(x, index) if index > 0 else x
+    def _deconv_block(self, x, index, filters):
+        """A _conv_block backwards, to as many channels as its input had; the last one is linear."""
+        deconv = layers.Conv2DTranspose(filters, name=f"deconv_{index}", **self._steps(index))
+        return self._activate(deconv(x), index) if index > 0 else deconv(x)
 
     def _activate(self, x, index):
         norm = layers.BatchNormalization(momentum=BN_MOMENTUM, name=f"norm_{index}")
@@ -169,15 +199,23 @@ class Autoencoder:
         kernel, strides = self.conv_kernels[index], self.conv_strides[index]
         return {"kernel_size": kernel, "strides": strides, "padding": "same"}
 
-    def _bins_to_channels(self, x):
-        height, width, channels = self.input_shape
-        x = layers.Permute((2, 1, 3))(x)  # (batch, width, height, channels)
-        return layers.Reshape((1, width, height * channels))(x)
-
-    def _channels_to_bins(self, x):
-        height, width, channels = self.input_shape
-        x = layers.Reshape((width, height, channels))(x)
-        return layers.Permute((2, 1, 3))(x)  # (batch, height, width, channels)
+    @property
+    def reach(self):
+        """Frames, at most, on either side of a step that its latent and its image depend on."""
+        reaches = []
+        for model in (self.encoder, self.decoder):
+            reach, frames = 0, 1 if model is self.encoder else self.frames_per_step
+            for layer in model.layers:
+                kernel, stride = (
+                    np.ravel(getattr(layer, name, 1))[-1] for name in ("kernel_size", "strides")
+                )
+                if isinstance(layer, layers.Conv2DTranspose):
+                    frames //= stride
+                reach += (kernel - 1) * np.ravel(getattr(layer, "dilation_rate", 1))[-1] * frames
+                if not isinstance(layer, layers.Conv2DTranspose):
+                    frames *= stride
+            reaches.append(int(reach))
+        return max(reaches)
 
     @property
     def parameters(self):
@@ -212,38 +250,35 @@ class Autoencoder:
         """Fit the model to reproduce x_train.
 
         Args:
-            x_train, x_validation: float32 (n, height, width, channels), in [0, 1], or Keras
-                datasets of (images, images) batches; for these batch_size must be None.
+            x_train, x_validation: float32 (n, height, width, channels), in [0, 1], or Windows,
+                which bring the model that makes images of their batches.
+            batch_size: images; None with Windows, which have one.
             initial_epoch: how many of the epochs have passed already.
             callbacks: of Keras; each gets the attributes `autoencoder`, which is this one,
                 `x_train` and `x_validation`.
         """
-        is_array = isinstance(x_train, np.ndarray)
         for callback in callbacks:
             callback.autoencoder = self
             callback.x_train, callback.x_validation = x_train, x_validation
+        is_array = isinstance(x_train, np.ndarray)
+        model = self.model if is_array else x_train.make_model(self)
         if isinstance(x_validation, np.ndarray):
             x_validation = (x_validation, x_validation)
         self._set_precision(self.precision)
         try:
-            self.model.fit(
+            model.fit(
                 x_train,
                 x_train if is_array else None,
                 batch_size=batch_size,
                 epochs=epochs,
                 initial_epoch=initial_epoch,
                 validation_data=x_validation,
-                shuffle=is_array,  # a dataset's order is its own
+                shuffle=is_array,  # the order of Windows is their own
                 callbacks=[*callbacks],
                 verbose=0,
             )
         finally:
             self._set_precision("float32")
-
-    def measure(self, images):
-        """The loss of images, or of a Keras dataset of (images, images) batches."""
-        targets = images if isinstance(images, np.ndarray) else None
-        return self.model.evaluate(images, targets, verbose=0)
 
     def _set_precision(self, precision):
         """Choose the arithmetic of the layers; their weights stay float32."""
@@ -251,18 +286,40 @@ class Autoencoder:
             layer.dtype_policy = precision if precision == "float32" else f"mixed_{precision}"
 
     def encode(self, images):
-        """The latents of images, float32 (n, latent_space_dim)."""
+        """The latents of images of any width, float32 (n, steps, latent_space_dim)."""
+        missing = -images.shape[2] % self.frames_per_step
+        if missing:
+            images = np.pad(images, [(0, 0), (0, 0), (0, missing), (0, 0)])
         return predict_in_batches(self.encoder, images)
 
     def decode(self, latents):
-        """The images of latents, float32 (n, height, width, channels), in [0, 1]."""
-        images = predict_in_batches(self.decoder, latents)
-        return np.clip(images, 0, 1)  # the output layer is linear
+        """The images of latents, float32 (n, height, steps * frames_per_step, channels), in [0, 1].
+
+        They are in whole steps, and so wider than input_shape if its width is not.
+        """
+        return np.clip(predict_in_batches(self.decoder, latents), 0, 1)  # it is linear at the end
 
     def reconstruct(self, images):
         """Images through the bottleneck and back: (reconstructed in [0, 1], latents)."""
         latents = self.encode(images)
-        return self.decode(latents), latents
+        return self.decode(latents)[:, :, : images.shape[2]], latents
+
+    def plan_stretches(self, n_steps, multiple=1):
+        """Yield stretches of a long sequence of steps, in which it is encoded or decoded.
+
+        Each has a margin on both sides that is as wide as what its steps depend on, so that the
+        whole comes out as it would in one pass.
+
+        Args:
+            multiple: of all places but the end.
+        Yields:
+            (first, start, stop, last): steps start to stop, with their margins first to last.
+        """
+        least_margin = -(-self.reach // self.frames_per_step)
+        stretch, margin = (-(-n // multiple) * multiple for n in (STRETCH_STEPS, least_margin))
+        for start in range(0, n_steps, stretch):
+            stop = min(start + stretch, n_steps)
+            yield max(0, start - margin), start, stop, min(stop + margin, n_steps)
 
     def save(self, folder):
         """Write parameters.json and model.weights.h5, both or neither."""
@@ -350,26 +407,6 @@ def weigh_rows(height, bin_hz):
     return (weights / weights.mean()).astype(np.float32)[:, np.newaxis, np.newaxis]
 
 
-def crop_to(x, shape, deconv):
-    """Cut what a transposed convolution adds if its stride does not divide a side.
-
-    The cut is as long as the convolution's padding was, so that every kernel lies where its
-    mirror image lay.
-    """
-    crop = []
-    for axis in (0, 1):
-        size, full = shape[axis], x.shape[1 + axis]
-        kernel, stride = deconv.kernel_size[axis], deconv.strides[axis]
-        before = pad_before(size, kernel, stride) - pad_before(full, kernel, stride)
-        crop.append((before, full - size - before))
-    return layers.Cropping2D(crop)(x) if np.any(crop) else x
-
-
-def pad_before(size, kernel, stride):
-    """How many zeros "same" padding puts in front of an axis."""
-    return max((-(-size // stride) - 1) * stride + kernel - size, 0) // 2
-
-
 def check_sizes(name, sizes, count=None):
     """The sizes as a tuple; a UserError unless they are `count` integers in 1..MAX_SIZE."""
     is_list = isinstance(sizes, (list, tuple)) and count in (None, len(sizes))
@@ -380,7 +417,39 @@ def check_sizes(name, sizes, count=None):
     return tuple(map(int, sizes))
 
 
-if __name__ == "__main__":
-    from train import choose_architecture
+def choose_architecture(
+    input_shape, *, conv_filters=None, latent_space_dim=None, sample_rate=0, precision="float32"
+):
+    """The Autoencoder's arguments for spectrograms of a shape.
 
+    It is a 1-D convolution over time whose channels are the bins: the filters of the first layer
+    are spectra, and each other layer halves the number of frames.
+
+    Args:
+        input_shape: (height, width, channels).
+        conv_filters: one entry per convolution, or None to choose them.
+        latent_space_dim: numbers for each step, or None to choose them.
+        sample_rate: Hz, to weigh the bins as the mel scale spaces them; 0: all alike.
+    """
+    height, width, channels = input_shape
+    n_halvings = round(math.log2(min(FRAMES_PER_STEP, max(2, width))))
+    n_halvings = len(conv_filters) - 1 if conv_filters else n_halvings
+    cells = height * channels * 2**n_halvings  # of a step
+    latent_space_dim = latent_space_dim or max(1, cells // CELLS_PER_LATENT)
+    if not conv_filters:
+        last = max(FILTERS, 7 * latent_space_dim // 4)  # start_as_pca has components in 0.6 of them
+        conv_filters = (FIRST_FILTERS, *[FILTERS] * (n_halvings - 1), last)
+    return {
+        "input_shape": tuple(input_shape),
+        "conv_filters": tuple(conv_filters),
+        "conv_kernels": (1,) + (3,) * n_halvings,
+        "conv_strides": (1,) + (2,) * n_halvings,
+        "latent_space_dim": latent_space_dim,
+        "bin_hz": sample_rate / 2 / height,
+        "bins_as_channels": True,
+        "precision": precision,
+    }
+
+
+if __name__ == "__main__":
     Autoencoder(**choose_architecture((512, 256, 1))).summary()

@@ -31,16 +31,15 @@ from generation.modes import (
     reconstruct_files,
     tour_components,
 )
-from generation.prior import TrainingPieces, list_similar
 from preprocess import SAMPLE_RATE
 from support import dataset
 from support.command_line import make_parser, number, run_script, show_progress
 from support.errors import UserError
 from support.files import lock, make_printable, remove_temporaries, write_atomically
 from support.memory import return_freed_memory
+from support.prior import TrainingTracks, list_similar
 from support.settings import Settings
 from support.texture import Texture
-from training.data import Pieces
 from training.splits import load_split
 
 SPECTROGRAMS_PATH = "saved_data/spectrograms"
@@ -70,7 +69,7 @@ def load_data(spectrograms_path):
         (sequence of float32 (n_bins, n_frames, n_channels), list of keys).
     """
     file_paths = dataset.list_keys(spectrograms_path)
-    return Pieces(spectrograms_path, None, file_paths), file_paths
+    return dataset.Pieces(spectrograms_path, None, file_paths), file_paths
 
 
 def select_spectrograms(
@@ -257,16 +256,15 @@ def make_evaluator(sound_generator, sources, genre):
     """The Evaluator of new pieces; without the model's features it knows none that was held out."""
     from generation.evaluation import Evaluator
 
-    pieces = TrainingPieces.load(sources.model)
+    tracks = TrainingTracks.load(sources.model)
     held_out = []
     try:
         check_settings(sources)
         held_out = load_held_out(sources, genre)
     except (OSError, UserError) as error:
         say(f"new pieces are not compared with held-out ones: {error}", sys.stderr)
-    say(f"comparing with {len(pieces.keys)} training pieces and {len(held_out)} held-out ones")
-    images = sound_generator.fit_images(held_out) if held_out else np.empty(0)
-    return Evaluator(sound_generator, pieces, images)
+    say(f"comparing with {len(tracks.tracks)} training tracks and {len(held_out)} held-out pieces")
+    return Evaluator(sound_generator, tracks, held_out)
 
 
 def load_held_out(sources, genre):
@@ -300,17 +298,16 @@ def save_items(items, page, save_dirs, sound_generator, sources, genre=None):
             n_skipped += 1
             say(f"skipped {item}", sys.stderr)
             continue
-        if item.latents is not None:  # a new piece
+        if item.is_new:
             evaluator = evaluator or make_evaluator(sound_generator, sources, genre)
             item = evaluator.compare(item)
         item, paths = save_item(item, save_dirs, sound_generator.sample_rate)
         page.add(item, paths)
         say(describe_item(item, paths))
     if evaluator:
-        for name, (distance, spread) in evaluator.measure_sets().items():
+        for name, distance in evaluator.measure_sets().items():
             summary[f"kernel distance from held-out pieces, {name}"] = distance
-            summary[f"its standard error, {name}"] = spread
-            say(f"kernel distance from held-out pieces: {name} {distance:.2f} +- {spread:.2f}")
+            say(f"kernel distance from held-out pieces: {name} {distance:.2f}")
     page.finish(summary)
     return n_skipped
 
@@ -405,7 +402,7 @@ def main(argv=None):
     autoencoder = Autoencoder.load(options.model)
     settings = Settings.load(options.model / "settings.json")
     needs_texture = options.texture or options.app
-    texture = Texture.load(options.model, settings.frame_size // 2) if needs_texture else None
+    texture = Texture.load(options.model) if needs_texture else None
     folder = options.samples or Path(SAMPLES)
 
     def make_generator(with_texture, seed):
@@ -415,7 +412,7 @@ def main(argv=None):
         """Save Items to the folder; (the Page, how many songs could not be read)."""
         with lock(folder, *PRODUCTS):
             remove_temporaries(*save_dirs.values(), *folder.glob("pictures/*"))
-            page = Page(folder, settings, sound_generator.texture)
+            page = Page(folder, settings)
             return page, save_items(items, page, save_dirs, sound_generator, sources, genre)
 
     if options.app:

@@ -12,6 +12,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,32 +23,20 @@ from support.files import lock, replace_together
 from support.memory import keep_freed_memory
 from support.settings import Settings
 from training.checkpoint import CHECKPOINT, PARAMETERS, Checkpoint, load_checkpoint
-from training.data import Pieces, Windows
 from training.devices import choose_distribution, choose_precision, prepare_devices
-from training.outputs import (
-    encode_pieces,
-    make_fingerprint,
-    measure_missing_texture,
-    save_history,
-    save_prior,
-    save_split,
-)
 from training.splits import split_keys
 
 LEARNING_RATE = None  # the peak of a warm-up and a cosine decay; None: choose_learning_rate
 BATCH_SIZE = 16  # pieces
 EPOCHS = None  # None: as many as see CELLS of the pieces, MAX_EPOCHS at most
-CELLS = 7.5e9  # 57 000 windows of 512 x 256: 20 to 30 minutes on two cores
+CELLS = 2e10  # 150 000 windows of 512 x 256: 20 to 25 minutes on two cores
 MAX_EPOCHS = 100
 SPECTOGRAM_PATH = "saved_data/spectrograms"
 TARGET_SHAPE = None  # (bins, frames) to resize to; None keeps them, 512 x 256 by default
 MODEL = "model"
 
-LATENT_SPACE_DIM = None  # None: one number for CELLS_PER_LATENT cells, 2048 for 512 x 256
-CELLS_PER_LATENT = 64
-CONV_FILTERS = None  # one entry per convolution; None: FIRST_FILTERS, then FILTERS for each other
-FIRST_FILTERS, FILTERS = 160, 320
-LAST_WIDTH = 16  # frames left, about, in front of the bottleneck
+LATENT_SPACE_DIM = None  # numbers for each step; None: 128 for 16 frames of 512 bins
+CONV_FILTERS = None  # one entry per convolution; None: chosen by the shape
 START = "pca"  # or "random"
 PRECISION = "auto"  # bfloat16 on a GPU that has it, else float32
 DEVICE = "auto"
@@ -55,6 +44,7 @@ VALIDATION_SPLIT = 0.1  # share of the tracks
 WARM_UP = 0.05  # share of the steps
 SHIFT_WINDOWS = True
 SEED = 0
+MEMORY_SHARE = 0.5  # of what is free; more than that is mapped from a temporary file
 IF_INTERRUPTED = "the same command with --resume goes on from the last checkpoint"
 IF_OUT_OF_MEMORY = "lower --batch_size, --latent_space_dim or --conv_filters"
 RUN_FLAGS = (  # that the weights depend on, besides the data and the architecture
@@ -75,57 +65,34 @@ def load_fsdd(spectrograms_path=SPECTOGRAM_PATH, target_shape=TARGET_SHAPE, *, k
         target_shape: (height, width) to resize to; None keeps their shape.
         keys: only these, in their order.
     Returns:
-        float32 (n, height, width, channels), in [0, 1].
+        float16 (n, height, width, channels), in [0, 1]: a frame's bins lie together. What is large
+        for the memory is in a temporary file.
     Raises:
         FileNotFoundError: there are none.
         UserError: a file is damaged, or of another shape than the others.
     """
-    pieces = Pieces(spectrograms_path, target_shape, keys or dataset.list_keys(spectrograms_path))
-    x_train = np.empty(pieces.shape, np.float32)  # (n, height, width, channels)
+    keys = keys or dataset.list_keys(spectrograms_path)
+    pieces = dataset.Pieces(spectrograms_path, target_shape, keys)
+    n, height, width, channels = pieces.shape
+    frames = make_room((n, width, height, channels))
 
     def load(index):
-        x_train[index] = pieces[index]
+        frames[index] = pieces[index].transpose(1, 0, 2)
 
     with concurrent.futures.ThreadPoolExecutor() as executor:
-        n_pieces = len(pieces)
-        for _ in show_progress(executor.map(load, range(n_pieces)), n_pieces, "reading"):
-            pass  # but raise what a thread has raised
-    return x_train
+        for _ in show_progress(executor.map(load, range(n)), n, "reading"):
+            pass  # iterate only to raise a thread's exception
+    return frames.transpose(0, 2, 1, 3)
 
 
-def choose_architecture(
-    input_shape,
-    *,
-    conv_filters=CONV_FILTERS,
-    latent_space_dim=LATENT_SPACE_DIM,
-    sample_rate=0,
-    precision="float32",
-):
-    """The Autoencoder's arguments for spectrograms of a shape.
+def make_room(shape):
+    """An array of float16, in memory or, if it is large for that, in a temporary file."""
+    import psutil
 
-    It is a 1-D convolution over time whose channels are the bins: the filters of the first layer
-    are spectra, and each other layer halves the number of frames.
-
-    Args:
-        input_shape: (height, width, channels).
-        conv_filters: one entry per convolution, or None to choose them.
-        latent_space_dim: width of the bottleneck, or None to choose it.
-        sample_rate: Hz, to weigh the bins as the mel scale spaces them; 0: all alike.
-    """
-    if not conv_filters:
-        n_halvings = max(1, round(math.log2(input_shape[1] / LAST_WIDTH)))
-        conv_filters = (FIRST_FILTERS, *[FILTERS] * n_halvings)
-    n_halvings = len(conv_filters) - 1
-    return {
-        "input_shape": tuple(input_shape),
-        "conv_filters": tuple(conv_filters),
-        "conv_kernels": (1,) + (3,) * n_halvings,
-        "conv_strides": (1,) + (2,) * n_halvings,
-        "latent_space_dim": latent_space_dim or max(1, math.prod(input_shape) // CELLS_PER_LATENT),
-        "bin_hz": sample_rate / 2 / input_shape[0],
-        "bins_as_channels": True,
-        "precision": precision,
-    }
+    if 2 * math.prod(shape) <= MEMORY_SHARE * psutil.virtual_memory().available:
+        return np.empty(shape, np.float16)
+    with tempfile.TemporaryFile() as file:  # which is gone with the array
+        return np.memmap(file, np.float16, "w+", shape=shape)
 
 
 def train(
@@ -143,9 +110,9 @@ def train(
     """Build and fit an autoencoder, on all devices of this run.
 
     Args:
-        x_train, x_validation: float32 (n, height, width, channels), in [0, 1]; arrays or Pieces.
-            x_train may be Windows, too.
+        x_train, x_validation: float (n, height, width, channels), in [0, 1], or Windows.
         learning_rate: float > 0, the peak; None chooses it by the number of weights.
+        batch_size: of arrays; Windows have one.
         epochs: passes over x_train; None chooses them by its size.
         architecture: the Autoencoder's arguments by name; None chooses them by the shape.
         start: "pca" (see start_as_pca) or "random" weights, or the Checkpoint of a run to resume.
@@ -155,10 +122,10 @@ def train(
     Raises:
         UserError: the loss became NaN or infinite.
     """
-    from autoencoder import Autoencoder, keras
-    from training.batches import Batches
+    from autoencoder import Autoencoder, choose_architecture, keras
     from training.callbacks import make_callbacks
     from training.pca_start import freeze_normalisations, start_as_pca
+    from training.windows import Windows
 
     keep_freed_memory()
     keras.utils.set_random_seed(seed)
@@ -167,9 +134,10 @@ def train(
     checkpoint = start if isinstance(start, Checkpoint) else None
     distribution = choose_distribution()
     sharing = {"share": distribution.share, "multiple": distribution.n_devices}
-    batches = Batches(x_train, batch_size, seed, **sharing)
-    if x_validation is not None:
-        x_validation = Batches(x_validation, batch_size, None, **sharing)
+    if isinstance(x_train, np.ndarray):
+        x_train = Windows(x_train, batch_size=batch_size, seed=seed, shift=False, **sharing)
+    if isinstance(x_validation, np.ndarray):
+        x_validation = Windows(x_validation, batch_size=batch_size, **sharing)
     autoencoder = Autoencoder(**(architecture or choose_architecture(x_train.shape[1:])))
     if start == "pca":
         print("start: a principal component analysis of the pieces", flush=True)
@@ -181,16 +149,16 @@ def train(
     with distribution.scope:
         if distribution.n_devices > 1:
             autoencoder = distribution.replicate(autoencoder)
-        autoencoder.compile(make_schedule(learning_rate, epochs * len(batches)))
+        autoencoder.compile(make_schedule(learning_rate, epochs * len(x_train)))
         if checkpoint:
             checkpoint.restore(autoencoder.model)
         autoencoder.train(
-            batches,
+            x_train,
             None,
             epochs,
             x_validation=x_validation,
             initial_epoch=checkpoint.count_epochs() if checkpoint else 0,
-            callbacks=[batches.make_callback(), *callbacks],
+            callbacks=[x_train.make_callback(), *callbacks],
         )
     return autoencoder
 
@@ -219,14 +187,13 @@ def print_start(autoencoder, x_train, x_validation):
     """Say what trains on what."""
     from autoencoder import keras
 
-    pieces = x_train.images if isinstance(x_train, Windows) else x_train
+    n_pieces, *shape = x_train.shape
     print(
         f"{keras.config.backend()} on {', '.join(keras.distribution.list_devices())}, "
         f"{autoencoder.precision}; {autoencoder.model.count_params():,} parameters; "
-        f"{len(pieces)} pieces of {' x '.join(map(str, pieces.shape[1:]))} "
-        f"({pieces.nbytes / 1e6:.0f} MB, "
-        f"{'streamed' if isinstance(pieces, Pieces) else 'in memory'}) to train on, "
-        f"{len(x_validation.images) if x_validation else 0} to validate on",
+        f"{n_pieces} pieces of {' x '.join(map(str, shape))} "
+        f"({x_train.frames.nbytes / 1e6:.0f} MB) to train on, "
+        f"{x_validation.shape[0] if x_validation else 0} to validate on",
         flush=True,
     )
 
@@ -241,7 +208,7 @@ def get_parser():
     size = {"type": number(int, 8), "nargs": 2, "metavar": ("H", "W")}
     add("--target_shape", default=TARGET_SHAPE, help=help_text, **size)
     size = {"type": number(int, 1)}
-    help_text = f"width of the bottleneck; None: one number for {CELLS_PER_LATENT} cells"
+    help_text = "width of the bottleneck: numbers for each step; None: one for 64 cells"
     add("--latent_space_dim", default=LATENT_SPACE_DIM, help=help_text, **size)
     help_text = "filters of each convolution; None: chosen by the shape"
     add("--conv_filters", nargs="+", metavar="N", default=CONV_FILTERS, help=help_text, **size)
@@ -270,8 +237,6 @@ def get_parser():
     either.add_argument("--resume", action="store_true", help=help_text)
     help_text = "replace the model in --model, once the new one is ready"
     either.add_argument("--force", action="store_true", help=help_text)
-    help_text = "read pieces when they are needed; None: if they do not fit in memory"
-    add("--stream", action=yes_or_no, help=help_text)
     add("--logs", action=yes_or_no, default=True, help="write logs for TensorBoard")
     add("--device", choices=["auto", "cpu", "gpu"], default=DEVICE, help="auto: GPUs if there are")
     help_text = "address of the first of several processes that train together"
@@ -287,82 +252,77 @@ def get_parser():
 def main(argv=None):
     options = get_parser().parse_args(argv)
     prepare_devices(options.device, options.coordinator, options.num_processes, options.process_id)
-    from training.callbacks import make_callbacks
-    from training.tensorboard import TensorBoard
-
     is_first = options.process_id == 0  # the process that writes
     with lock(options.model, PARAMETERS, CHECKPOINT) if is_first else contextlib.nullcontext():
         checkpoint = load_checkpoint(options.model, resume=options.resume, force=options.force)
+        fit_and_save(options, checkpoint, is_first)
 
-        # The data.
-        spectrograms_path, keys, settings, min_max_values = load_features(options.saved_data)
-        parts = split_keys(
-            spectrograms_path, keys, options.split, options.validation_split, options.seed
-        )
-        images, x_validation = load_images(
-            spectrograms_path, options.target_shape, parts, options.stream
-        )
-        windows = Windows(images, parts["train"], min_max_values, settings.top_db)
 
-        # The run: all that its weights depend on.
-        architecture = choose_architecture(
-            images.shape[1:],
-            conv_filters=options.conv_filters,
-            latent_space_dim=options.latent_space_dim,
-            sample_rate=settings.sample_rate,
-            precision=choose_precision(options.precision, options.coordinator),
-        )
-        run = {**architecture, **{name: getattr(options, name) for name in RUN_FLAGS}}
-        run["epochs"] = epochs = options.epochs or choose_epochs(images.shape)
-        run["devices"] = choose_distribution().n_devices
-        run["features"] = make_fingerprint(parts, min_max_values)
-        checkpoint = checkpoint and checkpoint.continue_as(run)
+def fit_and_save(options, checkpoint, is_first):
+    """Train as the options say, and write the model."""
+    from autoencoder import choose_architecture
+    from training.callbacks import make_callbacks
+    from training.outputs import encode_tracks, make_fingerprint, measure_missing_texture, save_all
+    from training.tensorboard import TensorBoard
 
-        # The training.
-        part, measured = ("train", images) if x_validation is None else ("valid", x_validation)
-        tensorboard = None
-        if options.logs and is_first:
-            logs = options.model / "logs"
-            tensorboard = TensorBoard(logs, measured, parts[part], min_max_values, settings)
-        callbacks = make_callbacks(
-            patience=options.patience,
-            model_folder=options.model if is_first else None,
-            run=run,
-            checkpoint=checkpoint,
-            tensorboard=tensorboard,
-        )
-        autoencoder = train(
-            windows if options.shift_windows else images,
-            options.learning_rate,
-            options.batch_size,
-            epochs,
-            x_validation=x_validation,
-            architecture=architecture,
-            start=checkpoint or options.start,
-            callbacks=callbacks,
-            seed=options.seed,
-        )
+    # The data.
+    features = load_features(options.saved_data)
+    spectrograms_path, keys, settings, min_max_values = features
+    parts = split_keys(
+        spectrograms_path, keys, options.split, options.validation_split, options.seed
+    )
+    print(f"reading {len(parts['train']) + len(parts['valid'])} pieces", flush=True)
+    how = {"seed": options.seed, "shift": options.shift_windows}
+    sizes = options.target_shape, options.batch_size
+    windows = make_windows(features, parts["train"], *sizes, **how)
+    validation = make_windows(features, parts["valid"], *sizes) if parts["valid"] else None
 
-        # The model, by all processes, for they compute together.
-        print(f"latents of {len(images)} pieces", flush=True)
-        pieces, followers = encode_pieces(
-            autoencoder.encode, windows, parts["train"], min_max_values, settings.sample_rate
-        )
-        ranges = dataset.select_min_max_values(min_max_values, parts[part])
-        texture = measure_missing_texture(
-            lambda images: autoencoder.reconstruct(images)[0], measured, ranges, settings
-        )
-        if is_first:
-            with replace_together(options.model, PARAMETERS) as folder:
-                autoencoder.save(folder)
-                settings.save(folder / "settings.json")
-                save_history(folder, callbacks)
-                texture.save(folder)
-                pieces.save(folder)
-                save_prior(folder, pieces, followers)
-                save_split(folder / "split.json", parts)
-            print(f"model in {options.model}")
-        choose_distribution().wait_for_all()
+    # The run: all that its weights depend on.
+    architecture = choose_architecture(
+        windows.shape[1:],
+        conv_filters=options.conv_filters,
+        latent_space_dim=options.latent_space_dim,
+        sample_rate=settings.sample_rate,
+        precision=choose_precision(options.precision, options.coordinator),
+    )
+    run = {**architecture, **{name: getattr(options, name) for name in RUN_FLAGS}}
+    run["epochs"] = options.epochs or choose_epochs(windows.shape)
+    run["devices"] = choose_distribution().n_devices
+    run["features"] = make_fingerprint(parts, min_max_values)
+    checkpoint = checkpoint and checkpoint.continue_as(run)
+
+    # The training.
+    measured, names = (validation or windows), (parts["valid"] or parts["train"])
+    tensorboard = None
+    if options.logs and is_first:
+        tensorboard = TensorBoard(options.model / "logs", measured, names, settings)
+    callbacks = make_callbacks(
+        patience=options.patience,
+        model_folder=options.model if is_first else None,
+        run=run,
+        checkpoint=checkpoint,
+        tensorboard=tensorboard,
+    )
+    autoencoder = train(
+        windows,
+        options.learning_rate,
+        options.batch_size,
+        run["epochs"],
+        x_validation=validation,
+        architecture=architecture,
+        start=checkpoint or options.start,
+        callbacks=callbacks,
+        seed=options.seed,
+    )
+
+    # The model, by all processes, for they compute together.
+    tracks = encode_tracks(autoencoder, windows, parts["train"], settings.sample_rate)
+    texture = measure_missing_texture(autoencoder.reconstruct, measured, settings)
+    if is_first:
+        with replace_together(options.model, PARAMETERS) as folder:
+            save_all(folder, autoencoder, settings, callbacks, texture, tracks, parts)
+        print(f"model in {options.model}")
+    choose_distribution().wait_for_all()
 
 
 def load_features(saved_data):
@@ -374,22 +334,22 @@ def load_features(saved_data):
     return spectrograms_path, keys, settings, min_max_values
 
 
-def load_images(spectrograms_path, target_shape, parts, stream):
-    """(training, validation) images: arrays, or Pieces if streamed; None without any."""
-    print(f"reading {len(parts['train']) + len(parts['valid'])} pieces", flush=True)
-    if stream is None:
-        pieces = Pieces(spectrograms_path, target_shape, parts["train"] + parts["valid"])
-        stream = pieces.needs_streaming()
-    images = []
-    for keys in (parts["train"], parts["valid"]):
-        if not keys:
-            images.append(None)
-        elif stream:
-            images.append(Pieces(spectrograms_path, target_shape, keys))
-            images[-1].check()
-        else:
-            images.append(load_fsdd(spectrograms_path, target_shape, keys=keys))
-    return images
+def make_windows(features, keys, target_shape, batch_size, **how):
+    """The Windows of some keys of features, as load_features() returns these."""
+    from training.windows import Windows
+
+    spectrograms_path, _, settings, min_max_values = features
+    distribution = choose_distribution()
+    return Windows(
+        load_fsdd(spectrograms_path, target_shape, keys=keys),
+        dataset.list_ranges(dataset.select_min_max_values(min_max_values, keys)),
+        [*map(dataset.get_track, keys)],
+        top_db=settings.top_db,
+        batch_size=batch_size,
+        share=distribution.share,
+        multiple=distribution.n_devices,
+        **how,
+    )
 
 
 if __name__ == "__main__":

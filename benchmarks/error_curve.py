@@ -61,7 +61,8 @@ class ErrorCurve(keras.callbacks.Callback):
 
     def _measure(self):
         seconds, started = self.seconds, time.perf_counter()
-        error = measure_error(self.images, predict(self.model, self.images), self.row_weights)
+        model = self.autoencoder.model if hasattr(self, "autoencoder") else self.model
+        error = measure_error(self.images, predict(model, self.images), self.row_weights)
         if self.budget_s is not None and all(error < point[1] for point in self.points):
             self._best_weights = self.model.get_weights()
         self.points.append((seconds, error))

@@ -25,8 +25,8 @@ from support.audio import find_audio
 from support.errors import UserError
 from support.settings import Settings
 from support.spectrograms import to_amplitude
-from training.data import Windows
 from training.splits import load_split, split_by_list, split_keys
+from training.windows import Windows
 
 
 class Split:
@@ -59,11 +59,17 @@ class Split:
             raise UserError(f"{n_held_out} of {len(keys)} pieces are held out: see --held_out")
         self.x_train = train.load_fsdd(settings_path.parent, keys=training_keys)
         self.x_held_out = train.load_fsdd(settings_path.parent, keys=self.held_out_keys)
+        self.x_held_out = self.x_held_out.astype(np.float32)
         height = self.x_train.shape[1]
         self.row_weights = weigh_rows(height, self.settings.sample_rate / 2 / height)
         min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data), keys)
-        self.windows = Windows(self.x_train, training_keys, min_max_values, self.settings.top_db)
-        self.training_ranges = dataset.select_min_max_values(min_max_values, training_keys)
+        self.windows = Windows(
+            self.x_train,
+            dataset.list_ranges(dataset.select_min_max_values(min_max_values, training_keys)),
+            [*map(dataset.get_track, training_keys)],
+            top_db=self.settings.top_db,
+            seed=seed,
+        )
         self.min_max_values = dataset.select_min_max_values(min_max_values, self.held_out_keys)
 
     def load_recording(self, key):

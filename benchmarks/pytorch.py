@@ -45,18 +45,19 @@ def build_model(autoencoder):
         return nn.ReLU(), nn.BatchNorm2d(channels).eval().requires_grad_(False)
 
     encoder, decoder = [], []
+    width = autoencoder.n_steps * autoencoder.frames_per_step
     for index in range(len(autoencoder.conv_filters)):
         conv = autoencoder.encoder.get_layer(f"conv_{index}")
-        channels, filters, width = conv.input.shape[-1], conv.filters, conv.input.shape[2]
+        channels, filters = conv.input.shape[-1], conv.filters
         kernel, strides, padding = conv.kernel_size, conv.strides, (0, conv.kernel_size[1] // 2)
+        n_out = width // strides[1]
         encoder += [nn.Conv2d(channels, filters, kernel, strides, padding), *activate(filters)]
-        n_missing = width - ((conv.output.shape[2] - 1) * strides[1] - 2 * padding[1] + kernel[1])
+        n_missing = width - ((n_out - 1) * strides[1] - 2 * padding[1] + kernel[1])
         sizes = kernel, strides, padding, (0, n_missing)
         deconv = nn.ConvTranspose2d(filters, channels, *sizes)
         decoder[:0] = [deconv, *(activate(channels) if index else ())]
-    _, height, width, channels = autoencoder.encoder.get_layer("flatten").input.shape
-    n_features, n_latent = height * width * channels, autoencoder.latent_space_dim
-    bottleneck = [nn.Flatten(), nn.Linear(n_features, n_latent), nn.Linear(n_latent, n_features)]
-    return nn.Sequential(
-        *encoder, *bottleneck, nn.Unflatten(1, (channels, height, width)), *decoder
-    )
+        width = n_out
+    # A Dense layer at every step is a convolution of kernel 1.
+    n_latent = autoencoder.latent_space_dim
+    bottleneck = [nn.Conv2d(filters, n_latent, 1), nn.Conv2d(n_latent, filters, 1)]
+    return nn.Sequential(*encoder, *bottleneck, *decoder)

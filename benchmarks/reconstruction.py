@@ -9,6 +9,7 @@ Out: a table on stdout and as CSV, and a figure: error over training time, or er
 
 import contextlib
 import csv
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -28,12 +29,14 @@ LATENT_SPACE_DIMS = (128,)
 BUDGET_S = 240.0  # of training, for each trained method and bottleneck
 PRECISION = "float32"
 N_TRIAL_EPOCHS = 3  # that tell how many epochs of ours fill the budget
+WINDOW_CELLS = 200_000_000  # of windows for PCA, at most
+WINDOWS_PER_PIECE = 20  # for PCA, at most
 PLAIN_FILTERS = (32, 64, 128, 256)
 PLAIN_LEARNING_RATE = 1e-3
 PLAIN_BATCH_SIZE = 32
 PLAIN_MOMENTUM = 0.99  # of BatchNormalization: Keras's own
 N_CURVE = 24  # held-out errors over a training run
-N_COMPARED = 60  # held-out pieces whose sound is compared, at most
+N_COMPARED = 150  # held-out pieces whose sound is compared, at most
 METHODS = ("mean", "pca", "pca_windows", "plain", "ours")
 COLUMNS = (
     "method",
@@ -61,7 +64,7 @@ class Fitted(NamedTuple):
 
 
 def fit_mean(images):
-    mean = images.mean(axis=0)
+    mean = images.mean(axis=0, dtype=np.float32)
     return Fitted(lambda images: np.broadcast_to(mean, images.shape))
 
 
@@ -86,10 +89,9 @@ def fit_pca(images, row_weights, latent_space_dim, seed):
 
 def fit_pca_windows(windows, row_weights, latent_space_dim, seed):
     """PCA of windows at any frame of the training tracks; drawing them counts."""
-    from training.pca_start import draw_start_images
-
     started = time.perf_counter()
-    images = draw_start_images(windows, seed)
+    most = max(1, WINDOW_CELLS // math.prod(windows.shape[1:]))
+    images = windows.draw(min(most, WINDOWS_PER_PIECE * windows.shape[0]), seed)
     seconds = time.perf_counter() - started
     fitted = fit_pca(images, row_weights, latent_space_dim, seed)
     return fitted._replace(seconds=seconds + fitted.seconds)
@@ -101,6 +103,7 @@ def build_plain(input_shape, latent_space_dim, seed):
 
     keras.utils.set_random_seed(seed)
     kernels, strides = [3] * len(PLAIN_FILTERS), [2] * len(PLAIN_FILTERS)
+    strides[-1] = (2, -(-input_shape[1] // 2 ** (len(strides) - 1)))  # one step: Flatten and Dense
     plain = Autoencoder(input_shape, PLAIN_FILTERS, kernels, strides, latent_space_dim)
     plain.compile()
     for layer in plain.encoder.layers + plain.decoder.layers:
@@ -110,7 +113,7 @@ def build_plain(input_shape, latent_space_dim, seed):
     model = keras.Model(plain.model.input, output)
     optimizer = keras.optimizers.Adam(PLAIN_LEARNING_RATE)
     model.compile(optimizer, "mse")
-    return model
+    return model, count_operations(plain)
 
 
 def fit_plain(split, latent_space_dim, budget_s, seed):
@@ -118,7 +121,7 @@ def fit_plain(split, latent_space_dim, budget_s, seed):
     from benchmarks.error_curve import ErrorCurve
 
     curve = ErrorCurve(split.x_held_out, split.row_weights, budget_s / N_CURVE, budget_s)
-    model = build_plain(split.x_train.shape[1:], latent_space_dim, seed)
+    model, operations = build_plain(split.x_train.shape[1:], latent_space_dim, seed)
     model.fit(
         split.x_train,
         split.x_train,
@@ -127,7 +130,7 @@ def fit_plain(split, latent_space_dim, budget_s, seed):
         verbose=0,
         callbacks=[curve],
     )
-    return make_fitted(model, latent_space_dim, curve)
+    return make_fitted(model, latent_space_dim, operations, curve)
 
 
 def fit_ours(split, latent_space_dim, budget_s, n_epochs, precision, seed):
@@ -136,12 +139,15 @@ def fit_ours(split, latent_space_dim, budget_s, n_epochs, precision, seed):
     Args:
         n_epochs: None chooses as many as fill the budget.
     """
+    from autoencoder import Autoencoder, choose_architecture
     from benchmarks.error_curve import ErrorCurve
     from training.callbacks import History, make_callbacks
 
-    architecture = train.choose_architecture(
-        split.x_train.shape[1:],
-        latent_space_dim=latent_space_dim,
+    shape = split.x_train.shape[1:]
+    n_steps = Autoencoder(**choose_architecture(shape)).n_steps
+    architecture = choose_architecture(
+        shape,
+        latent_space_dim=max(1, latent_space_dim // n_steps),
         sample_rate=split.settings.sample_rate,
         precision=precision,
     )
@@ -165,7 +171,8 @@ def fit_ours(split, latent_space_dim, budget_s, n_epochs, precision, seed):
         n_epochs = max(2, int((budget_s - start_s) / epoch_s))
     curve = ErrorCurve(split.x_held_out, split.row_weights, budget_s / N_CURVE)
     autoencoder = run(n_epochs, [*make_callbacks(), curve])
-    return make_fitted(autoencoder.model, latent_space_dim, curve)
+    size = autoencoder.latent_space_dim * n_steps
+    return make_fitted(autoencoder.model, size, count_operations(autoencoder), curve)
 
 
 def load_ours(model):
@@ -177,15 +184,15 @@ def load_ours(model):
         rows = [*csv.DictReader(file)]
     return Fitted(
         lambda images: autoencoder.reconstruct(images)[0],
-        autoencoder.latent_space_dim,
+        autoencoder.latent_space_dim * autoencoder.n_steps,
         sum(float(row["seconds"]) for row in rows),
         0,
         autoencoder.model.count_params(),
-        count_operations(autoencoder.model),
+        count_operations(autoencoder),
     )
 
 
-def make_fitted(model, latent_space_dim, curve):
+def make_fitted(model, latent_space_dim, operations, curve):
     """The Fitted of a model that trained along a curve."""
     from benchmarks.error_curve import predict
 
@@ -195,25 +202,29 @@ def make_fitted(model, latent_space_dim, curve):
         curve.points[-1][0],
         curve.n_steps,
         model.count_params(),
-        count_operations(model),
+        operations,
         tuple(curve.points),
     )
 
 
-def count_operations(model):
+def count_operations(autoencoder):
     """Multiplications and additions for one piece in the layers that have kernels."""
     from autoencoder import keras
 
-    total = 0
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            total += count_operations(layer)
-        elif isinstance(layer, keras.layers.Conv2DTranspose):
-            total += 2 * np.prod(layer.kernel.shape) * np.prod(layer.input.shape[1:3])
-        elif isinstance(layer, keras.layers.Conv2D):
-            total += 2 * np.prod(layer.kernel.shape) * np.prod(layer.output.shape[1:3])
-        elif isinstance(layer, keras.layers.Dense):
-            total += 2 * np.prod(layer.kernel.shape)
+    total, frames = 0, autoencoder.n_steps * autoencoder.frames_per_step
+    for layer in autoencoder.encoder.layers + autoencoder.decoder.layers:
+        if not hasattr(layer, "kernel"):
+            continue
+        size, rows = 2 * np.prod(layer.kernel.shape), 1
+        if isinstance(layer, keras.layers.Conv2DTranspose):
+            rows = layer.input.shape[1]
+            total += size * rows * frames
+            frames *= layer.strides[1]
+        else:
+            if isinstance(layer, keras.layers.Conv2D):
+                rows = layer.output.shape[1]
+                frames //= layer.strides[1]
+            total += size * rows * frames
     return int(total)
 
 
@@ -253,8 +264,9 @@ def make_row(name, fitted, split, comparison, save_dir):
     reconstructed = fitted.reconstruct(split.x_held_out)
     count = min(len(split.x_train), len(split.x_held_out))
     chosen = split.x_train[np.linspace(0, len(split.x_train) - 1, count).astype(int)]
+    chosen = chosen.astype(np.float32)
     texture = measure_missing_texture(
-        fitted.reconstruct, split.x_train, split.training_ranges, split.settings
+        lambda images: (fitted.reconstruct(images), None), split.windows, split.settings
     )
     return {
         "method": name,
@@ -348,7 +360,7 @@ def get_parser():
     help_text = "folder that train.py wrote, in place of training ours: its split is taken, too"
     add("--model", metavar="FOLDER", help=help_text)
     size = {"type": number(int, 1)}
-    help_text = "bottlenecks to compare"
+    help_text = "bottlenecks to compare: numbers for a piece"
     add("--latent_space_dims", nargs="+", default=LATENT_SPACE_DIMS, help=help_text, **size)
     help_text = "seconds of training for each trained method"
     add("--budget_s", type=number(float, 1), default=BUDGET_S, help=help_text)

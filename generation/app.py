@@ -28,6 +28,7 @@ from generation.modes import (
 )
 from generation.page import plot_spectrogram
 from support.errors import UserError
+from support.settings import Settings
 
 DIRECTIONS = 8  # sliders, at most
 MAX_OFFSET = 3.0  # standard deviations along a direction
@@ -63,8 +64,8 @@ def build_app(make_generator, sources, keep, base_flags):
     except ImportError as error:
         raise UserError("--app needs gradio: pip install -r requirements-extra.txt") from error
 
-    prior, any_generator = read_prior(sources.model), make_generator(False, 0)
-    sample_rate, top_db = any_generator.sample_rate, any_generator.top_db
+    prior = read_prior(sources.model)
+    settings = Settings.load(sources.model / "settings.json")
     genres = [ANY, *sorted({*prior.genres.tolist()} - {""})]
 
     def new_piece(with_texture, genre, temperature, seed):
@@ -125,10 +126,8 @@ def build_app(make_generator, sources, keep, base_flags):
         flags = [*base_flags, *flags, *([] if with_texture else ["--no-texture"])]
         signal = item.sounds["new"]
         samples = signal.T / max(1, np.abs(signal).max())
-        figure = plot_spectrogram(
-            item.log_spectrograms["new"], signal.shape[-1] / sample_rate, sample_rate, top_db
-        )
-        sound = sample_rate, np.rint(32767 * samples).astype(np.int16)
+        figure = plot_spectrogram(signal, settings)
+        sound = settings.sample_rate, np.rint(32767 * samples).astype(np.int16)
         return sound, figure, format_command(flags), Result(item, flags, uploads)
 
     def keep_result(result):
@@ -181,7 +180,7 @@ def build_app(make_generator, sources, keep, base_flags):
             with gr.Row():
                 sliders = [
                     gr.Slider(-MAX_OFFSET, MAX_OFFSET, 0, step=0.1, label=f"Direction {index + 1}")
-                    for index in range(min(DIRECTIONS, prior.n_components))
+                    for index in range(min(DIRECTIONS, len(prior.find_directions())))
                 ]
             add_outputs(
                 place, sliders, functools.partial(gr.on, [slider.release for slider in sliders])

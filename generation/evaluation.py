@@ -1,10 +1,10 @@
 """How near sounds are to each other, and whether new pieces are replays, and music at all.
 
-In:  signals; new pieces, the training pieces, and those held out.
+In:  signals; new pieces, the training tracks, and pieces held out.
 Out: distances in dB; where training audio comes nearest; distances of sets.
 
     distance = measure_mel_distance(recorded, generated, sample_rate=22050)
-    item = Evaluator(sound_generator, pieces, held_out).compare(item)
+    item = Evaluator(sound_generator, tracks, held_out).compare(item)
 """
 
 import functools
@@ -12,26 +12,23 @@ import functools
 import librosa
 import numpy as np
 import scipy.fft
-import scipy.signal
 
-from support import dataset
 from support.bands import FRAMES_PER_STEP, extract_bands
-from support.command_line import show_progress
 
 N_MELS = 80  # bands
 MEL_FRAME_SIZE = 1024  # samples
 MEL_HOP_LENGTH = 256  # samples
 MEL_TOP_DB = 80.0  # dB under the reference's peak, the floor of both
 POOLED_FRAMES = 8  # that a mel statistic is taken over
-REPLAY = 0.22  # similarity to training audio above which a window is called a replay of it
+REPLAY = 0.22  # similarity to training audio above which an excerpt is called a replay of it
 SEARCH_BLOCK = 4096  # steps of training audio, transformed together
 SEARCH_BATCH = 8  # excerpts that are searched for together
 MIN_ENERGY = 1e-3  # of the changes of an excerpt that is not silent
-MAX_COMPARED = 200  # training and held-out pieces, at most, in sets
+MAX_COMPARED = 200  # training and held-out excerpts, at most, in sets
 MOTION_S = 10.0  # seconds of a piece that is long enough to ask how it moves
-PULSE_S = 20.0  # seconds whose spectra are averaged, to find a pulse
+SWING_S = 0.5  # seconds whose level is one
 RANGE = (5, 95)  # percentiles of what training tracks do
-MIN_SET = 3  # pieces that a set needs for its distance to have a spread
+MIN_SET = 3  # pieces that a set needs, at least
 
 
 def measure_spectral_convergence(amplitude, signal, frame_size, hop_length):
@@ -89,153 +86,137 @@ class Evaluator:
 
     Args:
         sound_generator: the SoundGenerator that makes them.
-        pieces: the TrainingPieces of its model.
-        held_out: float32 (n, height, width, n_channels), in [0, 1]: images of pieces that were
-            not trained on, of the genre asked for.
+        tracks: the TrainingTracks of its model.
+        held_out: normalised spectrograms of pieces that were not trained on, of the genre asked
+            for.
     """
 
-    def __init__(self, sound_generator, pieces, held_out):
+    def __init__(self, sound_generator, tracks, held_out):
         self.sound_generator = sound_generator
         self.held_out = held_out
-        self._pieces = pieces._replace(latents=None)  # an hour of music needs the memory
-        self._search = ReplaySearch(pieces.bands)
-        self._bands = []  # of the windows of the new pieces so far
+        self._tracks = tracks._replace(latents=None)  # an hour of music needs the memory
+        width = sound_generator.autoencoder.input_shape[1]
+        self._length = -(-width // FRAMES_PER_STEP)  # steps of an excerpt, which is a piece
+        self._step_s = sound_generator.n_samples / sound_generator.sample_rate / self._length
+        self._search = ReplaySearch(tracks.bands, self._length)
+        self._excerpts = []  # of the new pieces so far
 
     def compare(self, item):
         """The Item with the place in the training audio that it is most similar to.
 
-        Every window of its sound is compared with every moment of every track.
+        Excerpts that overlap by half are compared with every moment of every track.
         """
-        generator = self.sound_generator
-        n_windows = generator.count_windows(item.sounds["new"].shape[-1])
-        windows = show_progress(
-            generator.cut_windows(item.sounds["new"]), n_windows, "comparing windows"
-        )
-        excerpts, moments = [], []
-        for index, window in enumerate(windows):
-            image, min_max = generator.make_image(window)
-            (bands,) = extract_bands(image[np.newaxis], generator.sample_rate)
-            excerpts.append(bands)
-            if index % 2 == 0:  # windows overlap by half
-                moments.append(to_decibels(bands, [min_max["min"], min_max["max"]]))
-        self._bands += excerpts
-        similarities, steps = self._search.find(np.array(excerpts))
+        bands, peak = self._hear(item.sounds["new"])
+        excerpts = cut_excerpts(bands, self._length)
+        self._excerpts += [*excerpts]
+        similarities, steps = self._search.find(excerpts)
         n_replays, best = int((similarities > REPLAY).sum()), similarities.argmax()
-        place, best = steps[best], float(similarities[best])
-        index, step = divmod(place, self._pieces.bands.shape[1])
-        key = self._pieces.keys[index]
-        seconds = dataset.get_segment(key) * self._piece_s + step * self._step_s
+        ends = np.cumsum(self._tracks.n_band_steps)
+        track = np.searchsorted(ends, steps[best], side="right")
+        start = ends[track] - self._tracks.n_band_steps[track]
+        seconds = (steps[best] - start) * self._step_s
         figures = {
             **item.figures,
-            "nearest training audio": f"{dataset.get_track(key)} at {seconds:.1f} s",
-            f"similarity to it (a copy: above {REPLAY})": best,
-            "copies of training audio": f"{n_replays} of {n_windows} windows",
+            "nearest training audio": f"{self._tracks.tracks[track]} at {seconds:.1f} s",
+            f"similarity to it (a copy: above {REPLAY})": float(similarities[best]),
+            "copies of training audio": f"{n_replays} of {len(excerpts)} excerpts",
         }
-        if n_windows * self._piece_s / 2 >= MOTION_S:
-            for name, value in self._measure_motion(moments).items():
+        if len(bands) * self._step_s >= MOTION_S:
+            for name, value in self._measure_motion(bands, peak).items():
                 if self._motions:
                     low, high = np.percentile([each[name] for each in self._motions], RANGE)
                     name = f"{name} (training tracks: {low:.2g} to {high:.2g})"
                 figures[name] = value
         return item._replace(figures=figures)
 
+    def _hear(self, signal):
+        """(bands of a sound, its peak in dB)."""
+        generator = self.sound_generator
+        plan, cut, min_max = generator.view(signal)
+        parts = [
+            extract_bands(cut(start, stop), generator.sample_rate) for _, start, stop, _ in plan
+        ]
+        n_steps = round(signal.shape[-1] / generator.sample_rate / self._step_s)
+        return np.concatenate(parts)[: max(1, n_steps)], min_max["max"]
+
     @functools.cached_property
     def _motions(self):
         """measure_motion() of the training tracks that last MOTION_S or longer."""
-        pieces = self._pieces
-        names = np.array([dataset.get_track(key) for key in pieces.keys])
-        starts = np.flatnonzero(names[1:] != names[:-1]) + 1
-        tracks = np.split(np.arange(len(names)), starts)
-        long = [track for track in tracks if len(track) * self._piece_s >= MOTION_S]
-        motions = []
-        for track in (long[index] for index in (choose_evenly(len(long)) if long else ())):
-            moments = to_decibels(pieces.bands[track] / 255, pieces.ranges[track])
-            motions.append(self._measure_motion(moments))
-        return motions
+        tracks = self._tracks
+        parts = np.split(tracks.bands, np.cumsum(tracks.n_band_steps)[:-1])
+        long = [
+            (bands / 255, peak)
+            for bands, peak in zip(parts, tracks.peaks, strict=True)
+            if len(bands) * self._step_s >= MOTION_S
+        ]
+        chosen = choose_evenly(len(long)) if long else ()
+        return [self._measure_motion(*long[index]) for index in chosen]
 
-    def _measure_motion(self, moments):
-        """measure_motion() of pieces that follow each other, (n_steps, n_bands) each, dB."""
-        return measure_motion(np.concatenate(moments), self._step_s, self._piece_s / 2)
-
-    @property
-    def _step_s(self):
-        """Seconds of a step of bands."""
-        generator = self.sound_generator
-        return FRAMES_PER_STEP * generator.hop_length / generator.sample_rate
-
-    @property
-    def _piece_s(self):
-        """Seconds of a piece, and of a window."""
-        return self.sound_generator.n_samples / self.sound_generator.sample_rate
+    def _measure_motion(self, bands, peak):
+        top_db = self.sound_generator.top_db
+        return measure_motion(peak - top_db * (1 - bands), self._step_s)
 
     def measure_sets(self):
-        """Kernel distances from the held-out pieces, each with its spread.
+        """Kernel distances from the held-out pieces.
 
         Returns:
             {"new pieces", "reconstructions" of the held-out pieces (what the model can reach),
-            "training pieces" (the floor), "noise" (the ceiling): (distance, spread)}; empty if
-            there are fewer than MIN_SET pieces of either kind.
+            "training pieces" (the floor), "noise" (the ceiling): distance}; empty if there are
+            fewer than MIN_SET pieces of either kind.
         """
-        if min(len(self.held_out), len(self._bands)) < MIN_SET:
+        if min(len(self.held_out), len(self._excerpts)) < MIN_SET:
             return {}
         generator = self.sound_generator
-        reconstructed, _ = generator.autoencoder.reconstruct(self.held_out)
         nominal = {"min": -generator.top_db, "max": 0.0}  # dB
+        images, ranges = generator.fit_images(self.held_out, [nominal] * len(self.held_out))
+        reconstructed, _ = generator.autoencoder.reconstruct(images)
         log_spectrograms = (
             generator.add_texture(generator.restore_log_spectrogram(image, nominal))
             for image in reconstructed
         )
-        rng = np.random.default_rng(0)
-        noise = (
-            next(generator.cut_windows(rng.standard_normal(generator.n_samples, np.float32)))
-            for _ in self.held_out
+        textured, _ = generator.fit_images(
+            [(each + generator.top_db) / generator.top_db for each in log_spectrograms], ranges
         )
+        rng = np.random.default_rng(0)
+        noise = (rng.standard_normal(generator.n_samples, np.float32) for _ in self.held_out)
+        starts = choose_evenly(max(1, len(self._tracks.bands) - self._length))
         sets = {
-            "new pieces": np.array(self._bands),
-            "reconstructions": self._extract_bands(log_spectrograms),
-            "training pieces": self._pieces.bands[choose_evenly(len(self._pieces.bands))] / 255,
-            "noise": self._extract_bands(noise),
+            "new pieces": np.array(self._excerpts),
+            "reconstructions": self._extract_all(textured),
+            "training pieces": np.array(
+                [self._tracks.bands[start : start + self._length] / 255 for start in starts]
+            ),
+            "noise": np.array([self._hear(each)[0][: self._length] for each in noise]),
         }
-        reference = extract_bands(self.held_out, generator.sample_rate)
-        return measure_kernel_distances(reference, sets)
+        return measure_kernel_distances(self._extract_all(images), sets)
 
-    def _extract_bands(self, log_spectrograms):
-        images = (self.sound_generator.make_image(each)[0] for each in log_spectrograms)
-        sample_rate = self.sound_generator.sample_rate
-        return np.concatenate([extract_bands(each[np.newaxis], sample_rate) for each in images])
+    def _extract_all(self, images):
+        return np.array([extract_bands(each, self.sound_generator.sample_rate) for each in images])
 
 
-def to_decibels(bands, ranges):
-    """Bands in [0, 1], (..., n_steps, n_bands), in decibels; ranges are (min, max), (..., 2)."""
-    low, high = np.moveaxis(np.asarray(ranges)[..., np.newaxis, np.newaxis], -3, 0)
-    return low + bands * (high - low)
+def cut_excerpts(bands, length):
+    """Excerpts of some steps that overlap by half, (n, length, n_bands); short bands end in 0."""
+    if len(bands) < length:
+        bands = np.pad(bands, [(0, length - len(bands)), (0, 0)])
+    starts = range(0, len(bands) - length + 1, max(1, length // 2))
+    return np.array([bands[start : start + length] for start in starts])
 
 
-def measure_motion(bands, step_s, window_s):
+def measure_motion(bands, step_s):
     """How a long piece moves.
 
     Args:
-        bands: (n_steps, n_bands), dB, one step after the other.
+        bands: (n_steps, n_bands), dB.
         step_s: seconds of a step.
-        window_s: seconds from one window to the next of which the piece may be made.
     Returns:
         {"level swing, dB": the standard deviation of the level of half seconds,
-        "flux, dB": the mean change of a band from step to step,
-        "pulse at the windows' rate": the power of the level's changes at that rate, over the
-        median of the rates around it}.
+        "flux, dB": the mean change of a band from step to step}.
     """
     powers = 10 ** (np.asarray(bands, np.float64) / 10)
-    level = librosa.power_to_db(powers.mean(axis=1), top_db=None)
-    pooled = pool_frames(powers.mean(axis=1), max(1, round(0.5 / step_s)))
-    length = min(len(level), round(PULSE_S / step_s))
-    rates, spectrum = scipy.signal.welch(level, 1 / step_s, nperseg=length)
-    nearest = np.abs(rates - 1 / window_s).argmin()
-    around = np.abs(np.arange(len(rates)) - nearest)
-    line = spectrum[around <= 1].max() / max(np.median(spectrum[(around > 2) & (around < 9)]), 1e-9)
+    pooled = pool_frames(powers.mean(axis=1), max(1, round(SWING_S / step_s)))
     return {
         "level swing, dB": float(librosa.power_to_db(pooled, top_db=None).std()),
         "flux, dB": float(np.abs(np.diff(bands, axis=0)).mean()),
-        "pulse at the windows' rate": float(line),
     }
 
 
@@ -255,7 +236,7 @@ def measure_kernel_distances(reference, sets):
         reference: bands (n, n_steps, n_bands), n >= MIN_SET.
         sets: {name: the same of other pieces}.
     Returns:
-        {name: (distance, its standard error by the jackknife)}.
+        {name: distance}.
     """
     summaries = {name: summarise(bands) for name, bands in sets.items()}
     points = summarise(reference)
@@ -290,22 +271,12 @@ def measure_squares(points, others):
 
 
 def estimate_discrepancy(inner, other_inner, outer):
-    """100 times the unbiased squared discrepancy, and its standard error by the jackknife.
-
-    Args:
-        inner, other_inner, outer: kernels (n, n), (m, m) and (m, n).
-    """
-    sums, other_sums = (kernel.sum(axis=1) - np.diag(kernel) for kernel in (inner, other_inner))
-    n, m = len(sums), len(other_sums)
-    within = sums.sum() / (n * (n - 1))
-    other_within = other_sums.sum() / (m * (m - 1))
-    between = outer.sum() / (n * m)
-    without = (sums.sum() - 2 * sums) / ((n - 1) * (n - 2)) + other_within
-    without -= 2 * (outer.sum() - outer.sum(axis=0)) / ((n - 1) * m)
-    other_without = (other_sums.sum() - 2 * other_sums) / ((m - 1) * (m - 2)) + within
-    other_without -= 2 * (outer.sum() - outer.sum(axis=1)) / (n * (m - 1))
-    variance = (n - 1) * without.var() + (m - 1) * other_without.var()
-    return float(100 * (within + other_within - 2 * between)), float(100 * np.sqrt(variance))
+    """100 times the unbiased squared discrepancy of kernels (n, n), (m, m) and (m, n)."""
+    within = sum(
+        (kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1))
+        for kernel in (inner, other_inner)
+    )
+    return float(100 * (within - 2 * outer.mean()))
 
 
 class ReplaySearch:
@@ -315,18 +286,20 @@ class ReplaySearch:
     of other music is nearly uncorrelated, while a copy, even blurred or at another level, is not.
 
     Args:
-        bands: (n_pieces, n_steps, n_bands), those of a track one after the other.
+        moments: bands (n_steps, n_bands), one track after the other.
+        length: steps of an excerpt.
     """
 
-    def __init__(self, bands):
-        self._length = bands.shape[1] - 1  # changes of an excerpt
+    def __init__(self, moments, length):
+        if len(moments) < length:
+            moments = np.pad(moments, [(0, length - len(moments)), (0, 0)])
+        self._length = length - 1  # changes of an excerpt
         self._hop = SEARCH_BLOCK - self._length + 1
-        moments = bands.reshape(-1, bands.shape[-1])
         n_starts = len(moments) - self._length
         # Overlapping blocks, whose products with an excerpt's spectrum are summed over the bands
         # before they go back in time: one inverse transform in place of one for each band.
         n_blocks = -(-n_starts // self._hop)
-        shape = SEARCH_BLOCK // 2 + 1, n_blocks, bands.shape[-1] - 1
+        shape = SEARCH_BLOCK // 2 + 1, n_blocks, moments.shape[-1] - 1
         self._spectra = np.empty(shape, np.complex64)
         energy = np.zeros(len(moments))  # of all changes before each moment
         for index in range(n_blocks):
@@ -341,7 +314,7 @@ class ReplaySearch:
         """Where each of some excerpts is most similar.
 
         Args:
-            excerpts: (n, n_steps, n_bands), of as many steps as a piece.
+            excerpts: (n, length, n_bands).
         Returns:
             (similarities (n,) in [-1, 1], 0 for silence; steps (n,) at which that audio starts).
         """

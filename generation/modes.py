@@ -16,33 +16,33 @@ from typing import NamedTuple
 
 import numpy as np
 
-from generation.prior import Prior, TrainingPieces
-from preprocess import check_length
+from preprocess import MinMaxNormaliser, check_length
 from support import dataset
 from support.audio import find_audio, list_audio_files
 from support.command_line import number, show_progress
 from support.dataset import add_channel_axis
 from support.errors import UserError
 from support.files import read_json
+from support.prior import Prior
 from support.settings import Settings
 from support.spectrograms import to_amplitude, to_image
 
 STEPS = 8  # pieces of a morph
 TOUR = (-2, -1, 0, 1, 2)  # standard deviations along a direction
+PAST_S = 10.0  # seconds of a recording, at most, that its continuation is encoded with
 MAX_WAV_NAME_BYTES = 200  # file systems end at 255
 SAME_IMAGE = 1e-3  # mean absolute difference, in [0, 1]: more than float16 rounds
 RESERVED = '\\:*?"<>|'  # characters that some system does not allow in a name
 
 
 class Item(NamedTuple):
-    """Something to hear: its sounds by kind, their log spectrograms in dB, and its figures."""
+    """Something to hear: its sounds by kind, and its figures."""
 
     name: str  # of its files
     title: str
     sounds: dict  # {kind: float32 signal}; a kind has a folder of its own
-    log_spectrograms: dict  # {kind: float32 (n_bins, n_frames, n_channels)}
     figures: dict  # {name with unit: number or text}
-    latents: np.ndarray | None = None  # of each window, if it is to be compared with others
+    is_new: bool = False  # and is to be compared with training music
 
 
 class Sources(NamedTuple):
@@ -70,7 +70,7 @@ class Recordings:
         Args:
             spectrogram: the feature, float32 (n_bins, n_frames, n_channels), in [0, 1].
         Returns:
-            (signal, log spectrogram in dB).
+            float32 (n_samples,) or (2, n_samples).
         """
         if not dataset.FEATURE_NAME.fullmatch(key):
             return None
@@ -91,7 +91,7 @@ class Recordings:
             np.abs(image - spectrogram).mean() < SAME_IMAGE
         )
         half_frame = extractor.frame_size // 2
-        return (signal[..., half_frame:-half_frame], log_spectrogram) if is_same else None
+        return signal[..., half_frame:-half_frame] if is_same else None
 
 
 def load_audio_folders(saved_data):
@@ -114,16 +114,20 @@ def compare_pieces(sound_generator, recordings, spectrograms, min_max_values, ke
     from generation.evaluation import measure_mel_distance, measure_spectral_convergence
 
     generator = sound_generator
-    signals, latents = generator.generate(spectrograms, min_max_values)
     original_signals = generator.convert_spectrograms_to_audio(spectrograms, min_max_values)
-    images, generated = generator.fit_images(spectrograms), generator.autoencoder.decode(latents)
+    signals, latents = generator.generate(spectrograms, min_max_values)
+    images, ranges = generator.fit_images(spectrograms, min_max_values)
+    generated = generator.autoencoder.decode(latents)[:, :, : images.shape[2]]
     for index, (key, name) in enumerate(zip(keys, make_file_names(keys), strict=True)):
         sounds = {"original": original_signals[index], "generated": signals[index]}
-        original, restored = (
-            generator.restore_log_spectrogram(image, min_max_values[index])
-            for image in (spectrograms[index], generated[index])
-        )
-        log_spectrograms = {"original": original, "generated": generator.add_texture(restored)}
+        log_spectrograms = {
+            "original": generator.restore_log_spectrogram(
+                spectrograms[index], min_max_values[index]
+            ),
+            "generated": generator.add_texture(
+                generator.restore_log_spectrogram(generated[index], ranges[index])
+            ),
+        }
         figures = {"image error": float(np.square(generated[index] - images[index]).mean())}
         for kind, log_spectrogram in log_spectrograms.items():
             figures[f"spectral convergence of the {kind}, dB"] = measure_spectral_convergence(
@@ -136,46 +140,40 @@ def compare_pieces(sound_generator, recordings, spectrograms, min_max_values, ke
             *sounds.values(), sample_rate=generator.sample_rate
         )
         recorded = recordings.load(key, spectrograms[index])
-        if recorded:
-            signal, log_spectrograms["recorded"] = recorded
-            sounds = {"recorded": signal, **sounds}
-        yield Item(name, key, sounds, log_spectrograms, figures)
+        if recorded is not None:
+            sounds = {"recorded": recorded, **sounds}
+        yield Item(name, key, sounds, figures)
 
 
 def make_samples(sound_generator, sources, count, *, genre, temperature, seed):
     """Yield `count` new pieces from the prior."""
     prior = load_prior(sources.model, genre)
-    rng = np.random.default_rng((seed, 1))
-    latents, ranges, groups = prior.sample(count, temperature, rng)
-    decoded = sound_generator.decode(latents, make_min_max_values(ranges))
-    log_spectrograms = [*map(sound_generator.add_texture, decoded)]
-    signals = sound_generator.invert_all(log_spectrograms, sound_generator.n_samples)
-    for index, signal in enumerate(show_progress(signals, count, "new pieces")):
+    n_samples = sound_generator.n_samples
+    n_steps = sound_generator.count_steps(n_samples)
+    for index in show_progress(range(count), count, "new pieces"):
+        rng = np.random.default_rng((seed, 1, index))
+        latents, peak, group = prior.walk(n_steps, temperature, rng)
         yield make_new_item(
             f"sample-{make_label(genre, temperature, seed)}-{index:03d}",
             f"New piece {index + 1}",
-            signal,
-            log_spectrograms[index],
-            describe_origin(genre, temperature, seed, groups[index]),
-            latents[index : index + 1],
+            sound_generator.make_sound(latents, make_range(sound_generator, peak), n_samples),
+            describe_origin(genre, temperature, seed, group),
+            is_new=True,
         )
 
 
 def compose(sound_generator, sources, duration, *, genre, temperature, seed):
-    """Yield one new piece of `duration` seconds, whose windows follow each other as in music."""
+    """Yield one new piece of `duration` seconds."""
     prior = load_prior(sources.model, genre)
     n_samples = max(1, round(duration * sound_generator.sample_rate))
-    n_windows = sound_generator.count_windows(n_samples)
     rng = np.random.default_rng((seed, 2))
-    latents, ranges, group = prior.walk(n_windows, temperature, rng)
-    windows = sound_generator.decode(latents, make_min_max_values(ranges))
-    windows = show_progress(windows, n_windows, "windows")
+    latents, peak, group = prior.walk(sound_generator.count_steps(n_samples), temperature, rng)
     yield make_new_item(
         f"compose-{make_label(genre, temperature, seed)}-{duration:g}s",
         f"A piece of {duration:g} s",
-        *sound_generator.join(windows, n_samples),
+        sound_generator.make_sound(latents, make_range(sound_generator, peak), n_samples),
         describe_origin(genre, temperature, seed, group),
-        latents,
+        is_new=True,
     )
 
 
@@ -190,86 +188,96 @@ def continue_recording(
     """
     path, duration = request[0], parse_duration(request[1])
     signal = load_song(sound_generator, sources, path)
-    generator, prior = sound_generator, load_prior(sources.model, genre)
-    image, min_max = generator.make_image(generator.cut_last_window(signal))
-    start = generator.autoencoder.encode(image[np.newaxis])[0], (min_max["min"], min_max["max"])
-    n_samples = signal.shape[-1] - generator.find_end(signal)  # of its last half frame
-    n_samples += max(1, round(duration * generator.sample_rate))
-    n_windows = 1 + generator.count_windows(n_samples)
+    prior = load_prior(sources.model, genre)
+    n_samples = max(1, round(duration * sound_generator.sample_rate))
+    end = signal[..., -round(PAST_S * sound_generator.sample_rate) :]
+    known, min_max = sound_generator.encode_past(end)
+    n_steps = 1 + sound_generator.count_steps(n_samples + sound_generator.frame_size)
     (name,) = make_file_names([Path(path).name])
     for own_seed in range(seed, seed + (num_spectrograms or 1)):
         rng = np.random.default_rng((own_seed, 3))
-        latents, ranges, group = prior.walk(n_windows, temperature, rng, start)
-        windows = generator.decode(latents, make_min_max_values(ranges))
-        windows = show_progress(windows, n_windows, "windows")
-        new, log_spectrogram = generator.continue_sound(signal, windows, n_samples)
-        sound = np.concatenate([signal[..., : generator.find_end(signal)], new], axis=-1)
+        latents, _, group = prior.walk(n_steps, temperature, rng, past=known[-1])
+        latents = np.concatenate([known, latents])
+        sound = sound_generator.continue_sound(signal, latents, min_max, len(known), n_samples)
         label = make_label(genre, temperature, own_seed)
-        figures = describe_origin(genre, temperature, own_seed, group)
         yield Item(
             f"continue-{name}-{label}-{duration:g}s",
             f"{path}, and how it may go on for {duration:g} s",
             {"recorded": signal, "new": sound},
-            {"new": log_spectrogram},
-            figures,
+            describe_origin(genre, temperature, own_seed, group),
         )
 
 
 def morph(sound_generator, sources, spectrograms, min_max_values, keys, *, steps):
     """Yield the morph between two pieces as `steps` pieces, and as one continuous sound."""
-    images = sound_generator.fit_images(spectrograms)
+    images, ranges = sound_generator.fit_images(spectrograms, min_max_values)
     first, last = sound_generator.autoencoder.encode(images)
-    share = np.linspace(0, 1, steps, dtype=np.float32)[:, np.newaxis]
-    ends = dataset.list_ranges(min_max_values)
-    latents = (1 - share) * first + share * last
-    ranges = make_min_max_values((1 - share) * ends[0] + share * ends[1])
-    windows = [*sound_generator.decode(latents, ranges)]
-    log_spectrograms = [*map(sound_generator.add_texture, windows)]
     name, title = f"morph-{hash_text(chr(10).join(keys))}", f"{keys[0]} to {keys[1]}"
-    signals = sound_generator.invert_all(log_spectrograms, sound_generator.n_samples)
-    for index, signal in enumerate(show_progress(signals, steps, "steps")):
-        step_title = f"{title}, {index + 1} of {steps}"
-        yield make_new_item(f"{name}-{index:03d}", step_title, signal, log_spectrograms[index])
-    joined = join_all(sound_generator, windows)
-    yield make_new_item(f"{name}-whole", f"{title}, continuous", *joined)
+    latents, n_samples = [], sound_generator.n_samples
+    for index, share in enumerate(np.linspace(0, 1, steps, dtype=np.float32)):
+        latents.append((1 - share) * first + share * last)
+        peak = (1 - share) * ranges[0]["max"] + share * ranges[1]["max"]
+        sound = sound_generator.make_sound(
+            latents[-1], make_range(sound_generator, peak), n_samples
+        )
+        yield make_new_item(f"{name}-{index:03d}", f"{title}, {index + 1} of {steps}", sound)
+    peak = max(each["max"] for each in ranges)
+    autoencoder = sound_generator.autoencoder
+    width, step = autoencoder.input_shape[1], autoencoder.frames_per_step
+    n_whole = max(1, width // step)  # steps of a piece without what pads it
+    whole = np.concatenate([each[:n_whole] for each in latents])
+    n_samples = round(steps * n_samples * min(1, n_whole * step / width))
+    whole = whole, make_range(sound_generator, peak), n_samples
+    yield make_new_item(f"{name}-whole", f"{title}, continuous", sound_generator.make_sound(*whole))
 
 
 def tour_components(sound_generator, sources, count):
-    """Yield a continuous sound for each of the main directions of the latent space."""
-    space = read_prior(sources.model).space
-    n_components = len(space.components)
-    total = TrainingPieces.load(sources.model).latents.var(axis=0, ddof=1).sum()
-    for index in range(min(count, n_components)):
-        points = np.outer(TOUR, np.eye(n_components + 2)[index])
-        latents, ranges = space.restore(points)
-        share = 100 * np.square(space.scale[index]) / total
-        windows = [*sound_generator.decode(latents, make_min_max_values(ranges))]
+    """Yield a continuous sound for each of the main directions in which tracks differ."""
+    prior = read_prior(sources.model)
+    directions = prior.find_directions()
+    n_samples = len(TOUR) * sound_generator.n_samples
+    n_steps = sound_generator.count_steps(n_samples)
+    for index, direction in enumerate(directions[:count]):
+        place = np.interp(np.linspace(0, 1, n_steps), np.linspace(0, 1, len(TOUR)), TOUR)
         yield make_new_item(
             f"component-{index + 1:03d}",
-            f"Direction {index + 1}, {share:.0f} % of the variance, from {TOUR[0]} to {TOUR[-1]} "
-            "standard deviations",
-            *join_all(sound_generator, windows),
+            f"Direction {index + 1}, from {TOUR[0]} to {TOUR[-1]} standard deviations",
+            walk_at(sound_generator, prior, np.outer(place, direction), n_samples),
         )
 
 
 def explore(sound_generator, sources, offsets):
-    """Yield the piece at some standard deviations along the main directions of the latent space.
+    """Yield a piece at some standard deviations along the main directions in which tracks differ.
 
     Args:
         offsets: of the first directions; the others are at their mean.
     """
-    space = read_prior(sources.model).space
-    n_components = len(space.components)
-    if len(offsets) > n_components:
-        raise UserError(f"there are {n_components} directions to explore, got {len(offsets)}")
-    point = np.pad(np.array(offsets, np.float64), (0, n_components + 2 - len(offsets)))
-    latents, ranges = space.restore(point[np.newaxis])
-    (window,) = sound_generator.decode(latents, make_min_max_values(ranges))
-    log_spectrogram = sound_generator.add_texture(window)
-    (signal,) = sound_generator.invert_all([log_spectrogram], sound_generator.n_samples)
+    prior = read_prior(sources.model)
+    directions = prior.find_directions()
+    if len(offsets) > len(directions):
+        raise UserError(f"there are {len(directions)} directions to explore, got {len(offsets)}")
     place = " ".join(f"{offset:g}" for offset in offsets)
-    title = f"At {place} standard deviations along the main directions"
-    yield make_new_item(f"explore-{place.replace(' ', '_')[:100]}", title, signal, log_spectrogram)
+    n_samples = sound_generator.n_samples
+    offset = np.array(offsets, np.float32) @ directions[: len(offsets)]
+    yield make_new_item(
+        f"explore-{place.replace(' ', '_')[:100]}",
+        f"At {place} standard deviations along the main directions",
+        walk_at(sound_generator, prior, offset, n_samples),
+    )
+
+
+def walk_at(sound_generator, prior, offset, n_samples):
+    """The sound of a walk about the mean of all groups, and an offset to it."""
+    mean = prior.centres.mean(axis=0)
+    middle = prior._replace(
+        **{name: getattr(prior, name)[:1] for name in ("groups", "genres", "counts")},
+        peaks=np.array([np.median(prior.peaks)]),
+        centres=mean[np.newaxis],
+        spreads=np.ones(1, np.float32),
+    )
+    n_steps = sound_generator.count_steps(n_samples)
+    latents, peak, _ = middle.walk(n_steps, 1.0, np.random.default_rng(0), offset=offset)
+    return sound_generator.make_sound(latents, make_range(sound_generator, peak), n_samples)
 
 
 def reconstruct_files(sound_generator, sources, audio_files):
@@ -290,10 +298,8 @@ def reconstruct_files(sound_generator, sources, audio_files):
             yield error
             continue
         title = f"{path} ({'; '.join(remarks)})" if remarks else str(path)
-        sound, reconstructed, log_spectrogram, error = sound_generator.reconstruct(signal)
-        sounds = {"recorded": signal, "new": sound}
-        log_spectrograms = {"recorded": log_spectrogram, "new": reconstructed}
-        yield Item(f"song-{name}", title, sounds, log_spectrograms, {"image error": error})
+        sounds = {"recorded": signal, "new": sound_generator.reconstruct(signal)}
+        yield Item(f"song-{name}", title, sounds, {})
 
 
 def list_songs(path):
@@ -304,9 +310,13 @@ def list_songs(path):
 
 
 def load_piece(sound_generator, sources, path):
-    """(image, its range {"min": dB, "max": dB}) of the first window of an audio file."""
-    signal = load_song(sound_generator, sources, path)
-    return sound_generator.make_image(next(sound_generator.cut_windows(signal)))
+    """(spectrogram, its range {"min": dB, "max": dB}) of the first piece of an audio file."""
+    settings = Settings.load(sources.model / "settings.json")
+    signal = load_song(sound_generator, sources, path)[..., : settings.n_samples]
+    missing = settings.n_samples - signal.shape[-1]
+    signal = np.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, missing)])
+    log_spectrogram = add_channel_axis(settings.make_extractor().extract(signal))
+    return to_image(log_spectrogram, MinMaxNormaliser(0, 1))
 
 
 def load_song(sound_generator, sources, path, remarks=None):
@@ -334,27 +344,18 @@ def load_prior(model, genre):
     """The Prior of a model, over one genre or over all."""
     prior = read_prior(model).take_genre(genre)
     print(
-        f"prior over {prior.counts.sum()} training pieces in {len(prior.counts)} groups and "
-        f"{prior.n_components} components",
-        flush=True,
+        f"prior over {prior.counts.sum()} training steps in {len(prior.counts)} groups", flush=True
     )
     return prior
 
 
-def join_all(sound_generator, windows):
-    """(signal, log spectrogram) of windows that overlap by half, each as long as a piece."""
-    n_frames = (len(windows) - 1) * sound_generator.window_hop
-    n_samples = sound_generator.n_samples + n_frames * sound_generator.hop_length
-    return sound_generator.join(windows, n_samples)
+def make_range(sound_generator, peak):
+    """{"min": dB, "max": dB} of a peak in dB."""
+    return {"min": peak - sound_generator.top_db, "max": peak}
 
 
-def make_min_max_values(ranges):
-    """[{"min": dB, "max": dB}] of (min, max) pairs."""
-    return [{"min": low, "max": high} for low, high in ranges]
-
-
-def make_new_item(name, title, signal, log_spectrogram, figures=None, latents=None):
-    return Item(name, title, {"new": signal}, {"new": log_spectrogram}, figures or {}, latents)
+def make_new_item(name, title, signal, figures=None, is_new=False):
+    return Item(name, title, {"new": signal}, figures or {}, is_new)
 
 
 def parse_duration(text):

@@ -13,8 +13,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
+import librosa
 import numpy as np
 
+from soundgenerator import cut_samples
 from support.dataset import check_key
 from support.errors import UserError
 from support.files import (
@@ -29,7 +31,6 @@ from support.files import (
 MAX_ITEMS_BYTES = 1 << 28  # of items.json: about 100 000 items
 MAX_COLUMNS = 2000  # of a picture
 MAX_PAIRS = 5  # in spectrograms.png
-TEXTURE_PICTURE = "texture.png"
 KINDS = {  # of sounds, and what the page calls them
     "recorded": "Recorded",
     "original": "Its spectrogram, inverted",
@@ -45,15 +46,13 @@ class Page:
     Args:
         folder: to write; its items.json, if there is one, is read.
         settings: the features' Settings.
-        texture: the Texture that generated sounds get, to draw, or None.
     Raises:
         UserError: items.json is damaged.
     """
 
-    def __init__(self, folder, settings, texture=None):
+    def __init__(self, folder, settings):
         self.folder = Path(folder)
         self.settings = settings
-        self.texture = texture
         self.earlier, self.summary = load_items(self.folder)
         self.made = {}  # entries of this run, by name
         self.pairs = []  # Items that spectrograms.png shows
@@ -74,19 +73,15 @@ class Page:
         """
         players = []
         for kind, path in paths.items():
-            picture, seconds = None, item.sounds[kind].shape[-1] / self.settings.sample_rate
-            if kind in item.log_spectrograms:
-                picture = f"pictures/{kind}/{item.name}.png"
-                log_spectrogram = item.log_spectrograms[kind]
-                ranges = self.settings.sample_rate, self.settings.top_db
-                figure = plot_spectrogram(log_spectrogram, seconds, *ranges)
-                write_figure(self.folder / picture, figure, dpi=100)
+            picture = f"pictures/{kind}/{item.name}.png"
+            figure = plot_spectrogram(item.sounds[kind], self.settings)
+            write_figure(self.folder / picture, figure, dpi=100)
             players.append(
                 {
                     "kind": KINDS[kind],
                     "sound": Path(os.path.relpath(path, self.folder)).as_posix(),
                     "picture": picture,
-                    "seconds": seconds,
+                    "seconds": item.sounds[kind].shape[-1] / self.settings.sample_rate,
                 }
             )
         self.earlier.pop(item.name, None)
@@ -96,7 +91,7 @@ class Page:
             "players": players,
             "figures": item.figures,
         }
-        if {"original", "generated"} <= item.log_spectrograms.keys():
+        if {"original", "generated"} <= item.sounds.keys():
             self.pairs = [*self.pairs, item][:MAX_PAIRS]
         self._write()
 
@@ -110,8 +105,6 @@ class Page:
         self.summary = summary or self.summary
         if self.pairs:
             plot_pairs(self.folder / "spectrograms.png", self.pairs, self.settings)
-        if self.texture:
-            plot_texture(self.folder / TEXTURE_PICTURE, self.texture, self.settings)
         self._write()
 
     def _write(self):
@@ -125,9 +118,7 @@ class Page:
         rows += [("all new pieces", name, value) for name, value in self.summary.items()]
         write_csv(self.folder / "metrics.csv", ("item", "figure", "value"), rows)
         page = self._template.render(
-            entries=map(format_entry, self.entries),
-            summary=format_figures(self.summary),
-            texture=TEXTURE_PICTURE if (self.folder / TEXTURE_PICTURE).exists() else None,
+            entries=map(format_entry, self.entries), summary=format_figures(self.summary)
         )
         write_atomically(self.folder / "index.html", page.encode("utf-8", "replace"))
 
@@ -178,30 +169,36 @@ def check_entry(entry):
     return {"name": entry["name"], "title": entry["title"], "players": players, "figures": figures}
 
 
-def plot_spectrogram(log_spectrogram, duration, sample_rate, top_db):
-    """The Figure of a log spectrogram, (n_bins, n_frames, n_channels), in seconds and Hz."""
+def plot_spectrogram(signal, settings):
+    """The Figure of a sound's log spectrogram, in seconds and Hz."""
     from matplotlib.figure import Figure
 
-    n_columns = log_spectrogram.shape[1]
-    step = -(-n_columns // MAX_COLUMNS)  # a long piece has more frames than the picture has pixels
-    image = log_spectrogram[:, ::step].mean(axis=2)
     figure = Figure(figsize=(4.6, 2.6), layout="constrained")
     axes = figure.add_subplot()
-    shown = show_spectrogram(axes, image, duration, sample_rate, top_db)
+    shown = show_spectrogram(axes, signal, settings)
     axes.set(xlabel="seconds", ylabel="Hz")
     figure.colorbar(shown, label="dB")
     return figure
 
 
-def show_spectrogram(axes, image, duration, sample_rate, top_db):
-    """Show a log spectrogram, (n_bins, n_frames), down to top_db under its peak."""
+def show_spectrogram(axes, signal, settings):
+    """Show a sound's log spectrogram, down to top_db under its peak; of a long one some frames.
+
+    Args:
+        signal: float32 (n_samples,) or (2, n_samples).
+    """
+    frame_size, n_samples = settings.frame_size, signal.shape[-1]
+    hop_length = max(settings.hop_length, n_samples // MAX_COLUMNS)
+    starts = np.arange(0, n_samples, hop_length) - frame_size // 2
+    frames = [cut_samples(signal, start, start + frame_size) for start in starts]
+    spectra = np.abs(np.fft.rfft(frames * np.hanning(frame_size)))  # (n, ..., bins)
+    amplitude = spectra.reshape(len(frames), -1, spectra.shape[-1]).mean(axis=1).T
+    image = librosa.amplitude_to_db(amplitude, top_db=settings.top_db)
     return axes.imshow(
         image,
         origin="lower",
         aspect="auto",
-        extent=(0, duration, 0, sample_rate / 2),
-        vmin=image.max() - top_db,
-        vmax=image.max(),
+        extent=(0, n_samples / settings.sample_rate, 0, settings.sample_rate / 2),
         cmap="magma",
         interpolation="nearest",
     )
@@ -215,9 +212,7 @@ def plot_pairs(path, items, settings):
     grid = figure.subplots(2, len(items), squeeze=False, sharex=True, sharey=True)
     for column, item in enumerate(items):
         for axes, kind in zip(grid[:, column], ("original", "generated"), strict=True):
-            image = item.log_spectrograms[kind][..., 0]
-            shown = settings.duration, settings.sample_rate, settings.top_db
-            show_spectrogram(axes, image, *shown)
+            show_spectrogram(axes, item.sounds[kind], settings)
         title = make_printable(item.title.removesuffix(".npy"))[-32:]
         grid[0, column].set_title(title, fontsize=8, parse_math=False)
         grid[1, column].set_xlabel("seconds")
@@ -226,20 +221,6 @@ def plot_pairs(path, items, settings):
     with warnings.catch_warnings():  # a name may have characters that the font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         write_figure(path, figure, dpi=100)
-
-
-def plot_texture(path, texture, settings):
-    """Write a picture of how much scatter each frequency gets back."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 2.6), layout="constrained")
-    axes = figure.add_subplot()
-    frequencies = np.arange(len(texture.amounts)) * settings.sample_rate / settings.frame_size
-    axes.plot(frequencies, texture.amounts)
-    axes.set(xlabel="Hz", ylabel="scatter (noise: 1)", ylim=(0, None))
-    axes.set_title(f"level {texture.level_db:+.1f} dB", fontsize=9)
-    axes.grid(alpha=0.3)
-    write_figure(path, figure, dpi=100)
 
 
 def format_entry(entry):

@@ -1,9 +1,9 @@
-"""A piece in few numbers, to compare music by: mel bands over a few frames.
+"""Music in few numbers, to compare it by: mel bands over a few frames.
 
-In:  images, float32 (n, height, width, n_channels), in [0, 1].
-Out: float32 (n, n_steps, n_bands), in [0, 1].
+In:  an image, float32 (height, width, n_channels), in [0, 1].
+Out: float32 (n_steps, n_bands), in [0, 1].
 
-    bands = extract_bands(images, sample_rate=22050)
+    bands = extract_bands(image, sample_rate=22050)
 """
 
 import functools
@@ -15,26 +15,20 @@ N_BANDS = 32
 FRAMES_PER_STEP = 4
 
 
-def extract_bands(images, sample_rate):
-    """The means of images over mel bands, steps of FRAMES_PER_STEP frames, and channels.
+def extract_bands(image, sample_rate):
+    """The means of an image over mel bands, steps of FRAMES_PER_STEP frames, and channels.
 
     Args:
-        images: float32 (n, height, width, n_channels), in [0, 1], an array or Pieces.
+        image: float32 (height, width, n_channels), in [0, 1].
         sample_rate: Hz; the rows reach from 0 to half of it.
     Returns:
-        float32 (n, max(1, width // FRAMES_PER_STEP), n_bands), in [0, 1]; n_bands is N_BANDS, or
-        a quarter of the height if that is less.
+        float32 (n_steps, n_bands), in [0, 1]; n_bands is N_BANDS, or a quarter of the height if
+        that is less. The last step may have fewer frames.
     """
-    height, width = images.shape[1:3]
-    n_bands, n_steps = min(N_BANDS, height // 4), max(1, width // FRAMES_PER_STEP)
-    weights = make_weights(sample_rate, height, n_bands)
-    bands = np.empty((len(images), n_steps, n_bands), np.float32)
-    edges = np.arange(n_steps) * FRAMES_PER_STEP
-    for index in range(len(images)):
-        rows = weights @ images[index].mean(axis=-1)  # (n_bands, width)
-        sums = np.add.reduceat(rows, edges, axis=1)
-        bands[index] = sums.T / np.diff([*edges, width])[:, np.newaxis]
-    return bands
+    height, width = image.shape[:2]
+    rows = make_weights(sample_rate, height, min(N_BANDS, height // 4)) @ image.mean(axis=-1)
+    starts = np.arange(0, width, FRAMES_PER_STEP)
+    return np.add.reduceat(rows, starts, axis=1).T / np.diff([*starts, width])[:, np.newaxis]
 
 
 @functools.cache

@@ -58,9 +58,14 @@ def run_script(main, if_interrupted="what is written stays", if_out_of_memory="a
         if_interrupted: what the line says after Ctrl-C, or if the disk is full.
         if_out_of_memory: what it says if the memory does not suffice.
     """
+    from threadpoolctl import threadpool_limits
+
     open_standard_streams()
     try:
-        main()
+        # Beside another program, threads of a small product wait for each other far longer than
+        # they compute. What is large is computed by TensorFlow or JAX, or in threads of our own.
+        with threadpool_limits(1, "blas"):
+            main()
     except (OSError, UserError) as error:
         text = f"error: {make_printable(' '.join(str(error).split()))}"
         if getattr(error, "errno", None) in NO_ROOM:

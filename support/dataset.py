@@ -19,6 +19,7 @@ import numpy as np
 from support.errors import UserError
 from support.files import open_regular, read_file, walk
 from support.settings import MAX_PIECE_BYTES
+from support.spectrograms import resize
 
 SPECTROGRAMS_SAVE_DIR = "spectrograms"  # below SAVED_DATA
 SETTINGS_NAME = f"{SPECTROGRAMS_SAVE_DIR}/settings.json"  # below SAVED_DATA
@@ -113,6 +114,38 @@ def load_spectrogram(spectrograms_path, key):
     except UserError as error:
         raise UserError(f"{path} {error}: delete it and run preprocess.py again") from error
     return add_channel_axis(np.asarray(spectrogram).astype(np.float32, copy=False))
+
+
+class Pieces:
+    """Spectrograms on disk, read each time they are asked for; used like a list of them.
+
+    Args:
+        spectrograms_path: folder that holds them.
+        target_shape: (height, width) to resize to; None keeps their own shape.
+        keys: which ones, at least one.
+    Raises:
+        UserError: a file is damaged, or of another shape than the first; when it is read.
+    """
+
+    def __init__(self, spectrograms_path, target_shape, keys):
+        self.spectrograms_path = spectrograms_path
+        self.target_shape = target_shape
+        self.keys = keys
+        self.native_shape = load_spectrogram(spectrograms_path, keys[0]).shape
+        self.shape = (len(keys), *(target_shape or self.native_shape[:2]), self.native_shape[2])
+
+    def __len__(self):
+        return len(self.keys)
+
+    def __getitem__(self, index):
+        """One piece, float32 (height, width, channels), in [0, 1]."""
+        spectrogram = load_spectrogram(self.spectrograms_path, self.keys[index])
+        if spectrogram.shape != self.native_shape:
+            raise UserError(
+                f"{self.keys[index]} must have the first one's shape {self.native_shape}, "
+                f"got {spectrogram.shape}: run preprocess.py --force"
+            )
+        return resize(spectrogram, self.target_shape)
 
 
 def load_array(path):

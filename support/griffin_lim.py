@@ -14,6 +14,7 @@ import math
 import numba
 import numpy as np
 import scipy.fft
+import scipy.ndimage
 import scipy.signal
 
 from support.errors import UserError
@@ -27,7 +28,10 @@ SEED = 0
 HANN_GAMMA = 0.26  # squared frame sizes: the Gaussian nearest to a Hann window (theirs: 0.25645)
 TOP_DB = 80.0  # below the peak; further down a magnitude's slope says nothing about the phase
 FRAME_STEPS, BIN_STEPS = (1, -1, 0, 0), (0, 0, 1, -1)  # to the four neighbours of a cell
-SHARED_ITERATIONS = 0.75  # share of the iterations that channels make as one
+SHARED_ITERATIONS = 0.7  # share of the iterations that channels make as one
+WIDTH = 24.0  # radians by which a channel's phases scatter per unit of unlikeness to the others
+ALIKE = 0.008  # unlikeness of what is centred, at most
+PATCH = 24, 8  # frames and bins, over which channels are compared, and phases scatter smoothly
 MIN_NORM = 0.2  # of the highest: below it, at a signal's end, too few windows overlap to divide by
 TINY = np.finfo(np.float32).tiny  # in place of silence, where that would be divided by
 STRETCH_FRAMES = 2048  # of a long signal that are inverted together
@@ -162,7 +166,9 @@ class GriffinLim:
         """The signals of channels, which share the phase that their mean power has.
 
         Alone, each would find phases of its own, and what is panned between them would fall apart.
-        In the last iterations each goes its own way, as far as its magnitudes ask for it.
+        In the last iterations each goes its own way: as far as its magnitudes ask for it, and from
+        phases that are scattered where they rise and fall unlike those of the others, since what
+        is wide would be narrowed else.
         """
         shared, shared_past, n_shared = magnitudes[0], past[0], 0
         if len(magnitudes) > 1:
@@ -178,9 +184,10 @@ class GriffinLim:
         if n_shared:
             _, spectrum = self._iterate(shared, spectrum, shared_past, n_shared, *common)
             phase = np.angle(spectrum)
-        signals = []
+        signals, rng = [], np.random.default_rng(self.seed)
         for magnitude, own_past in zip(magnitudes, past, strict=True):
-            threads.run(len(magnitude), combine, magnitude, phase, spectrum)
+            own_phase = phase + scatter(magnitude, shared, rng) if n_shared else phase
+            threads.run(len(magnitude), combine, magnitude, own_phase, spectrum)
             n_iter = self.n_iter - n_shared
             signals.append(self._iterate(magnitude, spectrum, own_past, n_iter, *common)[0])
         return signals
@@ -242,6 +249,34 @@ class GriffinLim:
             factors = area / gamma, -gamma / area
             integrate_phase(log_magnitude, phase, n_known, turns_per_bin, *factors)
         return phase
+
+
+def scatter(magnitude, shared, rng):
+    """Smooth random phases, float32 radians, as large as a channel is unlike what it shares.
+
+    A patch's unlikeness is 1 less the cosine between both magnitudes: 0 for what is panned, which
+    is louder or softer throughout, and about 0.06 for two independent noises.
+
+    Args:
+        magnitude, shared: float32 (n_frames, n_bins).
+        rng: numpy Generator.
+    """
+    products = [a * b for a, b in ((magnitude, shared), (magnitude, magnitude), (shared, shared))]
+    for axis, size in enumerate(PATCH):
+        edges = np.arange(0, magnitude.shape[axis], size)
+        products = [np.add.reduceat(product, edges, axis) for product in products]
+    both, own, others = (scipy.ndimage.uniform_filter(product, 3) for product in products)
+    unlike = 1 - both / np.sqrt(np.maximum(own * others, TINY))
+    unlike = np.maximum(unlike - ALIKE, 0)
+    phase = WIDTH * unlike * rng.standard_normal(unlike.shape, np.float32)
+    for axis, size in enumerate(PATCH):  # between the centres of patches, the variance kept
+        place = (np.arange(magnitude.shape[axis], dtype=np.float32) + 0.5) / size - 0.5
+        place = np.clip(place, 0, phase.shape[axis] - 1)
+        before, after = np.floor(place).astype(int), np.ceil(place).astype(int)
+        angle = np.float32(np.pi / 2) * (place % 1)
+        angle = angle[:, np.newaxis] if axis == 0 else angle
+        phase = phase.take(before, axis) * np.cos(angle) + phase.take(after, axis) * np.sin(angle)
+    return phase
 
 
 class RowThreads:

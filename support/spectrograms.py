@@ -28,6 +28,20 @@ def to_image(log_spectrogram, normaliser, *, top_db=None, shape=None):
     return resize(normaliser.normalise(log_spectrogram), shape), min_max
 
 
+def normalise_to(log_spectrogram, min_max):
+    """The image of a log spectrogram in a given range; digital silence is at its floor.
+
+    Args:
+        log_spectrogram: float32, dB.
+        min_max: {"min": dB, "max": dB}.
+    Returns:
+        float32, in [0, 1].
+    """
+    image = (log_spectrogram - min_max["min"]) / (min_max["max"] - min_max["min"])
+    image[log_spectrogram <= SILENCE_DB] = 0
+    return np.clip(image, 0, 1).astype(np.float32, copy=False)
+
+
 def to_log_spectrogram(image, min_max, normaliser):
     """Undo to_image's normalisation: float32, dB."""
     return normaliser.denormalise(image, min_max["min"], min_max["max"])

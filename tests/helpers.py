@@ -15,6 +15,7 @@ import pytest
 
 import preprocess
 from support import dataset, files
+from support.prior import TrainingTracks
 from support.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -201,19 +202,24 @@ def make_pipeline(loader, folder, **keywords):
     )
 
 
-def write_latents(folder, latents, keys, ranges=None, **changes):
-    """A latents.npz of these arrays; ranges are (min, max), dB."""
-    n, latents = len(keys), np.asarray(latents, np.float32)
-    ranges = np.array([[-80, 0]] * n if ranges is None else ranges, np.float64).reshape(n, 2)
-    arrays = {
-        "latent": latents,
-        "min": ranges[:, 0],
-        "max": ranges[:, 1],
-        "key": np.array(keys),
-        "genre": np.array([dataset.get_genre(key) for key in keys]),
-        "bands": np.zeros((n, 3, 4), np.uint8),
-    }
-    np.savez(folder / "latents.npz", **{**arrays, **changes})
+def make_tracks(latents, names, peaks=0.0):
+    """TrainingTracks of one length, and silent.
+
+    Args:
+        latents: (n, n_steps, latent_space_dim).
+        names: of the tracks.
+        peaks: dB, of each or of all.
+    """
+    n, n_steps, dim = np.shape(latents)
+    return TrainingTracks(
+        np.asarray(latents, np.float32).reshape(-1, dim),
+        np.full(n, n_steps),
+        np.zeros((3 * n, 4), np.uint8),
+        np.full(n, 3),
+        np.full(n, peaks, np.float32),
+        np.array(names),
+        np.array([dataset.get_genre(name) for name in names]),
+    )
 
 
 def name_folders(folder):

@@ -26,7 +26,7 @@ TABS = {  # {name: (button or None, seconds of its sound)}
     "Compose": ("Compose", 3.0),
     "Continue": ("Continue", 3.3 + 2),
     "Explore": (None, 0.3),
-    "Morph": ("Morph", 0.3 * 4.5),
+    "Morph": ("Morph", 0.3 * 8),
     "Through the model": ("Send it through", 3.3),
 }
 READ_SOUND = """

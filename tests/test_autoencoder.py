@@ -4,7 +4,7 @@ import librosa
 import numpy as np
 import pytest
 
-from autoencoder import Autoencoder, keras, weigh_rows
+from autoencoder import Autoencoder, choose_architecture, keras, weigh_rows
 from helpers import make_images
 from support.errors import UserError
 
@@ -27,7 +27,7 @@ def test_output_has_the_shape_of_the_input(shape, kernels, strides):
 
     images, latents = autoencoder.reconstruct(make_images(2, shape))
 
-    assert images.shape == (2, *shape) and latents.shape == (2, 3)
+    assert images.shape == (2, *shape) and latents.shape == (2, autoencoder.n_steps, 3)
     assert images.min() >= 0 and images.max() <= 1
 
 
@@ -39,6 +39,73 @@ def test_decoder_mirrors_the_encoder(bins_as_channels):
     decoder = [layer.input.shape for layer in autoencoder.decoder.layers if "deconv" in layer.name]
 
     assert encoder[::-1] == decoder
+
+
+def test_the_documents_call_builds_trains_saves_and_loads(tmp_path):
+    autoencoder = Autoencoder((64, 32, 1), (8, 16), (3, 3), (2, 2), 4)
+    images = make_images(8, (64, 32, 1))
+    autoencoder.compile(1e-3)
+    autoencoder.train(images, 4, 1)
+    autoencoder.save(tmp_path)
+
+    reconstructed, latents = Autoencoder.load(tmp_path).reconstruct(images)
+
+    assert reconstructed.shape == images.shape and latents.shape == (8, 8, 4)
+    np.testing.assert_allclose(latents, autoencoder.encode(images), atol=1e-6)  # float32
+
+
+def test_a_step_as_wide_as_the_image_is_flatten_and_dense():
+    autoencoder = Autoencoder((16, 12, 1), (4,), (3,), ((2, 12),), 5)
+    image = make_images(1)
+    flatten = autoencoder.encoder.get_layer("flatten")
+    (maps,) = keras.Model(autoencoder.encoder.input, flatten.input)(image).numpy()
+    kernel, bias = autoencoder.encoder.get_layer("latent").get_weights()
+
+    latents = autoencoder.encode(image)
+
+    assert latents.shape == (1, 1, 5)
+    np.testing.assert_allclose(latents[0, 0], maps.ravel() @ kernel + bias, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("bins_as_channels", [False, True])
+def test_a_step_depends_on_what_is_within_its_reach(bins_as_channels):
+    autoencoder = make_small((16, 12, 1), bins_as_channels=bins_as_channels)
+    rng = np.random.default_rng(0)
+    image = rng.random((1, 16, 160, 1), np.float32)
+    changed = image.copy()
+    changed[:, :, 80] = 1 - changed[:, :, 80]
+    step, reach = autoencoder.frames_per_step, autoencoder.reach
+
+    latents, others = autoencoder.encode(image), autoencoder.encode(changed)
+    steps = np.flatnonzero(np.abs(latents - others).max(axis=(0, 2)) > 1e-7)
+    assert steps.min() >= (80 - reach) // step and steps.max() <= (80 + reach) // step
+    latents[:, 20] += 1
+    images, others = (autoencoder.decoder(each).numpy() for each in (latents, latents * 1))
+    latents[:, 20] += 1
+    others = autoencoder.decoder(latents).numpy()
+    frames = np.flatnonzero(np.abs(images - others).max(axis=(0, 1, 3)) > 1e-7)
+    assert frames.min() >= 20 * step - reach and frames.max() < 21 * step + reach
+    assert reach < 24  # frames: of kernels of 3 at strides of 2, or the margins would be useless
+
+
+@pytest.mark.parametrize(
+    "shape, conv_filters, n_steps, numbers",
+    [
+        ((512, 256, 1), None, 16, 128),
+        ((256, 64, 2), None, 4, 128),
+        ((128, 7, 1), None, 1, 16),
+        ((16, 12, 1), (4,), 12, 1),
+        ((16, 12, 1), (4, 8, 8), 3, 1),
+    ],
+)
+def test_the_architecture_has_a_number_for_64_cells(shape, conv_filters, n_steps, numbers):
+    architecture = choose_architecture(shape, conv_filters=conv_filters)
+
+    autoencoder = Autoencoder(**architecture)
+
+    assert (autoencoder.n_steps, autoencoder.latent_space_dim) == (n_steps, numbers)
+    lengths = {len(architecture[f"conv_{name}"]) for name in ("filters", "kernels", "strides")}
+    assert lengths == {len(conv_filters or architecture["conv_filters"])}
 
 
 def test_bins_as_channels_is_a_convolution_over_time():
@@ -119,7 +186,7 @@ def test_summary_shows_every_layer_with_its_shape(capsys):
     make_small().summary()
 
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ("conv_1", "latent", "deconv_0", "(None, 4, 3, 12)"))
+    assert all(name in printed for name in ("conv_1", "latent", "deconv_0", "(None, 4, None, 12)"))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +270,7 @@ def test_the_loss_is_the_weighted_error():
     autoencoder = make_small(bin_hz=1000)
     autoencoder.compile()
 
-    loss = autoencoder.measure(images)
+    loss = autoencoder.model.evaluate(images, images, verbose=0)
 
     found = autoencoder.decoder(autoencoder.encoder(images)).numpy()  # not clipped
     error = (weigh_rows(16, 1000) * np.square(found - images)).mean()

@@ -16,13 +16,14 @@ import numpy as np
 import train
 from training import devices
 {setup}
+from autoencoder import choose_architecture
 from training.callbacks import StopOnNaN
 rng = np.random.default_rng(0)
 waves = rng.uniform(0.1, 0.7, (24, 2, 1, 1))
 rows, columns = np.mgrid[0:16, 0:12]
 images = (0.5 + 0.5 * np.sin(waves[:, 0] * rows + waves[:, 1] * columns))[..., np.newaxis]
 images = images.astype(np.float32)
-architecture = train.choose_architecture(
+architecture = choose_architecture(
     images.shape[1:], conv_filters=(8, 16), latent_space_dim=3
 )
 callbacks = [StopOnNaN()]  # the weights stay the last ones; the best may be the start's

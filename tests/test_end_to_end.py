@@ -35,8 +35,8 @@ def assert_pairs(folder, n_pairs, n_channels):
         assert signal.shape == (11025, n_channels)
         assert ("silence" in path.name) == (not signal.any()) or path in generated
     latents = np.load(folder / "model" / "latents.npz")
-    assert latents["latent"].shape == (len(latents["key"]), 8)
-    assert {*latents["genre"]} <= {"a", "b", ""}
+    assert latents["latents"].shape == (latents["n_steps"].sum(), 8)
+    assert {*latents["genres"]} <= {"a", "b", ""}
 
 
 @pytest.mark.slow

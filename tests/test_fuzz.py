@@ -23,11 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import preprocess
-from generation.prior import Prior, Space, TrainingPieces
-from helpers import SAMPLE_RATE, make_music, make_settings, write_with_ffmpeg
+from helpers import SAMPLE_RATE, make_music, make_settings, make_tracks, write_with_ffmpeg
 from support import dataset
 from support.errors import UserError
 from support.journal import Journal, collect_min_max_values
+from support.prior import Prior, TrainingTracks
 from support.settings import Settings
 from training.checkpoint import Checkpoint
 from training.splits import PARTS, load_split
@@ -234,14 +234,7 @@ def test_journal(tmp_path_factory, data):
         assert -np.inf < entry["min"] <= entry["max"] < np.inf
 
 
-LATENTS = save(
-    np.savez,
-    latent=np.zeros((2, 3), np.float32),
-    min=np.zeros(2),
-    max=np.ones(2),
-    key=np.array(["a.npy", "b.npy"]),
-    genre=np.array(["", "jazz"]),
-)
+LATENTS = save(np.savez, **make_tracks(np.zeros((2, 4, 3)), ["a.wav", "jazz/b.wav"])._asdict())
 ROWS = [{"epoch": 1, "loss": 0.1, "val_loss": 0.2, "learning_rate": 1e-3, "seconds": 1.0}]
 CHECKPOINT = save(
     np.savez, np.zeros((2, 3)), np.ones(2), description=json.dumps({"run": {"a": 1}, "rows": ROWS})
@@ -251,24 +244,24 @@ CHECKPOINT = save(
 @fuzz
 @given(data=mutate(LATENTS))
 def test_latents(tmp_path_factory, data):
-    pieces = read(
+    tracks = read(
         tmp_path_factory.getbasetemp(),
         "latents.npz",
         data,
-        lambda path: TrainingPieces.load(path.parent),
+        lambda path: TrainingTracks.load(path.parent),
     )
 
-    if pieces:
-        assert len(pieces.latents) == len(pieces.ranges) == len(pieces.keys) == len(pieces.genres)
+    if tracks:
+        assert len(tracks.latents) == tracks.n_steps.sum()
+        assert len(tracks.bands) == tracks.n_band_steps.sum()
+        assert len(tracks.n_steps) == len(tracks.peaks) == len(tracks.tracks) == len(tracks.genres)
 
 
 def save_prior():
     """A small prior.npz."""
-    space = Space(np.zeros(3), np.eye(2, 3), np.ones(2), np.zeros(2), np.ones(2))
-    names, square = np.array(["a"]), np.eye(4)
-    arrays = np.ones(1, int), np.zeros((1, 4)), np.ones(1), square, square, square
+    latents = np.random.default_rng(0).standard_normal((2, 40, 3))
     with tempfile.TemporaryDirectory() as folder:
-        Prior(space, names, names, *arrays).save(folder)
+        Prior.fit(make_tracks(latents, ["a.wav", "jazz/b.wav"])).save(folder)
         return Path(folder, "prior.npz").read_bytes()
 
 
@@ -279,7 +272,8 @@ def test_prior(tmp_path_factory, data):
     prior = read(folder, "prior.npz", data, lambda path: Prior.load(path.parent))
 
     if prior:
-        assert prior.centres.shape[1] == len(prior.step) == prior.n_components + 2
+        latents, _, _ = prior.walk(3, 1, np.random.default_rng(0))
+        assert latents.shape == (3, prior.centres.shape[1])
 
 
 @fuzz
@@ -314,6 +308,7 @@ PARAMETERS = {
     "conv_strides": [[2, 2]],
     "latent_space_dim": 2,
     "bins_as_channels": False,
+    "bin_hz": 0.0,
     "precision": "float32",
 }
 
@@ -340,7 +335,9 @@ def test_parameters(model, data):
     found = read(model, "parameters.json", data, lambda path: SmallAutoencoder.load(path.parent))
 
     if found:
-        assert found.decode(np.zeros((1, found.latent_space_dim))).shape == (1, *found.input_shape)
+        height, _, channels = found.input_shape
+        image = found.decode(np.zeros((1, 2, found.latent_space_dim)))
+        assert image.shape == (1, height, 2 * found.frames_per_step, channels)
 
 
 @pytest.mark.slow
@@ -360,4 +357,4 @@ def test_weights(model, data):
     )
 
     if is_loaded:
-        assert autoencoder.decode(np.zeros((1, 2))).shape == (1, 8, 6, 1)
+        assert autoencoder.decode(np.zeros((1, 3, 2))).shape == (1, 8, 6, 1)

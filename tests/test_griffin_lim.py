@@ -1,6 +1,7 @@
 import librosa
 import numpy as np
 import pytest
+import scipy.signal
 
 import support.griffin_lim as griffin_lim_module
 from generation.evaluation import measure_spectral_convergence
@@ -153,6 +154,61 @@ def test_silence_stays_silent_beside_a_channel_with_sound():
 
     assert again.shape == stereo.shape
     assert not again[0].any() and again[1].any()
+
+
+def make_noises(n_samples=44100):
+    """Two independent noises, as a room or a chorus puts them left and right."""
+    rng = np.random.default_rng(0)
+    return 0.1 * rng.standard_normal((2, n_samples)).astype(np.float32)
+
+
+def measure_side(stereo):
+    """dB: the power of the difference of both channels over that of their sum."""
+    return 10 * np.log10(np.square(stereo[0] - stereo[1]).sum() / np.square(stereo.sum(0)).sum())
+
+
+def test_wide_noise_stays_wide():
+    stereo = make_noises()
+
+    again = recover(stereo)
+
+    assert abs(np.corrcoef(again)[0, 1]) < 0.2  # 0.29 without scatter
+    assert abs(measure_side(again) - measure_side(stereo)) < 1.5  # dB; 2.6 without
+
+
+def test_alike_channels_stay_alike_and_one_channel_alone_is_not_scattered(monkeypatch):
+    music = make_music(1.0)
+
+    mono, (left, right) = recover(music), recover(np.stack([music, music]))
+
+    np.testing.assert_allclose(left, right, atol=1e-4)
+    monkeypatch.setattr(griffin_lim_module, "scatter", None)
+    np.testing.assert_array_equal(recover(music), mono)
+
+
+@pytest.mark.parametrize("gains", [(1.0, 1.0), (1.0, 0.3), (0.05, 1.0)])
+def test_what_is_panned_stays_in_its_place(gains):
+    stereo = np.float32(gains)[:, np.newaxis] * (make_music(2.0) + make_noises()[0])
+
+    again = recover(stereo)
+
+    assert np.corrcoef(again)[0, 1] > 0.99
+    level = 20 * np.log10(again.std(axis=1) / stereo.std(axis=1))
+    assert np.abs(level).max() < 1
+
+
+def test_a_centred_sound_keeps_its_focus_over_wide_noise_in_other_bins():
+    tone = make_tone(440, 2.0)
+    stereo = tone + scipy.signal.sosfilt(
+        scipy.signal.butter(4, 3000, "high", fs=SAMPLE_RATE, output="sos"), make_noises()
+    )
+
+    again = recover(stereo.astype(np.float32))
+
+    low = scipy.signal.butter(4, 1000, fs=SAMPLE_RATE, output="sos")
+    high = scipy.signal.butter(4, 3500, "high", fs=SAMPLE_RATE, output="sos")
+    assert np.corrcoef(scipy.signal.sosfilt(low, again))[0, 1] > 0.99
+    assert np.corrcoef(scipy.signal.sosfilt(high, again))[0, 1] < 0.2
 
 
 @pytest.mark.parametrize(

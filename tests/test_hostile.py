@@ -22,7 +22,6 @@ import generate
 import preprocess
 from generation.modes import RESERVED, Item, make_file_names
 from generation.page import Page
-from generation.prior import TrainingPieces
 from helpers import (
     ROOT,
     SAMPLE_RATE,
@@ -30,12 +29,13 @@ from helpers import (
     make_flags,
     make_music,
     make_tone,
+    make_tracks,
     run_script,
-    write_latents,
 )
 from support import dataset, files
 from support.errors import UserError
 from support.journal import Outcome
+from support.prior import TrainingTracks
 from support.settings import Settings
 from training.splits import load_split
 
@@ -706,27 +706,42 @@ def test_a_compressed_archive_is_read_unless_it_is_damaged(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"latent": np.zeros((3, 2))},
-        {"latent": np.full((2, 2), np.nan)},
-        {"min": np.zeros(3)},
-        {"max": np.array(["a", "b"])},
-        {"max": np.full(2, np.inf)},
-        {"max": np.full(2, 1e300)},
-        {"key": np.array(["../../a.npy", "b.npy"])},
-        {"key": np.array([1, 2])},
-        {"genre": np.zeros(2)},
-        {"bands": np.zeros((2, 3, 4))},
-        {"bands": np.zeros((3, 3, 4), np.uint8)},
+        {"latents": np.zeros((5, 2), np.float32)},
+        {"latents": np.full((4, 2), np.nan, np.float32)},
+        {"latents": np.zeros((4, 2), object)},
+        {"n_steps": np.array([1, 3, 0])},
+        {"n_steps": np.array([-1, 5])},
+        {"n_steps": np.array([2.0, 2.0])},
+        {"peaks": np.array(["a", "b"])},
+        {"peaks": np.full(2, np.inf)},
+        {"peaks": np.zeros(3)},
+        {"tracks": np.array([1, 2])},
+        {"genres": np.zeros(2)},
+        {"bands": np.zeros((6, 4))},
+        {"bands": np.zeros((7, 4), np.uint8)},
+        {"bands": np.zeros((6, 4, 1), np.uint8)},
+        {"n_band_steps": np.array([6])},
+        {"key": np.array(["a.npy", "b.npy"])},
     ],
 )
 def test_hostile_latents_are_refused(tmp_path, changes):
-    good = np.zeros((2, 2)), ["a.npy", "b.npy"]
-    write_latents(tmp_path, *good)
-    assert TrainingPieces.load(tmp_path).keys == ["a.npy", "b.npy"]
+    good = make_tracks(np.zeros((2, 2, 2)), ["a.wav", "b.wav"])
+    good.save(tmp_path)
+    assert [*TrainingTracks.load(tmp_path).tracks] == ["a.wav", "b.wav"]
 
-    write_latents(tmp_path, *good, **changes)
+    np.savez(tmp_path / "latents.npz", **{**good._asdict(), **changes})
     with pytest.raises(UserError, match=r"latents\.npz is damaged"):
-        TrainingPieces.load(tmp_path)
+        TrainingTracks.load(tmp_path)
+
+
+@pytest.mark.parametrize("field", TrainingTracks._fields)
+def test_latents_that_lack_a_field_are_refused(tmp_path, field):
+    arrays = make_tracks(np.zeros((2, 2, 2)), ["a.wav", "b.wav"])._asdict()
+    del arrays[field]
+    np.savez(tmp_path / "latents.npz", **arrays)
+
+    with pytest.raises(UserError, match=rf"latents\.npz is damaged.*{field}.*run train.py again"):
+        TrainingTracks.load(tmp_path)
 
 
 class Tags(html.parser.HTMLParser):
@@ -742,8 +757,8 @@ class Tags(html.parser.HTMLParser):
 @pytest.mark.parametrize("name", NAMES + ("../../up.wav", '"><script>alert(1)</script>', "a:b.wav"))
 def test_a_name_injects_nothing_into_the_page_or_a_path(tmp_path, make_settings, name):
     (file_name,) = make_file_names([f"{name}.000.npy"])
-    figures = {"nearest training piece": "<img src=x onerror=alert(1)>"}
-    item = Item(file_name, f"{name} <script>", {"new": np.zeros(100, np.float32)}, {}, figures)
+    figures = {"nearest training audio": "<img src=x onerror=alert(1)>"}
+    item = Item(file_name, f"{name} <script>", {"new": np.zeros(100, np.float32)}, figures)
 
     page = Page(tmp_path, make_settings())
     page.add(*generate.save_item(item, {"new": tmp_path / "new"}, SAMPLE_RATE))
@@ -759,6 +774,7 @@ def test_a_name_injects_nothing_into_the_page_or_a_path(tmp_path, make_settings,
         "items.json": tmp_path,
         "metrics.csv": tmp_path,
         f"{file_name}.wav": tmp_path / "new",
+        f"{file_name}.png": tmp_path / "pictures" / "new",
     }
     assert {path.name: path.parent for path in written} == folders
     assert all(c.isprintable() and c not in "/" + RESERVED for c in file_name)

@@ -10,157 +10,159 @@ import pytest
 import soundfile
 
 import generate
-import train
 from autoencoder import Autoencoder
 from generation import evaluation
 from generation.evaluation import measure_mel_distance
-from generation.modes import Item, Sources, compose, make_samples, morph, tour_components
-from generation.page import Page
-from generation.prior import Followers, Prior, TrainingPieces, fit_process
+from generation.modes import (
+    Item,
+    Sources,
+    compose,
+    continue_recording,
+    explore,
+    make_samples,
+    morph,
+    tour_components,
+)
+from generation.page import Page, plot_spectrogram
 from helpers import (
     SAMPLE_RATE,
     make_music,
     make_settings,
     make_tone,
+    make_tracks,
     name_folders,
     read_all,
     read_csv,
-    write_latents,
 )
 from support import dataset, files
 from support.errors import UserError
-from training.outputs import save_prior
+from support.prior import Prior, TrainingTracks, fit_process
+from support.settings import Settings
 from training.splits import load_split
 
 STEP = np.array([[0.8, 0.3], [-0.3, 0.8]])  # of what follows a point
 FACES = np.random.default_rng(5).standard_normal((2, 6))  # from a point to a latent
 
 
-def make_pieces(n_tracks=40, length=20, seed=0, peak=0.0):
-    """TrainingPieces and Followers of two genres, whose latents turn and decay, but for noise."""
+def make_walks(n_tracks=40, length=400, seed=0, levels=0.0, spreads=1.0):
+    """TrainingTracks of two genres, whose latents turn and decay about levels, but for noise.
+
+    Args:
+        levels, spreads: of all tracks, or of each.
+    """
     rng = np.random.default_rng(seed)
-    points = np.zeros((n_tracks, 2 * length, 2))
+    points = np.zeros((n_tracks, length, 2))
     points[:, 0] = rng.standard_normal((n_tracks, 2)) * 2
-    for step in range(1, 2 * length):
+    for step in range(1, length):
         points[:, step] = points[:, step - 1] @ STEP.T + rng.standard_normal((n_tracks, 2))
-    latents = points @ FACES
+    points *= np.reshape(spreads, (-1, 1, 1))
+    latents = points @ FACES + np.reshape(levels, (-1, 1, 1))
     latents[n_tracks // 2 :, :, 3] += 50  # the other genre
-    ranges = np.stack([points[..., 0] - 80, points[..., 0]], axis=-1) + peak
-    n = n_tracks * length
-    genres = np.repeat(["calm", "wild"], n // 2)
-    pieces = TrainingPieces(
-        latents=latents[:, ::2].reshape(n, 6),
-        ranges=ranges[:, ::2].reshape(n, 2),
-        keys=[f"{genre}/{i // length}.wav.{i % length:03d}.npy" for i, genre in enumerate(genres)],
-        genres=genres,
-        bands=np.zeros((n, 2, 2), np.uint8),
-    )
-    followers = Followers(
-        exist=np.tile(np.arange(length) < length - 1, n_tracks),
-        latents=latents[:, 1::2].reshape(n, 6),
-        ranges=ranges[:, 1::2].reshape(n, 2),
-    )
-    return pieces, followers
+    half = n_tracks // 2
+    names = [f"{('calm', 'wild')[track >= half]}/{track}.wav" for track in range(n_tracks)]
+    return make_tracks(latents, names, np.arange(n_tracks))
 
 
-def test_new_pieces_are_drawn_from_the_density_of_training_pieces():
-    pieces, followers = make_pieces()
-
-    latents, ranges, tracks = Prior.fit(pieces, followers).sample(4000, 1, np.random.default_rng(0))
-
-    assert len({*tracks}) == 40 and tracks[0] in {*map(dataset.get_track, pieces.keys)}
-    is_wild = latents[:, 3] > 25
-    assert 0.4 < is_wild.mean() < 0.6
-    for drawn, genre in ((latents[~is_wild], "calm"), (latents[is_wild], "wild")):
-        recorded = pieces.latents[pieces.genres == genre]
-        np.testing.assert_allclose(drawn.mean(axis=0), recorded.mean(axis=0), atol=0.3)
-        np.testing.assert_allclose(np.cov(drawn.T), np.cov(recorded.T), atol=1.6)
-    peaks = pieces.ranges[:, 1]
-    np.testing.assert_allclose(ranges[:, 1] - ranges[:, 0], 80, atol=1e-2)  # as all have
-    assert ranges[:, 1].std() == pytest.approx(peaks.std(), rel=0.15)
-    assert peaks.min() - 1e-3 <= ranges[:, 1].min() and ranges[:, 1].max() <= peaks.max() + 1e-3
+def find_points(latents, level=0.0):
+    """The points that latents of the calm genre are made of."""
+    return (latents - level) @ np.linalg.pinv(FACES)
 
 
-def test_what_follows_is_what_followed_in_training_pieces():
-    prior = Prior.fit(*make_pieces(length=100)).take_genre("calm")
+def test_new_steps_follow_each_other_as_those_of_training_tracks_do():
+    prior = Prior.fit(make_walks())
 
-    latents, _, _ = prior.walk(5000, 1, np.random.default_rng(0))
+    latents, _, track = prior.take_genre("calm").walk(5000, 1, np.random.default_rng(0))
 
     assert latents[:, 3].max() < 25  # the genre asked for
-    points = latents @ np.linalg.pinv(FACES)
+    points = find_points(latents) / prior.spreads[prior.groups == track]
+    points -= points.mean(axis=0)
     step = np.linalg.lstsq(points[:-1], points[1:], rcond=None)[0].T
-    np.testing.assert_allclose(step, STEP, atol=0.1)
+    np.testing.assert_allclose(step, STEP, atol=0.05)
     noise = points[1:] - points[:-1] @ step.T
-    np.testing.assert_allclose(noise.std(axis=0), 1, rtol=0.15)
+    np.testing.assert_allclose(noise.std(axis=0), 1, rtol=0.1)
     # It neither fades away nor grows.
     np.testing.assert_allclose(points[2500:].std(axis=0), points[:2500].std(axis=0), rtol=0.15)
 
 
-def test_what_two_windows_share_stays_the_same():
-    rng = np.random.default_rng(0)
-    halves = rng.standard_normal((20, 81, 3))
-    windows = np.concatenate([halves[:, :-1], halves[:, 1:]], axis=-1)  # half a piece apart
-    pieces, followers = make_pieces(20, 40)
-    pieces = pieces._replace(latents=windows[:, ::2].reshape(-1, 6))
-    followers = followers._replace(latents=windows[:, 1::2].reshape(-1, 6))
+def test_first_steps_are_spread_as_all_training_steps_are():
+    tracks = make_walks(2, 4000)
+    prior = Prior.fit(tracks)
 
-    latents, _, _ = Prior.fit(pieces, followers).walk(500, 1, rng)
+    walks = [prior.walk(1, 1, np.random.default_rng(seed)) for seed in range(2000)]
 
-    assert np.abs(latents[:-1, 3:] - latents[1:, :3]).mean() < 0.12
-    assert latents.std() > 0.8
-
-
-def make_tracks(levels, spreads, length=100):
-    """TrainingPieces and Followers of tracks without any order, each about a level of its own."""
-    pieces, followers = make_pieces(len(levels), length)
-    rng = np.random.default_rng(2)
-    latents, next_latents = (
-        np.repeat(levels, length)[:, np.newaxis]
-        + np.repeat(spreads, length)[:, np.newaxis] * rng.standard_normal(pieces.latents.shape)
-        for _ in range(2)
-    )
-    ranges = np.full_like(pieces.ranges, (-80, 0))
-    return (
-        pieces._replace(latents=latents, ranges=ranges),
-        followers._replace(latents=next_latents, ranges=ranges),
-    )
+    for index, name in enumerate(tracks.tracks):
+        drawn = np.concatenate([latents for latents, _, track in walks if track == name])
+        recorded = tracks.latents[4000 * index : 4000 * (index + 1)]
+        assert 850 < len(drawn) < 1150
+        np.testing.assert_allclose(drawn.mean(axis=0), recorded.mean(axis=0), atol=0.3)
+        np.testing.assert_allclose(np.cov(drawn.T), np.cov(recorded.T), atol=1.6)
 
 
-def test_a_new_piece_stays_with_one_track_and_strays_as_far_as_it():
-    prior = Prior.fit(*make_tracks(levels=[0, 2, 4, 6], spreads=[0.3, 1, 1, 1], length=400))
+def test_a_new_piece_stays_with_one_track_and_is_as_loud_and_strays_as_far_as_it():
+    levels, factors = [0, 6, 12, 18], [0.3, 1, 1, 1]
+    prior = Prior.fit(make_walks(4, 2000, levels=levels, spreads=factors))
 
-    walks = [prior.walk(300, 1, np.random.default_rng(seed)) for seed in range(12)]
+    walks = [prior.walk(1000, 1, np.random.default_rng(seed)) for seed in range(12)]
 
     spreads = {}
-    for latents, _, track in walks:
-        level = 2 * int(track.split("/")[1].split(".")[0])
-        assert abs(latents.mean() - level) < 0.3
-        spreads[level] = (latents - latents.mean(axis=0)).std()
+    for latents, peak, track in walks:
+        index = int(track.split("/")[1].split(".")[0])
+        assert peak == index
+        points = find_points(latents - 50 * (index >= 2) * np.eye(6)[3], levels[index])
+        assert np.abs(points.mean(axis=0)).max() < 0.5
+        spreads[index] = points.std()
     assert len(spreads) > 2
-    assert spreads.pop(0) == pytest.approx(0.3, rel=0.3)
-    assert [*spreads.values()] == pytest.approx([1] * len(spreads), rel=0.25)
+    ordinary = [spreads[index] for index in spreads if index]
+    assert spreads[0] == pytest.approx(0.3 * np.mean(ordinary), rel=0.3)
+    assert ordinary == pytest.approx([np.mean(ordinary)] * len(ordinary), rel=0.15)
 
 
-def test_a_continuation_is_in_the_manner_of_the_nearest_track():
-    prior = Prior.fit(*make_tracks(levels=[0, 2, 4, 6], spreads=[1, 1, 1, 1]))
-    start = np.full(6, 3.9), (-80.001, -0.001)
+def test_a_continuation_is_in_the_manner_of_the_nearest_track_and_begins_where_it_is():
+    prior = Prior.fit(make_walks(4, levels=[0, 6, 12, 18]))
+    past = np.full(6, 12, np.float32) + [2, 1] @ FACES + 50 * np.eye(6)[3]
 
-    latents, ranges, track = prior.walk(300, 1, np.random.default_rng(0), start)
+    latents, peak, track = prior.walk(2000, 0, np.random.default_rng(0), past=past)
+    strayed, _, _ = prior.walk(2000, 1, np.random.default_rng(0), past=past)
 
-    assert ranges[:, 1].mean() == pytest.approx(-0.001, abs=1e-4)  # the recording has this level
-    assert track == "wild/2.wav" and abs(latents.mean() - 4) < 0.3
+    assert track == "wild/2.wav" and peak == 2
+    first, *_, last = find_points(latents - 50 * np.eye(6)[3], 12)
+    np.testing.assert_allclose(first, STEP @ [2, 1], atol=0.25)  # a step after the past
+    np.testing.assert_allclose(last, 0, atol=0.25)  # its mean
+    assert np.abs(strayed - latents).std() > 1
+
+
+def test_short_tracks_are_gathered_by_genre():
+    tracks = make_walks(40, 20)
+
+    prior = Prior.fit(tracks)
+
+    assert [*prior.groups] == ["calm", "wild"] == [*prior.genres]
+    assert [*prior.counts] == [400, 400] and [*prior.peaks] == pytest.approx([9.5, 29.5])
+    is_wild = np.repeat(tracks.genres == "wild", 20)
+    for centre, chosen in zip(prior.centres, (~is_wild, is_wild), strict=True):
+        np.testing.assert_allclose(centre, tracks.latents[chosen].mean(axis=0), atol=1e-4)
+
+
+def test_an_offset_is_added_to_all_that_is_drawn():
+    prior = Prior.fit(make_walks(2))
+    offset = np.arange(6.0)
+
+    plain, moved = (
+        prior.walk(50, 1, np.random.default_rng(0), offset=each)[0] for each in (0, offset)
+    )
+
+    np.testing.assert_allclose(moved - plain, np.tile(offset, (50, 1)), atol=1e-4)  # float32
 
 
 def test_a_prior_comes_back_from_its_folder(tmp_path):
-    prior = Prior.fit(*make_pieces())
+    prior = Prior.fit(make_walks())
     prior.save(tmp_path)
 
     again = Prior.load(tmp_path)
 
     drawn = [each.walk(20, 1, np.random.default_rng(0)) for each in (prior, again)]
-    for one, other in zip(*(walk[:2] for walk in drawn), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)  # float32
-    assert drawn[0][2] == drawn[1][2]
+    np.testing.assert_allclose(drawn[0][0], drawn[1][0], rtol=1e-3, atol=1e-3)  # float32
+    assert drawn[0][1:] == drawn[1][1:]
     assert b"pickle" not in (tmp_path / "prior.npz").read_bytes()
 
 
@@ -172,56 +174,50 @@ def test_a_prior_comes_back_from_its_folder(tmp_path):
         ("counts", lambda array: array * 0),
         ("genres", lambda array: array[1:]),
         ("spreads", lambda array: array.astype(str)),
+        ("peaks", lambda array: array[:, np.newaxis]),
     ],
 )
 def test_a_damaged_prior_is_named(tmp_path, name, change):
-    Prior.fit(*make_pieces()).save(tmp_path)
+    Prior.fit(make_walks()).save(tmp_path)
     arrays = files.load_arrays(tmp_path / "prior.npz")
     np.savez(tmp_path / "prior.npz", **{**arrays, name: change(arrays[name])})
 
-    with pytest.raises(UserError, match=f"prior.npz is damaged: run train.py again .*{name}"):
+    with pytest.raises(UserError, match=f"prior.npz is damaged, .*{name}.*: run train.py again"):
         Prior.load(tmp_path)
 
 
 def test_temperature_scales_how_far_draws_stray():
-    prior = Prior.fit(*make_pieces(2, 500)).take_genre("calm")  # one track
+    prior = Prior.fit(make_walks(2, 500)).take_genre("calm")  # one track
 
-    spreads = [
-        draw(2000, temperature, np.random.default_rng(0))[0].std()
-        for draw in (prior.sample, prior.walk)
-        for temperature in (0, 1, 2)
-    ]
+    walks = [prior.walk(2000, each, np.random.default_rng(0))[0] for each in (0, 1, 2)]
 
-    centred = np.square(spreads) - spreads[0] ** 2  # the mean's own components differ, too
-    assert spreads[0] == pytest.approx(spreads[3], rel=1e-4)
-    for still, one, two in (centred[:3], centred[3:]):
-        assert still == pytest.approx(0, abs=1e-2) and two == pytest.approx(4 * one, rel=0.05)
+    still, one, two = (walk - prior.centres[0] for walk in walks)
+    assert np.abs(still).max() == pytest.approx(0, abs=1e-4)
+    np.testing.assert_allclose(two, 2 * one, atol=1e-3)  # float32
 
 
-@pytest.mark.parametrize("n_tracks, length", [(2, 1), (2, 2), (4, 3)])
-def test_few_pieces_are_enough_for_a_prior(n_tracks, length):
-    prior = Prior.fit(*make_pieces(n_tracks, length))
+@pytest.mark.parametrize("n_tracks, length", [(2, 1), (2, 2), (4, 3), (2, 40)])
+def test_few_steps_are_enough_for_a_prior(n_tracks, length):
+    prior = Prior.fit(make_walks(n_tracks, length))
 
-    for draw in (prior.sample, prior.walk):
-        latents, ranges, _ = draw(50, 1, np.random.default_rng(0))
+    latents, _, _ = prior.walk(50, 1, np.random.default_rng(0))
 
-        assert latents.shape == (50, 6) and ranges.shape == (50, 2)
-        assert np.isfinite(latents).all() and np.isfinite(ranges).all()
+    assert latents.shape == (50, 6) and np.isfinite(latents).all()
 
 
-def test_tracks_without_any_change_have_a_process_that_rests():
-    step, *factors = fit_process(np.zeros((9, 3)), np.zeros((16, 6)))
+def test_a_process_without_any_change_rests():
+    start_factor, noise_factor, step = fit_process(np.zeros((16, 6)), np.arange(15))
 
-    assert np.isfinite(step).all() and np.abs(factors).max() < 0.01
+    assert np.isfinite(step).all()
+    assert max(np.abs(start_factor).max(), np.abs(noise_factor).max()) < 0.01
 
 
-@pytest.mark.parametrize("count, message", [(1, "got 1: "), (5, "got 5 that are all the same: ")])
-def test_a_prior_needs_pieces_that_differ(count, message):
-    pieces, followers = make_pieces()
-    pieces = pieces._replace(latents=pieces.latents[[0] * count])
+@pytest.mark.parametrize("latents", [np.ones((1, 1, 6)), np.ones((5, 1, 6)), np.ones((2, 9, 6))])
+def test_a_prior_needs_steps_that_differ(latents):
+    tracks = make_tracks(latents, [f"{index}.wav" for index in range(len(latents))])
 
-    with pytest.raises(UserError, match=f"a prior needs at least 2 training pieces, {message}"):
-        Prior.fit(pieces, followers)
+    with pytest.raises(UserError, match="a prior needs steps of music that differ: preprocess"):
+        Prior.fit(tracks)
 
 
 def test_mel_distance_is_zero_for_itself_and_the_gain_for_a_gain():
@@ -244,10 +240,10 @@ MODES = {
     "compose": (("--compose", "2.5"), [55125]),
     "interpolate": (
         ("--interpolate", "calm/0.wav.000", "wild/1.wav.001", "--steps", "3"),
-        [6615, 6615, 6615, 6615 + 2 * 52 * 64],
+        [6615, 6615, 6615, 3 * 6615],
     ),
     "audio_files": (("--audio_files", "song.wav"), [72765]),
-    "components": (("--components", "2"), 2 * [6615 + 4 * 52 * 64]),
+    "components": (("--components", "2"), 2 * [5 * 6615]),
 }
 
 
@@ -269,13 +265,20 @@ def test_each_mode_writes_sound_of_the_length_asked_for(tmp_path, trained, monke
         assert f"new/{path.name}" in (tmp_path / "index.html").read_text()
 
 
-def test_latents_of_a_model_are_those_of_its_pieces(trained):
-    pieces = TrainingPieces.load(trained / "model")
-    images = train.load_fsdd(trained / "saved_data" / "spectrograms", keys=pieces.keys)
+def test_latents_of_a_model_are_those_of_its_tracks_recordings(trained):
+    tracks = TrainingTracks.load(trained / "model")
+    settings = Settings.load(trained / "model" / "settings.json")
+    generator = settings.make_sound_generator(Autoencoder.load(trained / "model"))
+    first = tracks.latents[: tracks.n_steps[0]]
 
-    latents = Autoencoder.load(trained / "model").encode(images)
+    signal = settings.make_loader().load_whole(trained / "audio" / tracks.tracks[0])
+    latents, min_max = generator.encode(signal)
 
-    np.testing.assert_allclose(pieces.latents, latents, rtol=1e-4, atol=1e-4)  # float32
+    assert len(first) == 4 * 52  # of pieces, of which the last one is filled up
+    assert 0 <= len(first) - len(latents) <= 1 and abs(tracks.peaks[0] - min_max["max"]) < 0.5
+    inner = slice(2, 49)  # of the first piece: later ones lie beside whole frames of the track
+    differences = np.square(first[inner] - latents[inner]).mean(axis=0)
+    assert (differences < 1e-3 * np.var(latents[inner], axis=0)).all()
 
 
 def test_new_music_follows_the_seed(tmp_path, trained):
@@ -289,6 +292,17 @@ def test_new_music_follows_the_seed(tmp_path, trained):
 
     assert len(first) == 3 and first == again
     assert all(one != two for one, two in zip(first, other, strict=True))
+
+
+def test_first_new_pieces_are_the_same_however_many_are_made(tmp_path, trained):
+    for count in ("2", "3"):
+        run_generate(trained, tmp_path / count, "--sample", count, "--seed", "4")
+
+    two, three = (
+        {path.name: path.read_bytes() for path in (tmp_path / count / "new").glob("*.wav")}
+        for count in ("2", "3")
+    )
+    assert len(two) == 2 and len(three) == 3 and two == {name: three[name] for name in two}
 
 
 def test_new_pieces_are_compared_with_training_and_held_out_ones(tmp_path, trained):
@@ -315,7 +329,7 @@ def test_a_long_piece_is_compared_with_how_training_tracks_move(tmp_path, traine
     names = [row["figure"] for row in read_csv(tmp_path / "metrics.csv")]
     motion = [re.search(r"\(training tracks: (\S+) to (\S+)\)", name) for name in names]
     ranges = [[*map(float, found.groups())] for found in motion if found]
-    assert len(ranges) == 3 and all(low <= high for low, high in ranges)
+    assert len(ranges) == 2 and all(low <= high for low, high in ranges)
 
 
 def test_new_pieces_need_no_features(tmp_path, trained, capsys):
@@ -430,17 +444,42 @@ def test_a_recording_goes_on_in_several_ways(tmp_path, trained):
 
     run_generate(trained, tmp_path, "--continue", song, "1.5", "--num_spectrograms", "2")
 
-    recorded = soundfile.read(trained / "song.wav")[0]
-    made = [soundfile.read(path)[0] for path in sorted((tmp_path / "new").glob("*.wav"))]
-    assert len(made) == 2 and {len(sound) for sound in made} == {len(recorded) + 33075}
-    n_kept = len(recorded) - 128  # half a frame
-    scales = [
-        sound[:n_kept] @ recorded[:n_kept] / np.square(recorded[:n_kept]).sum() for sound in made
-    ]
-    for sound, scale in zip(made, scales, strict=True):  # what would clip was scaled down
-        np.testing.assert_allclose(sound[:n_kept], scale * recorded[:n_kept], atol=2e-3)
-        assert np.abs(sound[len(recorded) :]).max() > 0.01
-    assert np.abs(made[0][len(recorded) :] - made[1][len(recorded) :]).max() > 0.01
+    recorded, made = (
+        [soundfile.read(path)[0] for path in sorted((tmp_path / kind).glob("*.wav"))]
+        for kind in ("recorded", "new")
+    )
+    n = 72765  # samples of the recording
+    assert [*map(len, recorded)] == [n] * 2 and [*map(len, made)] == [n + 33075] * 2
+    for sound, song in zip(made, recorded, strict=True):
+        np.testing.assert_allclose(sound[: n - 128], song[: n - 128], atol=2**-14)  # 16 bits
+        assert np.abs(sound[n:]).max() > 0.01
+    assert np.abs(made[0][n:] - made[1][n:]).max() > 0.01
+    players = [item["players"] for item in files.read_json(tmp_path / "items.json")["items"]]
+    seconds = [[player["seconds"] for player in each] for each in players]
+    assert seconds == [pytest.approx([3.3, 4.8], abs=1e-3)] * 2
+
+
+def test_the_first_of_several_continuations_is_that_of_its_seed(trained):
+    settings = Settings.load(trained / "model" / "settings.json")
+    generator = settings.make_sound_generator(Autoencoder.load(trained / "model"))
+    request = str(trained / "song.wav"), "1.5"
+    how = {"genre": None, "temperature": 1.0}
+
+    def make(count, seed):
+        sources = Sources(trained / "model", None, None)
+        items = continue_recording(
+            generator, sources, request, num_spectrograms=count, seed=seed, **how
+        )
+        return [item.sounds["new"] for item in items]
+
+    (first, second), (again,) = make(2, 5), make(None, 6)
+
+    np.testing.assert_array_equal(second, again)
+    assert not np.array_equal(first, second)
+    figure = plot_spectrogram(first, settings)
+    (picture,) = figure.axes[0].images
+    assert figure.axes[0].get_xlim() == pytest.approx((0, 4.8), abs=1e-3)
+    assert picture.get_extent() == pytest.approx((0, 4.8, 0, SAMPLE_RATE / 2), abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -487,77 +526,60 @@ def test_runs_of_several_modes_share_one_page(tmp_path, trained):
 
 
 class Echo:
-    """In place of a SoundGenerator and its autoencoder: its spectrograms are latents and ranges."""
+    """In place of a SoundGenerator and its autoencoder: sounds are what they are made of."""
 
-    sample_rate = 10  # Hz
-    n_samples, hop_length, window_hop = 4, 1, 2
+    sample_rate, n_samples, top_db = 10, 4, 80.0
+    input_shape, frames_per_step = (2, 3, 1), 1
 
     def __init__(self):
         self.autoencoder = self
 
-    def fit_images(self, spectrograms):
-        return np.stack(spectrograms)
+    def fit_images(self, spectrograms, min_max_values):
+        return np.stack(spectrograms), min_max_values
 
     def encode(self, images):
         return images
 
-    def decode(self, latents, min_max_values):
-        pairs = zip(latents, min_max_values, strict=True)
-        return [np.array([*latent, entry["min"], entry["max"]]) for latent, entry in pairs]
-
-    def add_texture(self, log_spectrogram):
-        return log_spectrogram
-
-    def invert_all(self, log_spectrograms, n_samples):
-        return log_spectrograms
-
-    def count_windows(self, n_samples):
+    def count_steps(self, n_samples):
         return n_samples
 
-    def join(self, windows, n_samples):
-        joined = np.stack([*windows])
-        return joined, joined
-
-
-def fit_prior(folder):
-    """Write the prior over a latents.npz, of whose pieces none is followed by another."""
-    pieces = TrainingPieces.load(folder)
-    none = np.zeros(len(pieces.keys), bool)
-    save_prior(folder, pieces, Followers(none, pieces.latents, pieces.ranges))
+    def make_sound(self, latents, min_max, n_samples):
+        return latents, min_max, n_samples
 
 
 @pytest.fixture
 def sources(tmp_path):
     """Sources of the latents of two genres: calm ones near 0, wild ones near 100, and louder."""
-    latents = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+    latents = np.random.default_rng(0).standard_normal((40, 5, 3))
     latents[20:] += 100
-    keys = [f"{('calm', 'wild')[index // 20]}/{index}.wav.000.npy" for index in range(40)]
-    calm, wild = (-90.0, -10.0), (-70.0, 10.0)
-    write_latents(tmp_path, latents, keys, [calm] * 20 + [wild] * 20)
-    fit_prior(tmp_path)
+    names = [f"{('calm', 'wild')[index // 20]}/{index}.wav" for index in range(40)]
+    Prior.fit(make_tracks(latents, names, [-10] * 20 + [10] * 20)).save(tmp_path)
     return Sources(tmp_path, None, None)
 
 
-def test_new_pieces_have_the_range_that_was_drawn_with_their_latent(sources):
+def test_new_pieces_have_the_range_that_was_drawn_with_their_latents(sources):
     items = make_samples(Echo(), sources, 12, genre=None, temperature=0.1, seed=0)
 
-    made = np.array([item.log_spectrograms["new"] for item in items])
+    made = [item.sounds["new"] for item in items]
 
-    is_wild = made[:, 0] > 50
+    is_wild = np.array([latents.mean() > 50 for latents, _, _ in made])
     assert 0 < is_wild.sum() < 12
-    np.testing.assert_array_equal(made[:, -1] > 0, is_wild)
+    peaks = np.where(is_wild, 10, -10)
+    assert [min_max["max"] for _, min_max, _ in made] == pytest.approx(peaks)
+    assert [min_max["min"] for _, min_max, _ in made] == pytest.approx(peaks - 80)
 
 
 def test_new_pieces_are_of_the_genre_asked_for(sources):
     items = make_samples(Echo(), sources, 12, genre="wild", temperature=1, seed=0)
 
-    assert min(item.latents.min() for item in items) > 50
+    assert min(item.sounds["new"][0].min() for item in items) > 50
 
 
-def test_a_long_piece_is_of_the_genre_asked_for(sources):
-    (item,) = compose(Echo(), sources, 1.0, genre="wild", temperature=1, seed=0)
+def test_a_long_piece_is_of_the_genre_and_the_length_asked_for(sources):
+    (item,) = compose(Echo(), sources, 1.5, genre="wild", temperature=1, seed=0)
 
-    assert item.latents.min() > 50
+    latents, _, n_samples = item.sounds["new"]
+    assert latents.min() > 50 and len(latents) == n_samples == 15
 
 
 def test_a_long_piece_strays_as_far_as_its_temperature(sources):
@@ -566,49 +588,68 @@ def test_a_long_piece_strays_as_far_as_its_temperature(sources):
         for temperature in (0.1, 4)
     )
 
-    assert cool.latents.std(axis=0).mean() < 0.5 * hot.latents.std(axis=0).mean()
+    spreads = [item.sounds["new"][0].std(axis=0).mean() for item in (cool, hot)]
+    assert spreads[1] == pytest.approx(40 * spreads[0], rel=1e-3)
 
 
 def test_a_morph_goes_from_the_first_piece_to_the_second():
-    images = [np.full(2, level, np.float32) for level in (0, 3)]
-    min_max_values = [{"min": -90.0, "max": 0.0}, {"min": -60.0, "max": 9.0}]
+    images = [np.full((3, 2), level, np.float32) for level in (0, 3)]
+    min_max_values = [{"min": -80.0, "max": 0.0}, {"min": -71.0, "max": 9.0}]
 
     *steps, whole = morph(Echo(), None, images, min_max_values, ["a", "b"], steps=4)
 
-    expected = [[0, 0, -90, 0], [1, 1, -80, 3], [2, 2, -70, 6], [3, 3, -60, 9]]
-    made = [item.log_spectrograms["new"] for item in steps]
-    np.testing.assert_allclose(made, expected, atol=1e-4)  # float32
-    np.testing.assert_array_equal(whole.log_spectrograms["new"], made)
+    made = [item.sounds["new"] for item in steps]
+    for level, (latents, min_max, n_samples) in enumerate(made):
+        np.testing.assert_allclose(latents, np.full((3, 2), level), atol=1e-4)  # float32
+        assert min_max == pytest.approx({"min": 3 * level - 80, "max": 3 * level})
+        assert n_samples == 4
+    latents, min_max, n_samples = whole.sounds["new"]
+    np.testing.assert_array_equal(latents, np.concatenate([each[0] for each in made]))
+    assert min_max == pytest.approx({"min": -71, "max": 9}) and n_samples == 16
 
 
-def test_a_tour_goes_two_standard_deviations_to_either_side(tmp_path):
-    latents = np.array([[-6, 0], [6, 0], [0, -1], [0, 1]] * 2, np.float32) + 5
-    write_latents(tmp_path, latents, [f"{index}.wav.000.npy" for index in range(8)])
-    fit_prior(tmp_path)
-
-    first, _ = tour_components(Echo(), Sources(tmp_path, None, None), 2)
-
-    made = first.log_spectrograms["new"]
-    expected = 5 + np.array([-2, -1, 0, 1, 2]) * np.sqrt(144 / 7)  # of 8 values: 4 * 36, over 7
-    np.testing.assert_allclose(sorted(made[:, 0]), expected, rtol=1e-4)
-    np.testing.assert_allclose(made[:, 1:], [[5, -80, 0]] * 5, atol=1e-4)
-    assert "97 % of the variance" in first.title
+@pytest.fixture
+def still_sources(tmp_path):
+    """Sources of tracks that hardly change, whose means differ by 18 ** 0.5 and 0.5 ** 0.5."""
+    centres = np.array([[-6, 0], [6, 0], [0, -1], [0, 1]] * 2) + 5.0
+    latents = centres[:, np.newaxis] + 1e-3 * np.random.default_rng(0).standard_normal((8, 50, 2))
+    Prior.fit(make_tracks(latents, [f"{index}.wav" for index in range(8)])).save(tmp_path)
+    return Sources(tmp_path, None, None)
 
 
-def test_a_place_in_the_latent_space_is_that_of_the_tour(tmp_path, trained):
+def test_a_tour_goes_two_standard_deviations_to_either_side(still_sources):
+    first, second = tour_components(Echo(), still_sources, 2)
+
+    for item, axis, deviation in ((first, 0, 18**0.5), (second, 1, 0.5**0.5)):
+        latents, _, n_samples = item.sounds["new"]
+        assert len(latents) == n_samples == 5 * 4
+        np.testing.assert_allclose(latents[:, 1 - axis], 5, atol=0.01)  # they hardly change
+        along = np.linspace(-2, 2, 20) * deviation
+        along *= np.sign(latents[-1, axis] - 5)
+        np.testing.assert_allclose(latents[:, axis] - 5, along, atol=0.01)
+
+
+def test_a_place_is_that_many_standard_deviations_from_the_mean(still_sources):
+    places = [
+        next(explore(Echo(), still_sources, offsets)).sounds["new"][0].mean(axis=0) - 5
+        for offsets in ([2], [0, -1], [-1, 2])
+    ]
+
+    expected = np.array([[2, 0], [0, 1], [1, 2]]) * [18**0.5, 0.5**0.5]
+    np.testing.assert_allclose(np.abs(places), expected, atol=0.01)
+
+
+def test_a_place_in_the_latent_space_is_named_after_its_offsets(tmp_path, trained):
     run_generate(trained, tmp_path, "--explore", "-2", "0.5")
 
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["explore--2_0.5.wav"]
-    with pytest.raises(UserError, match="there are 8 directions to explore, got 9"):
+    with pytest.raises(UserError, match="there are 7 directions to explore, got 9"):
         run_generate(trained, tmp_path, "--explore", *["1"] * 9)
 
 
-@pytest.mark.parametrize("latents", [np.ones((1, 4)), np.ones((3, 4))])
-def test_new_music_needs_pieces_that_differ(tmp_path, latents):
-    write_latents(tmp_path, latents, [f"{index}.wav.000.npy" for index in range(len(latents))])
-    fit_prior(tmp_path)
-
-    with pytest.raises(FileNotFoundError, match="no prior at .* 2 training pieces that"):
+def test_new_music_needs_tracks_that_differ(tmp_path):
+    match = r"there is no .*prior\.npz: it needs training steps that differ; preprocess more audio"
+    with pytest.raises(FileNotFoundError, match=match):
         next(tour_components(None, Sources(tmp_path, None, None), 3))
 
 
@@ -663,13 +704,13 @@ def test_damaged_latents_are_named(tmp_path):
     (tmp_path / "latents.npz").write_bytes(b"rubbish")
 
     with pytest.raises(UserError, match=r"latents\.npz is damaged"):
-        TrainingPieces.load(tmp_path)
+        TrainingTracks.load(tmp_path)
 
 
 def test_page_escapes_what_it_shows(tmp_path):
     title = "<script>alert('x')</script>"
     tone = make_tone(440, 0.3)
-    item = Item("a b#1", title, {"new": 3 * tone}, {}, {"nearest training piece": title})
+    item = Item("a b#1", title, {"new": 3 * tone}, {"nearest training audio": title})
     page = Page(tmp_path, make_settings())
 
     page.add(*generate.save_item(item, {"new": tmp_path / "new"}, SAMPLE_RATE))
@@ -700,5 +741,5 @@ def test_page_plays_and_shows_everything_in_a_browser(tmp_path, trained, browser
     wait.until(lambda b: b.execute_script("return all[1].currentTime > 0.05"))
 
     assert browser.execute_script("return all.map(a => a.paused)") == [True, False] + [True] * 4
-    assert browser.execute_script("return document.images.length") == 7
+    assert browser.execute_script("return document.images.length") == 6
     browser.save_screenshot(os.environ.get("SCREENSHOT", str(tmp_path / "page.png")))

@@ -7,8 +7,8 @@ import pytest
 
 import generate
 from generation.modes import Item
-from generation.page import Page
-from helpers import SAMPLE_RATE, make_settings, read_csv
+from generation.page import Page, plot_spectrogram
+from helpers import SAMPLE_RATE, make_settings, make_tone, read_csv
 from support import files
 from support.errors import UserError
 
@@ -17,14 +17,15 @@ PLAYER = {"kind": "New", "sound": "new/a.wav", "picture": None, "seconds": 1.0}
 
 
 def make_items(*names):
-    return [Item(name, f"Piece {name}", SOUND, {}, {"seed": 0}) for name in names]
+    return [Item(name, f"Piece {name}", SOUND, {"seed": 0}) for name in names]
 
 
-def run(folder, items, summary=None):
+def run(folder, items, summary=None, kinds=("new",)):
     """What a run of generate.py does with its Items; the Page."""
     page = Page(folder, make_settings())
+    save_dirs = {kind: folder / kind for kind in kinds}
     for item in items:
-        page.add(*generate.save_item(item, {"new": folder / "new"}, SAMPLE_RATE))
+        page.add(*generate.save_item(item, save_dirs, SAMPLE_RATE))
     page.finish(summary or {})
     return page
 
@@ -83,6 +84,33 @@ def test_summary_stays_until_there_is_another(tmp_path):
     run(tmp_path, make_items("b"))
 
     assert "<dt>distance, dB</dt><dd>3.5</dd>" in (tmp_path / "index.html").read_text()
+
+
+def test_a_picture_shows_each_sound_over_its_own_seconds(tmp_path):
+    long, short = make_tone(3000, 3.0), make_tone(3000, 1.0)
+    long[:SAMPLE_RATE] = 0
+    item = Item("a", "Piece a", {"recorded": short, "new": np.stack([long, long])}, {})
+
+    page = run(tmp_path, [item], kinds=("recorded", "new"))
+
+    assert [player["seconds"] for player in page.made["a"]["players"]] == [1, 3]
+    assert all((tmp_path / f"pictures/{kind}/a.png").is_file() for kind in ("recorded", "new"))
+    for seconds, sound in ((1, short), (3, item.sounds["new"])):
+        axes, _ = plot_spectrogram(sound, make_settings()).axes
+        (picture,) = axes.images
+        assert picture.get_extent() == pytest.approx([0, seconds, 0, SAMPLE_RATE / 2])
+        assert axes.get_xlim() == pytest.approx((0, seconds))
+    image = picture.get_array()
+    row = round(3000 / SAMPLE_RATE * 256)
+    silent, loud = np.split(image[row], [len(image[row]) // 3])
+    assert silent[:-4].max() == image.min() < loud[4:].min() - 60
+    assert np.argmax(image, axis=0)[-9] == row
+
+
+def test_a_picture_of_a_long_sound_has_no_more_columns_than_are_seen():
+    axes, _ = plot_spectrogram(np.zeros(3_000_000, np.float32), make_settings()).axes
+
+    assert 1900 <= axes.images[0].get_array().shape[1] <= 2100
 
 
 def test_sounds_may_lie_beside_the_page(tmp_path):

@@ -42,10 +42,13 @@ def read_skipped(tmp_path):
 def test_loader_reads_the_first_seconds_as_mono(write_audio):
     left, right = make_tone(300), make_tone(500)
     path = write_audio("a.wav", np.stack([left, right], axis=1), subtype="FLOAT")
+    mixed = write_audio("mixed.wav", (left + right) / 2, subtype="FLOAT")
+    loader = preprocess.Loader(SAMPLE_RATE, 0.5, mono=True)
 
-    signal = preprocess.Loader(SAMPLE_RATE, 0.5, mono=True).load(path)
+    signal = loader.load(path)
 
-    np.testing.assert_allclose(signal, ((left + right) / 2)[: SAMPLE_RATE // 2], atol=1e-7)
+    expected = loader.load_whole(mixed)[: SAMPLE_RATE // 2]
+    np.testing.assert_allclose(signal, expected, atol=1e-6)  # float32
 
 
 def test_loader_doubles_mono_in_a_stereo_run(write_audio):
@@ -60,13 +63,14 @@ def test_loader_doubles_mono_in_a_stereo_run(write_audio):
 def test_loader_mixes_six_channels_down_to_two(write_audio):
     channels = np.stack([make_tone(100 * (i + 1)) for i in range(6)], axis=1)
     path = write_audio("a.wav", channels, subtype="FLOAT")
+    loader = preprocess.Loader(SAMPLE_RATE, 1.0, mono=False)
 
-    signal = preprocess.Loader(SAMPLE_RATE, 1.0, mono=False).load(path)
+    signal = loader.load(path)
 
     # Left, right, centre, low frequencies, left and right surround, as ITU-R BS.775 mixes them.
     gains = np.array([[1, 0], [0, 1], [0.5**0.5] * 2, [0, 0], [0.5**0.5, 0], [0, 0.5**0.5]])
-    mixed = channels @ gains / (1 + 2 * 0.5**0.5)
-    np.testing.assert_allclose(signal, mixed.T, atol=1e-6)  # float32
+    mixed = write_audio("mixed.wav", channels @ gains / (1 + 2 * 0.5**0.5), subtype="FLOAT")
+    np.testing.assert_allclose(signal, loader.load(mixed), atol=1e-6)  # float32
 
 
 @pytest.mark.parametrize("native_rate", [8000, 44100, 48000])
@@ -492,8 +496,7 @@ def test_flags_that_would_be_ignored_or_guessed_are_usage_errors(capsys, flags, 
 
 
 def test_the_frames_of_pieces_are_those_of_their_whole_track(tmp_path):
-    music = make_music(2.0)
-    soundfile.write(tmp_path / "x.wav", music, SAMPLE_RATE, "FLOAT")
+    soundfile.write(tmp_path / "x.wav", make_music(2.0), SAMPLE_RATE, "FLOAT")
     settings = make_settings(duration=0.5, hop_length=105)  # which divides a piece
     pipeline = settings.make_pipeline()
 
@@ -502,6 +505,7 @@ def test_the_frames_of_pieces_are_those_of_their_whole_track(tmp_path):
     frames = [pipeline.extractor.extract(signal, is_extended=True) for signal in signals]
     n_frames = settings.n_samples // 105  # the last frame of each piece is the next one's first
     joined = np.concatenate([frame[:, :n_frames] for frame in frames], axis=1)
+    music = pipeline.loader.load_whole(tmp_path / "x.wav")
     whole = preprocess.LogSpectrogramExtractor(256, 105, top_db=None).extract(music)
     whole = whole[:, : joined.shape[1]]
     loud = whole > -40  # above the floor of every piece

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
 from helpers import ROOT
 
@@ -21,14 +22,26 @@ def test_snippets_of_the_page_do_what_they_say(tmp_path, trained, monkeypatch):
     for snippet in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
         exec(snippet, names)
 
-    import tensorflow as tf
-
     latents, autoencoder = names["latents"], names["autoencoder"]
     assert names["sound"].shape == names["signal"].shape and (tmp_path / "changed.wav").is_file()
-    assert names["new_latents"].shape == (4, 12) and names["walk_latents"].shape == (20, 12)
-    interpreter = tf.lite.Interpreter(str(tmp_path / "decoder.tflite"))
+    new = soundfile.info(tmp_path / "new.wav")
+    assert (new.duration, new.samplerate) == (10, names["settings"].sample_rate)
+    assert names["new_latents"].shape == (names["n_steps"], 12)
+    latents = latents[np.newaxis, :52]
+    image = interpret(tmp_path / "decoder.tflite", latents)
+    np.testing.assert_allclose(image, autoencoder.decoder(latents), atol=1e-4)
+    again = interpret(tmp_path / "encoder.tflite", image)
+    np.testing.assert_allclose(again, autoencoder.encoder(image), atol=1e-4)
+
+
+def interpret(path, values):
+    """What a .tflite file makes of values, whose length it takes."""
+    import tensorflow as tf
+
+    interpreter = tf.lite.Interpreter(str(path))
+    (given,), (made,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(given["index"], values.shape)
     interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], latents[:1])
+    interpreter.set_tensor(given["index"], values)
     interpreter.invoke()
-    image = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-    np.testing.assert_allclose(image, autoencoder.decoder(latents[:1]), atol=1e-4)
+    return interpreter.get_tensor(made["index"])

@@ -4,26 +4,26 @@ import numpy as np
 import psutil
 import pytest
 
-import preprocess
 import train
-from generation.prior import TrainingPieces
+from autoencoder import Autoencoder, choose_architecture
 from helpers import make_images
 from support import dataset
 from support.bands import extract_bands
 from support.errors import UserError
+from support.prior import TrainingTracks
 from training import outputs
 from training.callbacks import make_callbacks, plot_history
 from training.checkpoint import Checkpoint, count_epochs_since_best, load_checkpoint
-from training.data import Pieces, Windows
 from training.splits import split_by_track
+from training.windows import Windows
 
 
 def test_load_fsdd_adds_the_channel_and_keeps_the_order(spectrograms):
     x_train = train.load_fsdd(spectrograms, None)
 
-    assert x_train.shape == (6, 16, 12, 1) and x_train.dtype == np.float32
+    assert x_train.shape == (6, 16, 12, 1) and x_train.dtype == np.float16
     first = np.load(spectrograms / "a" / "x.wav.000.npy")
-    np.testing.assert_array_equal(x_train[0, ..., 0], first)
+    np.testing.assert_allclose(x_train[0, ..., 0], first, atol=5e-4)  # float16
 
 
 def test_load_fsdd_resizes_to_the_target(spectrograms):
@@ -49,25 +49,18 @@ def test_load_fsdd_without_features_names_the_command(tmp_path):
         train.load_fsdd(tmp_path)
 
 
-def test_pieces_are_used_like_the_array_of_them(spectrograms):
-    keys = dataset.list_keys(spectrograms)
-    pieces = Pieces(spectrograms, (8, 20), keys)
-    images = train.load_fsdd(spectrograms, (8, 20))
-
-    assert (pieces.shape, len(pieces), pieces.nbytes) == (images.shape, len(images), images.nbytes)
-    for index in (2, slice(1, 5, 2), slice(4, 99), np.array([3, 0, 3])):
-        np.testing.assert_array_equal(pieces[index], images[index])
-
-
-@pytest.mark.parametrize("free_bytes, is_streamed", [(9000, True), (9500, False)])
-def test_pieces_are_streamed_if_they_need_half_of_the_free_memory(
-    spectrograms, monkeypatch, free_bytes, is_streamed
+@pytest.mark.parametrize("free_bytes, is_mapped", [(4500, True), (5000, False)])
+def test_what_takes_half_of_the_free_memory_is_mapped_from_a_file(
+    spectrograms, monkeypatch, free_bytes, is_mapped
 ):
-    pieces = Pieces(spectrograms, None, dataset.list_keys(spectrograms))  # 6 * 16 * 12 * 4 bytes
+    expected = train.load_fsdd(spectrograms)  # 6 * 16 * 12 * 2 bytes
     memory = SimpleNamespace(available=free_bytes)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
 
-    assert pieces.needs_streaming() == is_streamed
+    x_train = train.load_fsdd(spectrograms)
+
+    assert isinstance(x_train, np.memmap) == is_mapped
+    np.testing.assert_array_equal(x_train, expected)
 
 
 def test_split_never_cuts_a_track():
@@ -98,90 +91,8 @@ def test_split_leaves_one_track_to_train_on():
     assert split_by_track(["a.wav.000.npy", "a.wav.001.npy"], 0.5, seed=0)["valid"] == []
 
 
-@pytest.fixture
-def ramps():
-    """Windows over three pieces, the first two of one track; frame f lies at f dB, 10 a piece."""
-    levels = np.arange(30, dtype=np.float32).reshape(3, 1, 10, 1).repeat(4, axis=1)
-    keys = ["a.wav.000.npy", "a.wav.001.npy", "b.wav.000.npy"]
-    min_max_values = {
-        key: {"min": float(level.min()), "max": float(level.max())}
-        for key, level in zip(keys, levels, strict=True)
-    }
-    normaliser = preprocess.MinMaxNormaliser(0, 1)
-    images = np.stack([normaliser.normalise(level) for level in levels])
-    return Windows(images, keys, min_max_values, top_db=80)
-
-
-def test_windows_run_on_into_the_next_piece_of_the_track(ramps):
-    windows = ramps.draw(np.zeros(50, int), np.random.default_rng(0))
-
-    # Any ten consecutive frames of the ramp are the same ramp, once normalised.
-    assert windows.shape == (50, 4, 10, 1)
-    expected = np.broadcast_to(np.linspace(0, 1, 10)[:, None], windows.shape)
-    np.testing.assert_allclose(windows, expected, atol=1e-5)  # float32
-
-
-def test_windows_of_a_last_piece_move_against_the_floor(ramps):
-    windows = ramps.draw(np.full(50, 1), np.random.default_rng(0))
-
-    starts = {int((window[0, :, 0] == 0).sum()) for window in windows}
-    assert starts == {1, 2, 3}  # the ramp's own minimum, and up to EDGE_FRAMES of floor
-
-
-def test_windows_have_their_floor_below_their_own_peak(ramps):
-    ramps.top_db = 5
-
-    windows = ramps.draw(np.zeros(20, int), np.random.default_rng(0))
-
-    # Of ten frames, 1 dB apart, those 5 dB or more below the last one lie on the floor.
-    expected = np.array([0, 0, 0, 0, 0, 0.2, 0.4, 0.6, 0.8, 1])
-    expected = np.broadcast_to(expected[:, None], windows.shape)
-    np.testing.assert_allclose(windows, expected, atol=1e-5)  # float32
-
-
-@pytest.mark.parametrize(
-    "shape, conv_filters, n_frames",
-    [
-        ((512, 256, 1), None, 16),
-        ((256, 64, 2), None, 16),
-        ((128, 7, 1), None, 4),
-        ((16, 12, 1), (4,), 12),
-        ((16, 12, 1), (4, 8, 8), 3),
-    ],
-)
-def test_the_architecture_leaves_few_frames(shape, conv_filters, n_frames):
-    architecture = train.choose_architecture(shape, conv_filters=conv_filters)
-
-    assert architecture["bins_as_channels"] and architecture["conv_kernels"][0] == 1
-    lengths = {len(architecture[f"conv_{name}"]) for name in ("filters", "kernels", "strides")}
-    assert lengths == {len(conv_filters or architecture["conv_filters"])}
-    width = shape[1]
-    for stride in architecture["conv_strides"]:
-        width = -(-width // stride)
-    assert width == n_frames
-
-
-def test_the_architecture_of_the_default_shape():
-    filters = train.choose_architecture((512, 256, 1))["conv_filters"]
-
-    assert filters == (160, 320, 320, 320, 320)
-
-
-def test_windows_are_stretched_in_time_and_in_frequency():
-    levels = np.add.outer(np.arange(200, dtype=np.float32), np.arange(100, dtype=np.float32))
-    image = preprocess.MinMaxNormaliser(0, 1).normalise(levels)[np.newaxis, ..., np.newaxis]
-    key = "a.wav.000.npy"
-    windows = Windows(image, [key], {key: {"min": 0, "max": 298}}, top_db=999)
-
-    drawn = windows.draw(np.zeros(30, int), np.random.default_rng(0), max_stretch=0.1)[..., 0]
-
-    # The slope over the bins, relative to that over the frames, tells the two stretches' ratio.
-    slopes = (drawn[:, 150, 50] - drawn[:, 50, 50]) / (drawn[:, 50, 80] - drawn[:, 50, 30]) / 2
-    assert 0.8 < slopes.min() < 0.95 and 1.05 < slopes.max() < 1.25
-
-
 def choose_small(images, *conv_filters, latent_space_dim):
-    return train.choose_architecture(
+    return choose_architecture(
         images.shape[1:], conv_filters=conv_filters, latent_space_dim=latent_space_dim
     )
 
@@ -189,9 +100,8 @@ def choose_small(images, *conv_filters, latent_space_dim):
 @pytest.mark.slow
 def test_train_learns_from_windows():
     images = make_images(64)
-    keys = [f"{index:02d}.wav.000.npy" for index in range(64)]
-    windows = Windows(images, keys, dict.fromkeys(keys, {"min": -60.0, "max": 0.0}), top_db=80)
-    drawn = windows.draw(np.arange(64), np.random.default_rng(1))
+    windows = Windows(images, batch_size=16, seed=0)
+    drawn = windows.draw(64, seed=1)
     architecture = choose_small(images, 16, 32, latent_space_dim=8)
     losses = []
 
@@ -279,7 +189,7 @@ def test_large_networks_learn_at_a_lower_rate(n_weights, rate):
     assert train.choose_learning_rate(n_weights) == pytest.approx(rate)
 
 
-@pytest.mark.parametrize("n_pieces, epochs", [(1, 100), (500, 100), (9297, 6), (10**6, 2)])
+@pytest.mark.parametrize("n_pieces, epochs", [(1, 100), (500, 100), (9297, 16), (10**6, 2)])
 def test_large_sets_are_seen_fewer_times(n_pieces, epochs):
     assert train.choose_epochs((n_pieces, 512, 256, 1)) == epochs
     assert train.choose_epochs((4 * n_pieces, 256, 128, 1)) == epochs
@@ -292,30 +202,26 @@ def test_force_begins_anew_where_a_run_was_interrupted(tmp_path):
     assert load_checkpoint(tmp_path, resume=False, force=True) is None
 
 
-def test_pieces_are_encoded_with_what_follows_them(tmp_path):
+def test_training_tracks_are_encoded_whole(tmp_path):
     keys = ["calm/a.wav.000.npy", "calm/a.wav.001.npy", "b.wav.000.npy"]
-    images = np.random.default_rng(0).random((3, 16, 12, 1)).astype(np.float32)
-    images[:, 0, 5:7] = [[[0], [1]]] * 3  # every window has the whole range
-    ranges = {
-        key: {"min": -80.0, "max": peak} for key, peak in zip(keys, (0.0, 0.0, 2.0), strict=True)
-    }
-    windows = Windows(images, keys, ranges, 80.0)
+    images = np.random.default_rng(0).random((3, 16, 12, 1)).astype(np.float16)
+    tracks = [*map(dataset.get_track, keys)]
+    windows = Windows(images, [(-80, 0), (-80, 0), (-78, 2)], tracks, seed=0)
+    autoencoder = Autoencoder((16, 12, 1), (4, 4), (1, 3), (1, 2), 3, bins_as_channels=True)
 
-    encode = lambda x: x.mean(axis=(1, 3))  # noqa: E731
-    pieces, followers = outputs.encode_pieces(encode, windows, keys, ranges, 22050)
-    pieces.save(tmp_path)
-    pieces = TrainingPieces.load(tmp_path)
+    encoded = outputs.encode_tracks(autoencoder, windows, keys, 22050)
+    encoded.save(tmp_path)
+    encoded = TrainingTracks.load(tmp_path)
 
-    np.testing.assert_allclose(pieces.latents, images.mean(axis=(1, 3)), rtol=1e-6)
-    np.testing.assert_array_equal(pieces.ranges, [[-80, 0], [-80, 0], [-80, 2]])
-    assert (pieces.keys, pieces.genres.tolist()) == (keys, ["calm", "calm", ""])
-    bands = extract_bands(images, 22050)
-    np.testing.assert_allclose(pieces.bands / 255, bands, atol=0.5 / 255 + 1e-6)
-    assert followers.exist.tolist() == [True, False, False]
-    follower = np.concatenate([images[0, :, 6:], images[1, :, :6]], axis=1)
-    np.testing.assert_allclose(followers.latents[0], follower.mean(axis=(0, 2)), atol=0.02)
-    assert followers.ranges[0] == pytest.approx([-80, 0], abs=2)
-    assert not followers.latents[1:].any()
+    whole = np.concatenate([images[0], images[1]], axis=1).astype(np.float32)
+    latents = [autoencoder.encode(image[np.newaxis])[0] for image in (whole, images[2])]
+    np.testing.assert_allclose(encoded.latents, np.concatenate(latents), atol=1e-4)  # float32
+    assert encoded.n_steps.tolist() == [12, 6] and encoded.n_band_steps.tolist() == [6, 3]
+    bands = np.concatenate([extract_bands(image, 22050) for image in (whole, images[2])])
+    np.testing.assert_allclose(encoded.bands / 255, bands, atol=0.5 / 255 + 1e-4)
+    assert encoded.peaks.tolist() == [0, 2]
+    assert encoded.tracks.tolist() == ["calm/a.wav", "b.wav"]
+    assert encoded.genres.tolist() == ["calm", ""]
 
 
 def test_the_fingerprint_of_a_run_tells_its_pieces_their_parts_and_their_ranges():

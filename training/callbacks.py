@@ -11,6 +11,7 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from autoencoder import keras
@@ -49,10 +50,12 @@ class History(keras.callbacks.Callback):
         if self.rows:
             return
         started = time.perf_counter()
-        if self.x_validation is None:
-            losses = {"loss": self.autoencoder.measure(self.x_train)}
-        else:
-            losses = {"loss": math.nan, "val_loss": self.autoencoder.measure(self.x_validation)}
+        images = self.x_train if self.x_validation is None else self.x_validation
+        targets = images if isinstance(images, np.ndarray) else None  # Windows need none
+        loss = self.model.evaluate(images, targets, verbose=0)
+        losses = (
+            {"loss": loss} if self.x_validation is None else {"loss": math.nan, "val_loss": loss}
+        )
         self._add(0, losses, 0.0, time.perf_counter() - started)
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -1,10 +1,10 @@
 """What a run leaves beside its weights.
 
-In:  its pieces, their latents and decibel ranges, its history.
-Out: model/history.csv, history.png, latents.npz, prior.npz, split.json; the Texture; a
+In:  its windows, what the model makes of them, its history.
+Out: model/history.csv, history.png, latents.npz, prior.npz, texture.json, split.json; a
      fingerprint.
 
-    pieces, followers = encode_pieces(autoencoder.encode, windows, keys, min_max_values, 22050)
+    tracks = encode_tracks(autoencoder, windows, keys, 22050)
 """
 
 import contextlib
@@ -13,16 +13,17 @@ import json
 
 import numpy as np
 
-from generation.prior import Followers, Prior, TrainingPieces
 from support import dataset
+from support.bands import FRAMES_PER_STEP as BAND_FRAMES
 from support.bands import extract_bands
+from support.command_line import show_progress
 from support.errors import UserError
 from support.files import write_csv, write_json
+from support.prior import Prior, TrainingTracks
 from support.texture import measure_texture
 from training.splits import PARTS
 
-TEXTURE_IMAGES = 100  # that the missing texture is measured on
-NEXT_BATCH_SIZE = 64  # windows half a piece behind others, encoded together
+TEXTURE_PIECES = 100  # that the missing texture is measured on
 
 
 def make_fingerprint(parts, min_max_values):
@@ -43,50 +44,65 @@ def save_history(folder, callbacks):
     plot_history(folder / "history.png", rows)
 
 
-def measure_missing_texture(reconstruct, images, min_max_values, settings):
-    """The Texture that the reconstructions of some of these images lack.
+def measure_missing_texture(reconstruct, windows, settings):
+    """The Texture that the reconstructions of some of these Windows' pieces lack.
 
     Args:
-        reconstruct: images to images, float32 (n, height, width, channels).
-        images: an array or Pieces.
-        min_max_values: {"min": dB, "max": dB} of each.
+        reconstruct: as Autoencoder.reconstruct.
     """
-    chosen = np.unique(np.linspace(0, len(images) - 1, TEXTURE_IMAGES).astype(int))
-    images, ranges = images[chosen], [min_max_values[index] for index in chosen]
+    n = windows.shape[0]
+    chosen = np.unique(np.linspace(0, n - 1, TEXTURE_PIECES).astype(int))
+    images = windows.cut(chosen)
+    peaks = windows.peaks[chosen].astype(float)
+    ranges = [{"min": peak - windows.top_db, "max": peak} for peak in peaks]
     restore = settings.make_sound_generator(None).restore_log_spectrogram
     log_spectrograms, reconstructed = (
-        [*map(restore, kind, ranges)] for kind in (images, reconstruct(images))
+        [*map(restore, kind, ranges)] for kind in (images, reconstruct(images)[0])
     )
     return measure_texture(log_spectrograms, reconstructed, settings.make_extractor())
 
 
-def encode_pieces(encode, windows, keys, min_max_values, sample_rate):
-    """The TrainingPieces, and their Followers.
+def encode_tracks(autoencoder, windows, keys, sample_rate):
+    """The TrainingTracks of Windows.
 
     Args:
-        encode: images, float32 (n, height, width, channels), to latents, float32 (n, d).
-        windows: the Windows of all pieces.
+        keys: str (n,), of the windows' pieces.
     """
-    latents = encode(windows.images)
-    ranges = dataset.list_ranges(dataset.select_min_max_values(min_max_values, keys))
-    genres = np.array([dataset.get_genre(key) for key in keys])
-    bands = np.rint(255 * extract_bands(windows.images, sample_rate)).astype(np.uint8)
+    width, step = windows.shape[2], autoencoder.frames_per_step
+    firsts = np.unique(windows.first)
+    latents, bands, counts = [], [], []
+    for first in show_progress(firsts, len(firsts), "tracks"):
+        n_frames = width * (windows.stop[first] - first)
+        n_steps = -(-n_frames // step)
+        for before, start, stop, after in autoencoder.plan_stretches(n_steps):
+            image = windows.cut_track(first, before * step, min(after * step, n_frames))
+            latents.append(autoencoder.encode(image[np.newaxis])[0][start - before : stop - before])
+            own = image[:, (start - before) * step : (stop - before) * step]
+            bands.append(extract_bands(own, sample_rate))
+        counts.append((n_steps, -(-n_frames // BAND_FRAMES)))
+    tracks = [dataset.get_track(keys[first]) for first in firsts]
+    n_steps, n_band_steps = np.array(counts).T
+    return TrainingTracks(
+        np.concatenate(latents),
+        n_steps,
+        np.rint(255 * np.concatenate(bands)).astype(np.uint8),
+        n_band_steps,
+        windows.peaks[firsts],
+        np.array(tracks),
+        np.array([*map(dataset.get_genre, tracks)]),
+    )
 
-    exist = np.array(windows.has_next)
-    followers = Followers(exist, np.zeros_like(latents), np.zeros_like(ranges))
-    followed = np.flatnonzero(exist)
-    for start in range(0, len(followed), NEXT_BATCH_SIZE):
-        batch = followed[start : start + NEXT_BATCH_SIZE]
-        images, entries = zip(*map(windows.get_next, batch), strict=True)
-        followers.latents[batch] = encode(np.stack(images))
-        followers.ranges[batch] = dataset.list_ranges(entries)
-    return TrainingPieces(latents, ranges, [*keys], genres, bands), followers
 
-
-def save_prior(folder, pieces, followers):
-    """Write prior.npz, the Prior over training pieces, unless they are too few or all alike."""
-    with contextlib.suppress(UserError):
-        Prior.fit(pieces, followers).save(folder)
+def save_all(folder, autoencoder, settings, callbacks, texture, tracks, parts):
+    """Write a model folder."""
+    autoencoder.save(folder)
+    settings.save(folder / "settings.json")
+    save_history(folder, callbacks)
+    texture.save(folder)
+    tracks.save(folder)
+    with contextlib.suppress(UserError):  # the tracks are too short, or all alike
+        Prior.fit(tracks).save(folder)
+    save_split(folder / "split.json", parts)
 
 
 def save_split(path, parts):

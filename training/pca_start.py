@@ -1,9 +1,9 @@
 """A start from which the untrained network already is a principal component analysis.
 
-In:  an Autoencoder and the images that it will learn from.
+In:  an Autoencoder and the Windows that it will learn from.
 Out: its weights.
 
-    start_as_pca(autoencoder, images, seed=0)
+    start_as_pca(autoencoder, windows, seed=0)
 
 Of all linear maps to d numbers and back, PCA has the lowest mean squared error (Eckart and Young
 1936): with the d main components U as orthonormal columns and the mean m, an image x comes back as
@@ -15,7 +15,7 @@ ReLU(k * x + b) = k * x + b, and a BatchNormalization with mean u, variance s, g
 and beta u - b takes the offset off again, so that the level hands on k * x. If the filters k are
 orthonormal components V of the patches that a convolution sees, each patch (stride x stride) once,
 then its transpose gives V V'x: all of x, or at least its main part. Orthonormal maps keep
-distances, so the PCA of the last feature maps, in the Dense layers, is that of the images.
+distances, so the PCA of the last feature map's steps, in the Dense layers, is that of the images'.
 
       patch of the input              filters
     +---------------+    V'    +--------+--------+
@@ -32,32 +32,33 @@ import math
 
 import numpy as np
 
-from autoencoder import keras, layers, pad_before, predict_in_batches
+from autoencoder import keras, layers, predict_in_batches
 from support.errors import UserError
-from training.data import Windows
 
-START_CELLS = 200_000_000  # of images, at most, for the components of the bottleneck
-LOCAL_IMAGES = 200  # at most, for the components of each convolution
+START_CELLS = 50_000_000  # of images, at most, that the components are of
 START_WINDOWS_PER_PIECE = 20  # drawn at most
+MAX_COVARIANCE_BYTES = 1 << 31
 OFFSET_MARGIN = 1.2  # an offset over the lowest value seen
 MAIN_SHARE = 0.6  # of a convolution's filters
 
 
-def start_as_pca(autoencoder, images, seed=0):
+def start_as_pca(autoencoder, windows, seed=0):
     """Set the weights so that the network is a PCA, and freeze its normalisations.
 
     Args:
         autoencoder: an Autoencoder of the layers in autoencoder.py.
-        images: float32 (n, height, width, channels), in [0, 1]; an array, Pieces or Windows.
+        windows: the Windows.
     Raises:
-        UserError: the autoencoder is built of other layers.
+        UserError: the autoencoder is built of other layers, or of too many features for a
+            covariance of them.
     """
     check_layers(autoencoder)
     encoder, n_layers = autoencoder.encoder, len(autoencoder.conv_filters)
-    images = draw_start_images(images, seed)
-    local_images = images[:: math.ceil(len(images) / LOCAL_IMAGES)]
-    first_input = encoder.get_layer("conv_0").input
-    maps = predict_in_batches(keras.Model(encoder.input, first_input), local_images)
+    most = max(1, START_CELLS // math.prod(windows.shape[1:]))
+    images = windows.draw(min(most, START_WINDOWS_PER_PIECE * windows.shape[0]), seed)
+    missing = -images.shape[2] % autoencoder.frames_per_step
+    images = np.pad(images, [(0, 0), (0, 0), (0, missing), (0, 0)])
+    maps = predict_in_batches(keras.Model(encoder.input, encoder.get_layer("conv_0").input), images)
     n_main = maps.shape[-1]  # of the level's channels hold components
     offset = np.zeros(n_main, np.float32)  # of the level below
     for index in range(n_layers):
@@ -65,7 +66,7 @@ def start_as_pca(autoencoder, images, seed=0):
         kernel, n_components = compute_local_components(conv, maps, n_main)
         conv.set_weights([kernel, np.zeros(kernel.shape[-1])])
         mirror_kernel(autoencoder, index, kernel, n_main, n_components, offset)
-        maps = predict_in_batches(keras.Model(encoder.input, conv.output), local_images)
+        maps = predict_in_batches(keras.Model(encoder.input, conv.output), images)
         n_main = n_components
         offset = -np.minimum(maps.min(axis=(0, 1, 2)), 0) * OFFSET_MARGIN
         offset[n_main:] = 0  # ReLU may bend these from the first step
@@ -114,18 +115,6 @@ def freeze_normalisations(autoencoder):
             layer.trainable = False  # in Keras this freezes the stored statistics, too
 
 
-def draw_start_images(images, seed):
-    """Images of START_CELLS at most, or windows without stretching, as an array."""
-    rng = np.random.default_rng(seed)
-    most = max(1, START_CELLS // math.prod(images.shape[1:]))
-    if isinstance(images, Windows):
-        count = min(most, START_WINDOWS_PER_PIECE * len(images))
-        return images.draw(rng.integers(len(images), size=count), rng, max_stretch=0)
-    if len(images) > most:
-        return images[np.sort(rng.choice(len(images), most, replace=False))]
-    return images[:]
-
-
 def compute_local_components(conv, maps, n_main):
     """A kernel whose first filters are the principal components of the patches a layer sees.
 
@@ -143,24 +132,19 @@ def compute_local_components(conv, maps, n_main):
         (float32 (height, width, channels, filters), how many filters hold components).
     """
     kernel, _ = conv.get_weights()
-    crops, padding = [], []
-    for axis in (0, 1):
-        size, stride, k = maps.shape[1 + axis], conv.strides[axis], kernel.shape[axis]
-        n_out = -(-size // stride)
-        before = pad_before(size, k, stride)
+    crops = []
+    for k, stride in zip(kernel.shape, conv.strides, strict=False):
+        before = max(k - stride, 0) // 2  # zeros of the padding
         crops.append(slice(before, min(before + stride, k)))
-        padding.append((0, n_out * stride - size))
-    padded = np.pad(maps[..., :n_main], [(0, 0), *padding, (0, 0)])
-    n, height, width, _ = padded.shape
+    n, height, width, _ = maps.shape
     (down, right), (rows, columns) = conv.strides, (crop.stop - crop.start for crop in crops)
-    patches = padded.reshape(n, height // down, down, width // right, right, n_main)
+    patches = maps[..., :n_main].reshape(n, height // down, down, width // right, right, n_main)
     patches = patches.transpose(0, 1, 3, 2, 4, 5)  # (n, down there, along, down, right, channels)
     patches = patches[..., :rows, :columns, :].reshape(-1, rows * columns * n_main)
-    _, vectors = np.linalg.eigh(patches.T @ patches)  # about zero, the most variance last
-    n_components = min(math.ceil(MAIN_SHARE * kernel.shape[-1]), vectors.shape[1])
-    components = vectors[:, ::-1][:, :n_components]
+    vectors = compute_components(patches)  # about zero
+    n_components = min(math.ceil(MAIN_SHARE * kernel.shape[-1]), len(vectors))
     kernel[..., :n_components] = 0
-    kernel[crops[0], crops[1], :n_main, :n_components] = components.reshape(
+    kernel[crops[0], crops[1], :n_main, :n_components] = vectors[:n_components].T.reshape(
         rows, columns, n_main, n_components
     )
     return kernel, n_components
@@ -187,64 +171,40 @@ def subtract_offset(autoencoder, index, maps, offset):
 
 
 def set_dense_components(autoencoder, images, n_main):
-    """Give the Dense layers the components of the last feature maps' main channels."""
+    """Give the Dense layers the components of a step of the last feature maps' main channels."""
     encoder = autoencoder.encoder
     latent, features = encoder.get_layer("latent"), autoencoder.decoder.get_layer("features")
-    last_maps = keras.Model(encoder.input, encoder.get_layer("flatten").input)
-    maps = predict_in_batches(last_maps, images)  # (n, height, width, filters)
-    main = maps[..., :n_main].swapaxes(1, 2)  # (n, width, height, main)
-    mean, components = compute_components(
-        main.reshape(*main.shape[:2], -1), autoencoder.latent_space_dim
-    )
+    flatten = encoder.get_layer("flatten")
+    maps = predict_in_batches(keras.Model(encoder.input, flatten.input), images)
+    steps = maps[..., :n_main].reshape(-1, maps.shape[2] * n_main)  # (n * steps, rows * main)
+    mean = steps.mean(axis=0)
+    components = compute_components(steps - mean)[: autoencoder.latent_space_dim]
     kernel, bias = (weights.copy() for weights in features.get_weights())
-    kernel = kernel.reshape(-1, *maps.shape[1:])  # (latent, height, width, filters)
-    main_shape = (len(components), *main.shape[1:])
-    kernel[: len(components), ..., :n_main] = components.reshape(main_shape).swapaxes(1, 2)
-    bias.reshape(maps.shape[1:])[..., :n_main] = mean.reshape(main.shape[1:]).swapaxes(0, 1)
-    features.set_weights([kernel.reshape(len(kernel), -1), bias])
-    inverse = np.zeros_like(kernel)  # a new array: JAX may still be copying kernel asynchronously
-    inverse[: len(components), ..., :n_main] = kernel[: len(components), ..., :n_main]
-    inverse = inverse.reshape(len(inverse), -1)
+    # A step has rows of all channels, the main ones first.
+    kernel.reshape(-1, *maps.shape[2:])[: len(components), :, :n_main] = components.reshape(
+        len(components), -1, n_main
+    )
+    bias.reshape(maps.shape[2:])[:, :n_main] = mean.reshape(-1, n_main)
+    features.set_weights([kernel, bias])
+    inverse = np.zeros((len(kernel), *maps.shape[2:]), np.float32)
+    inverse[: len(components), :, :n_main] = components.reshape(len(components), -1, n_main)
+    inverse = inverse.reshape(kernel.shape)
     latent.set_weights([inverse.T, -inverse @ bias])
 
 
-def compute_components(maps, n_components):
-    """Principal components of maps that look alike at every moment, as far as they do.
-
-    Few pieces tell little of how a frame goes with another one far away, but a great deal of how
-    frames go with their neighbours, wherever those are. So the covariance is mixed of what was
-    seen and of its mean along each diagonal (of frames equally far apart), in the shares that are
-    the nearest to the truth if the pieces are independent (Ledoit and Wolf 2004).
+def compute_components(points):
+    """Principal components about zero, float32 (d, d), the most variance first.
 
     Args:
-        maps: float32 (n, width, channels).
-    Returns:
-        (mean float32 (width * channels,), components float32 (at most n_components, same)).
+        points: float32 (n, d).
+    Raises:
+        UserError: their covariance would not fit in memory.
     """
-    import scipy.linalg
-
-    n, width, channels = maps.shape
-    mean = maps.mean(axis=0)
-    points = (maps - mean).reshape(n, -1)
-    covariance = points.T @ points / n
-    blocks = covariance.reshape(width, channels, width, channels)
-    stationary = np.empty_like(blocks)
-    for lag in range(width):
-        pairs = [(first, first + lag) for first in range(width - lag)]
-        block = np.mean([blocks[i, :, j] for i, j in pairs], axis=0)
-        for i, j in pairs:
-            stationary[i, :, j], stationary[j, :, i] = block, block.T
-    stationary = stationary.reshape(covariance.shape)
-    fourth = np.square(np.square(points).sum(axis=1, dtype=np.float64)).mean()
-    uncertainty = (fourth - np.square(np.linalg.norm(covariance))) / n
-    difference = np.square(np.linalg.norm(covariance - stationary))
-    share = min(1.0, uncertainty / max(difference, np.finfo(np.float32).tiny))
-
-    covariance += np.float32(share) * (stationary - covariance)
-    mean += np.float32(share) * (mean.mean(axis=0) - mean)
-    size = len(covariance)
-    n_components = min(n_components, size)
-    _, vectors = scipy.linalg.eigh(
-        covariance, subset_by_index=[size - n_components, size - 1], check_finite=False
-    )
-    return mean.ravel(), vectors.T[::-1]
+    n_bytes = points.shape[1] ** 2 * points.itemsize
+    if n_bytes > MAX_COVARIANCE_BYTES:
+        raise UserError(
+            f"a start from PCA needs a covariance of {n_bytes / 1e9:.0f} GB, since a convolution "
+            f"has {points.shape[1]} features: use --start random"
+        )
+    _, vectors = np.linalg.eigh(points.T @ points)
+    return vectors.T[::-1]

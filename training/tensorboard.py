@@ -25,22 +25,22 @@ class TensorBoard(keras.callbacks.Callback):
 
     Args:
         folder: to write; logs of an earlier run in it are deleted, unless that one is resumed.
-        images: float32 (n, height, width, channels), in [0, 1]; a few of them are logged.
-        keys: the key of each.
-        min_max_values: {key: {"min": dB, "max": dB}}.
+        windows: Windows; a few of their pieces are logged.
+        keys: the key of each piece.
         settings: the features' Settings.
     Raises:
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder, images, keys, min_max_values, settings):
+    def __init__(self, folder, windows, keys, settings):
         super().__init__()
         write_atomically(Path(folder) / "README.txt", LOGS_README.encode())
         chosen = np.linspace(0, len(keys) - 1, min(N_LOGGED_PIECES, len(keys))).astype(int)
         self.folder = Path(folder)
-        self.images = images[chosen]
+        self.images = windows.cut(chosen)
         self.names = [make_printable(keys[index]) for index in chosen]
-        self.min_max_values = [min_max_values[keys[index]] for index in chosen]
+        peaks = windows.peaks[chosen].astype(float)
+        self.min_max_values = [{"min": peak - windows.top_db, "max": peak} for peak in peaks]
         self.sample_rate = settings.sample_rate
         self.sound_generator = settings.make_sound_generator(None)
         self.writer = None

@@ -120,20 +120,23 @@ class GriffinLim:
         """
         n_past_frames, done = self.n_past_frames, 0
         stretch = max(STRETCH_FRAMES, 2 * n_past_frames)
+        seen = stretch + n_past_frames  # it looks ahead, for a smooth joint
         held = signal = None
         for amplitude in amplitudes:
             if signal is None:
                 held = amplitude[:, :, :0]
                 signal = np.empty((len(amplitude), n_samples), np.float32)
             held = np.concatenate([held, amplitude], axis=2)
-            n_frames = held.shape[2] - (0 if past is None else n_past_frames)
-            if n_frames >= stretch + n_past_frames:  # which it looks ahead, for a smooth joint
-                made = self.invert(held, n_frames * self.hop_length, past=past)
-                made = np.atleast_2d(made)[:, : min(n_samples - done, stretch * self.hop_length)]
+            n_known = 0 if past is None else n_past_frames
+            while held.shape[2] >= n_known + seen and done < n_samples:
+                part = held[:, :, : n_known + seen]
+                made = np.atleast_2d(self.invert(part, seen * self.hop_length, past=past))
+                made = made[:, : min(n_samples - done, stretch * self.hop_length)]
                 signal[:, done : done + made.shape[1]] = made
                 done += made.shape[1]
                 past = made[:, -self.n_past :]
-                held = held[:, :, held.shape[2] - n_frames + stretch - n_past_frames :]
+                held = held[:, :, n_known + stretch - n_past_frames :]
+                n_known = n_past_frames
         if done < n_samples:
             signal[:, done:] = self.invert(held, n_samples - done, past=past)
         return signal[0] if len(signal) == 1 else signal

@@ -18,7 +18,7 @@ Python {v[0]}.{v[1]} on {sys.platform} {platform.machine()}: try make PYTHON=pyt
 
 demo: .venv/run
 	$(BIN)/python preprocess.py
-	$(BIN)/python train.py --resume --epochs 45
+	$(BIN)/python train.py --resume
 	$(BIN)/python generate.py
 
 test: lint

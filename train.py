@@ -266,15 +266,13 @@ def fit_and_save(options, checkpoint, is_first):
     from training.tensorboard import TensorBoard
 
     # The data.
-    features = load_features(options.saved_data)
-    spectrograms_path, keys, settings, min_max_values = features
-    parts = split_keys(
-        spectrograms_path, keys, options.split, options.validation_split, options.seed
-    )
+    spectrograms_path, keys, settings, min_max_values = features = load_features(options.saved_data)
+    how = options.split, options.validation_split, options.seed
+    parts = split_keys(spectrograms_path, keys, *how)
     print(f"reading {len(parts['train']) + len(parts['valid'])} pieces", flush=True)
-    how = {"seed": options.seed, "shift": options.shift_windows}
     sizes = options.target_shape, options.batch_size
-    windows = make_windows(features, parts["train"], *sizes, **how)
+    drawing = {"seed": options.seed, "shift": options.shift_windows}
+    windows = make_windows(features, parts["train"], *sizes, **drawing)
     validation = make_windows(features, parts["valid"], *sizes) if parts["valid"] else None
 
     # The run: all that its weights depend on.
@@ -293,16 +291,13 @@ def fit_and_save(options, checkpoint, is_first):
 
     # The training.
     measured, names = (validation or windows), (parts["valid"] or parts["train"])
-    tensorboard = None
-    if options.logs and is_first:
-        tensorboard = TensorBoard(options.model / "logs", measured, names, settings)
-    callbacks = make_callbacks(
-        patience=options.patience,
-        model_folder=options.model if is_first else None,
-        run=run,
-        checkpoint=checkpoint,
-        tensorboard=tensorboard,
-    )
+    writing = {}
+    if is_first:
+        writing = {"model_folder": options.model, "run": run}
+        if options.logs:
+            logs = options.model / "logs"
+            writing["tensorboard"] = TensorBoard(logs, measured, names, settings)
+    callbacks = make_callbacks(patience=options.patience, checkpoint=checkpoint, **writing)
     autoencoder = train(
         windows,
         options.learning_rate,

@@ -10,34 +10,16 @@ Out: their reconstructions and latents; a folder with parameters.json and model.
 import dataclasses
 import io
 import math
-import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 
 from support.errors import UserError
-from support.files import FileSet, format_json, native_silence, read_json
+from support.files import FileSet, format_json, read_json
+from support.keras import keras
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-try:
-    with native_silence:  # TensorFlow 2.21 logs a dozen notices before it reads that level
-        import keras
-        from keras import layers
-
-        if keras.config.backend() == "tensorflow":  # JAX must not look before its processes join
-            keras.distribution.list_devices()
-    if keras.config.backend() not in ("tensorflow", "jax"):
-        raise ImportError(f"Keras would compute with {keras.config.backend()}")
-except ImportError as error:
-    raise UserError(
-        f"{error}: set KERAS_BACKEND to tensorflow or jax, and install requirements.txt"
-    ) from error
-# What a user's keras.json may say is not what a saved model means.
-keras.config.set_image_data_format("channels_last")
-keras.config.set_floatx("float32")
-keras.config.set_dtype_policy("float32")
-keras.config.set_epsilon(1e-7)
+layers = keras.layers
 
 BN_MOMENTUM = 0.9  # Keras's 0.99 needs thousands of steps before inference matches training
 BETA_2 = 0.95  # of Adam; with Keras's 0.999 the learning rate that trains best kills the ReLUs

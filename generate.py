@@ -1,4 +1,4 @@
-"""Make sound with a trained autoencoder: pairs to compare, new pieces, morphs, music of any length.
+"""Make sound with a trained autoencoder: pairs to compare, and new music of any length.
 
 In:  model/ as train.py wrote it and, but for new music, saved_data/ as preprocess.py wrote it.
 Out: samples/original/*.wav and samples/generated/*.wav, same names, named after their sources;
@@ -12,22 +12,26 @@ Out: samples/original/*.wav and samples/generated/*.wav, same names, named after
 import argparse
 import io
 import itertools
+import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from generation.modes import (
-    STEPS,
+    Manner,
     Recordings,
     Sources,
     compare_pieces,
     compose,
     continue_recording,
     explore,
-    load_piece,
+    fill_gap,
+    interpolate,
+    load_song,
+    make_loop,
     make_samples,
-    morph,
+    parse_seconds,
     reconstruct_files,
     tour_components,
 )
@@ -37,9 +41,10 @@ from support.command_line import make_parser, number, run_script, show_progress
 from support.errors import UserError
 from support.files import lock, make_printable, remove_temporaries, write_atomically
 from support.memory import return_freed_memory
-from support.prior import TrainingTracks, list_similar
+from support.prior import TEMPERATURE, list_similar
 from support.settings import Settings
 from support.texture import Texture
+from support.tracks import TrainingTracks
 from training.splits import load_split
 
 SPECTROGRAMS_PATH = "saved_data/spectrograms"
@@ -51,7 +56,6 @@ SAVE_DIR_ORIGINAL = "samples/original"
 SAVE_DIR_GENERATED = "samples/generated"
 SAVE_DIR_NEW = "samples/new"
 NUM_SPECTROGRAMS = 5
-TEMPERATURE = 1.0  # factor on how far new pieces stray from the typical ones
 COMPONENTS = 3  # directions of a tour
 SEED = 0
 
@@ -110,11 +114,12 @@ def find_key(name, keys):
     raise UserError(f"no spectrogram is called {name!r}, but: {list_similar(name, keys)}")
 
 
-def save_signals(signals, save_dir, names, sample_rate=SAMPLE_RATE, factor=1.0):
+def save_signals(signals, save_dir, names, sample_rate=SAMPLE_RATE, factor=1.0, is_loop=False):
     """Write signals, (n_samples,) or (2, n_samples) in [-1, 1], as 16-bit WAV files.
 
     Args:
         factor: on their samples.
+        is_loop: whether samplers are told to repeat them.
     Returns:
         their paths.
     """
@@ -127,8 +132,22 @@ def save_signals(signals, save_dir, names, sample_rate=SAMPLE_RATE, factor=1.0):
         with soundfile.SoundFile(buffer, "w", sample_rate, **options) as file:
             for start in range(0, signal.shape[-1], WRITTEN_SAMPLES):  # a copy of an hour is large
                 file.write(factor * signal[..., start : start + WRITTEN_SAMPLES].T)
+        if is_loop:
+            add_loop(buffer, sample_rate, signal.shape[-1])
         write_atomically(path, buffer.getbuffer())
     return paths
+
+
+def add_loop(buffer, sample_rate, n_samples):
+    """Add the chunk that has samplers repeat a WAV file as a whole, for ever."""
+    period, middle_c, forward = round(1e9 / sample_rate), 60, 0  # nanoseconds, MIDI's note
+    header = 0, 0, period, middle_c, 0, 0, 0, 1, 0
+    loop = 0, forward, 0, n_samples - 1, 0, 0
+    chunk = struct.pack("<4sI15I", b"smpl", 60, *header, *loop)
+    n_bytes = buffer.seek(0, io.SEEK_END) + len(chunk)
+    buffer.write(chunk)
+    buffer.seek(4)
+    buffer.write(struct.pack("<I", n_bytes - 8))
 
 
 def save_item(item, save_dirs, sample_rate):
@@ -147,7 +166,9 @@ def save_item(item, save_dirs, sample_rate):
     paths = {}
     for kind, signal in item.sounds.items():
         names = [item.name]
-        (paths[kind],) = save_signals([signal], save_dirs[kind], names, sample_rate, factor)
+        (paths[kind],) = save_signals(
+            *([signal], save_dirs[kind], names, sample_rate, factor, item.is_loop)
+        )
     return item, paths
 
 
@@ -168,20 +189,22 @@ def make_pairs(sound_generator, sources, num_spectrograms, *, files, seed):
     yield from show_progress(pieces, len(keys), "pieces")
 
 
-def interpolate(sound_generator, sources, files, *, steps):
-    """Yield the morph between two pieces as `steps` pieces, and as one continuous sound.
+def interpolate_pieces(sound_generator, sources, request, *, manner):
+    """Yield the way from one piece, or the end of an audio file, to the beginning of another one.
 
     Args:
-        files: two keys, or audio files, whose beginnings are taken.
+        request: (two keys or audio files, seconds).
     """
-    chosen = []
+    *files, duration = request
+    sounds = []
     for name in files:
         if Path(name).is_file():
-            chosen.append((*load_piece(sound_generator, sources, name), Path(name).name))
+            sounds.append(load_song(sound_generator, sources, name))
         else:
             found = select_spectrograms(*load_spectrograms(sources), files=[name])
-            chosen += zip(*found, strict=True)
-    yield from morph(sound_generator, sources, *map(list, zip(*chosen, strict=True)), steps=steps)
+            sounds += sound_generator.convert_spectrograms_to_audio(*found[:2])
+    duration = parse_seconds("--interpolate", duration, 0.01)
+    yield from interpolate(sound_generator, sources, sounds, files, duration, manner=manner)
 
 
 def load_spectrograms(sources):
@@ -201,22 +224,26 @@ def check_settings(sources):
         )
 
 
-MODES = {  # {flag: (its value to Items, further flags that it takes)}, in this order
+NEW = ("manner",)
+MODES = {  # {flag: (its value to Items, what else that takes)}, in this order
     "audio_files": (reconstruct_files, ()),
-    "components": (tour_components, ()),
-    "explore": (explore, ()),
-    "interpolate": (interpolate, ("steps",)),
-    "sample": (make_samples, ("genre", "temperature", "seed")),
-    "compose": (compose, ("genre", "temperature", "seed")),
-    "continue": (continue_recording, ("num_spectrograms", "genre", "temperature", "seed")),
+    "components": (tour_components, NEW),
+    "explore": (explore, NEW),
+    "interpolate": (interpolate_pieces, NEW),
+    "sample": (make_samples, NEW),
+    "compose": (compose, NEW),
+    "loop": (make_loop, ("bpm", *NEW)),
+    "continue": (continue_recording, ("num_spectrograms", *NEW)),
+    "fill": (fill_gap, ("num_spectrograms", *NEW)),
     "num_spectrograms": (make_pairs, ("files", "seed")),  # or if files, or no mode, are given
 }
 DEFAULTS = {  # of flags that are missing among the options unless they are given
     "num_spectrograms": None,
     "files": None,
-    "genre": None,
+    "bpm": None,
+    "like": (),
+    "toward": "",
     "temperature": TEMPERATURE,
-    "steps": STEPS,
 }
 
 
@@ -229,12 +256,13 @@ def choose_modes(given):
         UserError: one of them belongs to other modes.
     """
     modes = [name for name in MODES if name in given]
-    if "continue" in given and "num_spectrograms" in modes:  # which is how many of them
+    if given & {"continue", "fill"} and "num_spectrograms" in modes:  # which is how many of them
         modes.remove("num_spectrograms")
     if not modes or ("files" in given and "num_spectrograms" not in given):
         modes.append("num_spectrograms")
     for flag in sorted(given & DEFAULTS.keys() - MODES.keys()):
-        takers = [mode for mode, (_, names) in MODES.items() if flag in names]
+        name = "manner" if flag in Manner._fields else flag
+        takers = [mode for mode, (_, names) in MODES.items() if name in names]
         if not {*modes} & {*takers}:
             raise UserError(f"--{flag} does nothing without --{' or --'.join(takers)}")
     return modes
@@ -247,12 +275,14 @@ def make_items(sound_generator, sources, modes, flags):
         modes: names of MODES.
         flags: {name: value}.
     """
+    manner = Manner(**{name: flags[name] for name in Manner._fields})
+    flags = {**flags, "manner": manner}
     for name in modes:
         make, names = MODES[name]
         yield from make(sound_generator, sources, flags[name], **{n: flags[n] for n in names})
 
 
-def make_evaluator(sound_generator, sources, genre):
+def make_evaluator(sound_generator, sources):
     """The Evaluator of new pieces; without the model's features it knows none that was held out."""
     from generation.evaluation import Evaluator
 
@@ -260,15 +290,15 @@ def make_evaluator(sound_generator, sources, genre):
     held_out = []
     try:
         check_settings(sources)
-        held_out = load_held_out(sources, genre)
+        held_out = load_held_out(sources)
     except (OSError, UserError) as error:
         say(f"new pieces are not compared with held-out ones: {error}", sys.stderr)
     say(f"comparing with {len(tracks.tracks)} training tracks and {len(held_out)} held-out pieces")
     return Evaluator(sound_generator, tracks, held_out)
 
 
-def load_held_out(sources, genre):
-    """At most MAX_COMPARED spectrograms of a genre, or of all, that were not trained on."""
+def load_held_out(sources):
+    """At most MAX_COMPARED spectrograms that were not trained on."""
     from generation.evaluation import choose_evenly
 
     parts = load_split(sources.model / "split.json")
@@ -276,19 +306,18 @@ def load_held_out(sources, genre):
     keys = [
         key
         for key in dataset.list_keys(sources.spectrograms_path)
-        if dataset.get_track(key) in tracks and genre in (None, dataset.get_genre(key))
+        if dataset.get_track(key) in tracks
     ]
     chosen = choose_evenly(len(keys)) if keys else ()
     return [dataset.load_spectrogram(sources.spectrograms_path, keys[index]) for index in chosen]
 
 
-def save_items(items, page, save_dirs, sound_generator, sources, genre=None):
+def save_items(items, page, save_dirs, sound_generator, sources):
     """Write Items, say what was made, and put it on a page; new pieces are judged before.
 
     Args:
         items: as make_items() yields them.
         save_dirs: {kind: folder}.
-        genre: of new pieces, or None.
     Returns:
         how many songs could not be read.
     """
@@ -299,15 +328,15 @@ def save_items(items, page, save_dirs, sound_generator, sources, genre=None):
             say(f"skipped {item}", sys.stderr)
             continue
         if item.is_new:
-            evaluator = evaluator or make_evaluator(sound_generator, sources, genre)
+            evaluator = evaluator or make_evaluator(sound_generator, sources)
             item = evaluator.compare(item)
         item, paths = save_item(item, save_dirs, sound_generator.sample_rate)
         page.add(item, paths)
         say(describe_item(item, paths))
     if evaluator:
-        for name, distance in evaluator.measure_sets().items():
-            summary[f"kernel distance from held-out pieces, {name}"] = distance
-            say(f"kernel distance from held-out pieces: {name} {distance:.2f}")
+        summary = evaluator.measure_sets()
+        for name, value in summary.items():
+            say(f"{name}: {value:.2f}")
     page.finish(summary)
     return n_skipped
 
@@ -340,21 +369,34 @@ def get_parser():
     add("--samples", type=Path, default=None, help=help_text)
     count = {"type": number(int, 1)}
     pairs = parser.add_mutually_exclusive_group()
-    help_text = f"pieces to reconstruct, chosen at random (default: {NUM_SPECTROGRAMS})"
+    help_text = (
+        f"pieces to reconstruct, chosen at random (default: {NUM_SPECTROGRAMS}); with --continue "
+        "or --fill, in how many ways"
+    )
     pairs.add_argument("--num_spectrograms", help=help_text, **count)
     pairs.add_argument("--files", nargs="+", metavar="KEY", help="pieces to reconstruct")
     add("--sample", metavar="N", help="make this many new pieces", **count)
     seconds = number(float, 0.01)
     add("--compose", type=seconds, metavar="SECONDS", help="make one long new piece")
-    help_text = "a recording, and how it may go on; --num_spectrograms: in how many ways"
+    help_text = "make a piece that can be repeated without a seam"
+    add("--loop", type=seconds, metavar="SECONDS", help=help_text)
+    help_text = "of a loop, which becomes a whole number of beats long"
+    add("--bpm", type=number(float, 1), help=help_text)
+    help_text = "a recording, and how it may go on or, if SECONDS are negative, have begun"
     add("--continue", nargs=2, metavar=("FILE", "SECONDS"), help=help_text)
-    help_text = "of new pieces: a top folder of the audio (default: any)"
-    add("--genre", help=help_text)
-    help_text = f"how far new pieces stray; 0: not at all (default: {TEMPERATURE})"
+    help_text = "a recording that is new between two times, in seconds"
+    add("--fill", nargs=3, metavar=("FILE", "FROM", "TO"), help=help_text)
+    help_text = "go from one piece or audio file to another one in this time"
+    ends = ("KEY_A", "KEY_B", "SECONDS")
+    add("--interpolate", nargs=3, metavar=ends, help=help_text)
+    help_text = (
+        "new music in the style of a genre, a training track or an audio file, or of several"
+    )
+    add("--like", nargs="+", metavar="NAME", help=help_text)
+    help_text = "another style, that new music changes to"
+    add("--toward", metavar="NAME", help=help_text)
+    help_text = f"of new music; lower is more typical (default: {TEMPERATURE})"
     add("--temperature", type=number(float, 0), help=help_text)
-    help_text = "morph one piece, or the beginning of an audio file, into another"
-    add("--interpolate", nargs=2, metavar=("KEY_A", "KEY_B"), help=help_text)
-    add("--steps", type=number(int, 2), help=f"pieces of the morph (default: {STEPS})")
     help_text = "songs, and folders of songs, to send through the autoencoder"
     add("--audio_files", nargs="+", metavar="FILE", help=help_text)
     help_text = f"tour this many main directions of what was learned; without N: {COMPONENTS}"
@@ -370,23 +412,29 @@ def get_parser():
     return parser
 
 
-def main(argv=None):
-    parser = get_parser()
+def read_options(parser, argv=None):
+    """(options, the names of their modes), or what parser.error does if they do not go together."""
     options = parser.parse_args(argv)
+    given = {*vars(options)} & (MODES.keys() | DEFAULTS.keys())
+    if options.app and given:
+        parser.error(f"--app does nothing with --{min(given)}: it asks for it on its page")
     try:
-        given = {*vars(options)} & (MODES.keys() | DEFAULTS.keys())
-        if options.app and given:
-            raise UserError(f"--app does nothing with --{min(given)}: it asks for it on its page")
-        modes = choose_modes(given)
+        return options, choose_modes(given)
     except UserError as error:
         parser.error(str(error))
-    sources = Sources(options.model, Path(SPECTROGRAMS_PATH), Path(MIN_MAX_VALUES_PATH))
-    if options.saved_data:
-        sources = Sources(
-            options.model,
-            options.saved_data / dataset.SPECTROGRAMS_SAVE_DIR,
-            dataset.get_min_max_path(options.saved_data),
-        )
+
+
+def find_sources(options):
+    """The Sources of some options."""
+    if not options.saved_data:
+        return Sources(options.model, Path(SPECTROGRAMS_PATH), Path(MIN_MAX_VALUES_PATH))
+    spectrograms_path = options.saved_data / dataset.SPECTROGRAMS_SAVE_DIR
+    return Sources(options.model, spectrograms_path, dataset.get_min_max_path(options.saved_data))
+
+
+def main(argv=None):
+    options, modes = read_options(get_parser(), argv)
+    sources, folder = find_sources(options), options.samples or Path(SAMPLES)
     save_dirs = {
         "recorded": SAVE_DIR_RECORDED,
         "original": SAVE_DIR_ORIGINAL,
@@ -401,58 +449,65 @@ def main(argv=None):
     return_freed_memory()
     autoencoder = Autoencoder.load(options.model)
     settings = Settings.load(options.model / "settings.json")
-    needs_texture = options.texture or options.app
-    texture = Texture.load(options.model) if needs_texture else None
-    folder = options.samples or Path(SAMPLES)
+    texture = Texture.load(options.model) if options.texture or options.app else None
 
-    def make_generator(with_texture, seed):
-        return settings.make_sound_generator(autoencoder, seed, texture if with_texture else None)
+    def make_generator(options):
+        lacking = texture if options.texture else None
+        return settings.make_sound_generator(autoencoder, options.seed, lacking)
 
-    def save(items, sound_generator, genre=None):
+    def make(options, modes):
+        """The Items that some options ask for."""
+        return make_items(make_generator(options), sources, modes, {**DEFAULTS, **vars(options)})
+
+    def save(items):
         """Save Items to the folder; (the Page, how many songs could not be read)."""
         with lock(folder, *PRODUCTS):
             remove_temporaries(*save_dirs.values(), *folder.glob("pictures/*"))
             page = Page(folder, settings)
-            return page, save_items(items, page, save_dirs, sound_generator, sources, genre)
+            return page, save_items(items, page, save_dirs, make_generator(options), sources)
 
     if options.app:
-        base_flags = ["--model", str(options.model)]
-        base_flags += ["--saved_data", str(options.saved_data)] if options.saved_data else []
-        base_flags += ["--samples", str(folder)] if options.samples else []
-        run_app(make_generator, sources, save, folder, base_flags)
+        run_app(make, save, options, folder)
         return
-    flags = {**DEFAULTS, **vars(options)}
-    sound_generator = make_generator(options.texture, options.seed)
-    items = make_items(sound_generator, sources, modes, flags)
-    page, n_skipped = save(items, sound_generator, flags["genre"])
+    page, n_skipped = save(make(options, modes))
     index = make_printable(folder / "index.html")
     print(f"open {index}: {len(page.entries)} items, {len(page.made)} of this run")
     if n_skipped:
         raise UserError(f"{n_skipped} songs could not be read")
 
 
-def run_app(make_generator, sources, save, folder, base_flags):
+def run_app(make, save, options, folder):
     """Play with a model in the browser, until Ctrl-C.
 
     Args:
-        make_generator, save: see main().
+        make, save: see main().
         folder: of samples, for what is kept.
-        base_flags: that name the model.
     """
     from generation.app import MAX_UPLOAD, build_app, format_command
+
+    parser = get_parser()
+
+    def refuse(message):
+        raise UserError(message)
+
+    parser.error = refuse  # in place of ending the app
 
     def keep(item, flags, uploads):
         # Gradio's folder of an upload is named after what it holds.
         names = {path: Path(Path(path).parent.name[:8], Path(path).name) for path in uploads}
         copies = {path: str(folder / "uploads" / name) for path, name in names.items()}
         command = format_command([copies.get(flag, flag) for flag in flags])
-        item = item._replace(figures={**item.figures, "command": command})
-        page, _ = save([item], make_generator("--no-texture" not in flags, 0))
+        page, _ = save([item._replace(figures={**item.figures, "command": command})])
         for path, copy in copies.items():
             write_atomically(copy, Path(path).read_bytes())
         return f"{folder / 'index.html'} has {len(page.entries)} items"
 
-    app = build_app(make_generator, sources, keep, base_flags)
+    flags = ["--model", str(options.model)]
+    flags += ["--saved_data", str(options.saved_data)] if options.saved_data else []
+    flags += ["--samples", str(folder)] if options.samples else []
+    app = build_app(
+        lambda argv: make(*read_options(parser, argv)), keep, Path(options.model), flags
+    )
     app.launch(server_name="127.0.0.1", max_file_size=MAX_UPLOAD, share=False)
 
 

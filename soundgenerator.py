@@ -20,6 +20,8 @@ from support.dataset import add_channel_axis
 from support.griffin_lim import SEED, GriffinLim
 from support.spectrograms import SILENCE_DB, normalise_to, resize, to_amplitude, to_log_spectrogram
 
+CONTEXT_S = 10.0  # seconds of a recording, on each side, that what is new beside it depends on
+
 
 class SoundGenerator:
     """Bridges an autoencoder's spectrograms and sound.
@@ -135,12 +137,13 @@ class SoundGenerator:
         log_spectrogram = to_log_spectrogram(image, min_max, self._min_max_normaliser)
         return np.where(image <= 0, np.float32(SILENCE_DB), log_spectrogram)
 
-    def view(self, signal, start=0, stop=None):
+    def view(self, signal, start=0, stop=None, peak=None):
         """A recording of any length as the autoencoder sees it.
 
         Args:
             signal: float32 (n_samples,) or (2, n_samples).
             start, stop: samples that the first frame is centred at, and the last one at most.
+            peak: dB, of its range; None: its own.
         Returns:
             (the stretches of its steps, as plan_stretches() has them; a function from a first step
             and a last one to their image, float32 (height, width, n_channels), in [0, 1]; the
@@ -159,7 +162,8 @@ class SoundGenerator:
             return np.pad(known, widths, constant_values=SILENCE_DB)
 
         plan = [*self.autoencoder.plan_stretches(n_steps, steps)]
-        peak = max(float(extract(begin, end).max()) for _, begin, end, _ in plan)
+        if peak is None:
+            peak = max(float(extract(begin, end).max()) for _, begin, end, _ in plan)
         min_max = {"min": peak - self.top_db, "max": peak}
         height, step_width = self.autoencoder.input_shape[0], self.autoencoder.frames_per_step
 
@@ -169,13 +173,13 @@ class SoundGenerator:
 
         return plan, cut, min_max
 
-    def encode(self, signal, start=0, stop=None):
+    def encode(self, signal, start=0, stop=None, peak=None):
         """A recording of any length as latents; see view().
 
         Returns:
             (latents float32 (steps, latent_space_dim), its range {"min": dB, "max": dB}).
         """
-        plan, cut, min_max = self.view(signal, start, stop)
+        plan, cut, min_max = self.view(signal, start, stop, peak)
         latents = []
         for first, begin, end, last in show_progress(plan, len(plan), "encoding"):
             encoded = self.autoencoder.encode(cut(first, last)[np.newaxis])[0]
@@ -219,11 +223,12 @@ class SoundGenerator:
         amplitudes = self._make_amplitudes(latents, min_max)
         return self._griffin_lim.invert_long(amplitudes, n_samples)
 
-    def _make_amplitudes(self, latents, min_max, n_known=0):
-        """Yield the amplitudes of latents, but for the first n_known frames, with their texture."""
-        first_frame = 0
+    def _make_amplitudes(self, latents, min_max, n_past=0):
+        """Yield the amplitudes of latents, but for those of the first steps, with texture."""
+        steps, frames = self._steps_and_frames
+        n_past, first_frame = n_past * frames // steps, 0
         for part in self.decode(latents, min_max):
-            new = part[:, max(0, n_known - first_frame) :]
+            new = part[:, max(0, n_past - first_frame) :]
             first_frame += part.shape[1]
             if new.shape[1]:
                 textured = self.add_texture(new, first_frame - new.shape[1], min_max["max"])
@@ -234,40 +239,80 @@ class SoundGenerator:
         latents, min_max = self.encode(signal)
         return self.make_sound(latents, min_max, signal.shape[-1])
 
-    def encode_past(self, signal):
-        """The end of a recording as latents, whose last step ends where continue_sound() begins.
+    def fill(self, signal, begin, end, fill, peak=None):
+        """A sound whose samples from begin to end are made anew, without a seam.
 
-        Returns:
-            (latents, range), as encode() has them.
-        """
-        end = self._find_end(signal)
-        step = self._steps_and_frames[1] * self.hop_length
-        start = min(end % step, end - step)  # of a short one there is silence before it
-        return self.encode(signal, start, end - self.hop_length)
-
-    def continue_sound(self, signal, latents, min_max, n_known, n_samples):
-        """A recording, and what follows it without a seam.
-
-        The new part begins half a frame before the recording's end: the frames before are whole.
+        Up to half a frame of what is known beside them is new, too: the frames beyond are whole.
 
         Args:
             signal: float32 (n_samples,) or (2, n_samples).
-            latents: float32 (steps, latent_space_dim); those of the recording's end come first.
-            n_known: how many of them are the recording's.
-            n_samples: how many to add to the recording.
+            fill: a function from latents, float32 (steps, latent_space_dim), and which of them are
+                known, bool (steps,), to all of them; see Prior.fill.
+            peak: dB, of a sound of which nothing is known.
+        Returns:
+            float32, of the signal's shape.
         """
-        griffin_lim, end = self._griffin_lim, self._find_end(signal)
-        steps, frames = self._steps_and_frames
-        n_past = griffin_lim.n_past_frames
-        past = np.atleast_2d(cut_samples(signal, end - griffin_lim.n_past, end))
-        known = to_amplitude(self._extract(signal, end - n_past * self.hop_length, 0, n_past))
-        amplitudes = self._make_amplitudes(latents, min_max, n_known * frames // steps)
-        n_new = signal.shape[-1] + n_samples - end
-        new = griffin_lim.invert_long(itertools.chain([known], amplitudes), n_new, past=past)
-        return np.concatenate([signal[..., :end], new], axis=-1)
+        half_frame = self.frame_size // 2
+        first, last = max(0, begin - half_frame), min(signal.shape[-1], end + half_frame)
+        latents, known, n_past, known_peak = self._encode_around(signal, first, last)
+        peak = peak if known_peak is None else known_peak
+        min_max = {"min": peak - self.top_db, "max": peak}
+        amplitudes = self._make_amplitudes(fill(latents, known), min_max, n_past)
+        new = self._invert_between(signal, first, last, amplitudes)
+        return np.concatenate([signal[..., :first], new, signal[..., last:]], axis=-1)
 
-    def _find_end(self, signal):
-        return max(0, signal.shape[-1] - self.frame_size // 2)
+    def _encode_around(self, signal, first, last):
+        """What is known around a gap: (latents, those of the gap 0; which are known, bool (steps,);
+        how many come before the gap; the peak in dB, None if nothing is known)."""
+        steps, frames = self._steps_and_frames
+        block = frames * self.hop_length  # samples of as many steps
+        context, n_samples = round(CONTEXT_S * self.sample_rate), signal.shape[-1]
+        n_past = min(context, first) // block or int(first > 0)  # before a short one is silence
+        start = first - n_past * block
+        n_blocks = 1 + (last - 1 - start) // block  # to the end of the gap
+        place = start + n_blocks * block
+        sides = (start, first), (place, min(n_samples, place + context))
+        counts = [max(0, 1 + (b - 1 - a) // self.hop_length) for a, b in sides]  # of frames
+        peaks = [
+            float(self._extract(signal, a, 0, count).max())
+            for (a, _), count in zip(sides, counts, strict=True)
+            if count
+        ]
+        peak = max(peaks, default=None)
+        past, future = (
+            self.encode(signal, a, b - 1, peak)[0] if count else self._make_latents(0)
+            for (a, b), count in zip(sides, counts, strict=True)
+        )
+        n_gap = n_blocks * steps - len(past)
+        latents = np.concatenate([past, self._make_latents(n_gap), future])
+        # Of some steps beside the gap the encoder has seen that it is silent.
+        margin = -(-self.autoencoder.reach // self.autoencoder.frames_per_step)
+        known = np.ones(len(latents), bool)
+        until = min(len(past) + n_gap + margin, len(latents) - len(future) // 2)
+        known[max(len(past) - margin, len(past) // 2) : until] = False
+        return latents, known, len(past), peak
+
+    def _make_latents(self, n_steps):
+        return np.zeros((n_steps, self.autoencoder.latent_space_dim), np.float32)
+
+    def _invert_between(self, signal, first, last, amplitudes):
+        """Samples first to last of a signal, from their amplitudes, in the phase of what is beside
+        them."""
+        griffin_lim, hop_length = self._griffin_lim, self.hop_length
+        n_edge, n_new = griffin_lim.n_past_frames, -(-(last - first) // hop_length)
+        known = {}
+        if first > 0:
+            known["past"] = cut_samples(signal, first - griffin_lim.n_past, first)
+            past = to_amplitude(self._extract(signal, first, -n_edge, 0))
+            amplitudes = itertools.chain([past], amplitudes)
+        if last < signal.shape[-1]:
+            stop = first + (n_new + n_edge - 1) * hop_length + self.frame_size // 2
+            known["future"] = cut_samples(signal, last, stop)
+            future = to_amplitude(self._extract(signal, first, n_new, n_new + n_edge))
+            n_before = n_new + (n_edge if first > 0 else 0)
+            amplitudes = itertools.chain(crop(amplitudes, n_before), [future])
+        known = {name: np.atleast_2d(sound) for name, sound in known.items()}
+        return griffin_lim.invert_long(amplitudes, last - first, **known)
 
     def _extract(self, signal, start, first, last):
         """The log spectrogram of frames first to last, the 0th of which is centred at start."""
@@ -275,6 +320,14 @@ class SoundGenerator:
         begin, end = (start + frame * self.hop_length for frame in (first, last - 1))
         samples = cut_samples(signal, begin - half_frame, end + half_frame)
         return add_channel_axis(self._extractor.extract(samples, is_extended=True))
+
+
+def crop(parts, count):
+    """Yield the first frames of parts, (..., n_frames): count of them in all."""
+    for part in parts:
+        if count > 0:
+            yield part[..., :count]
+        count -= part.shape[-1]
 
 
 def cut_samples(signal, start, stop):

@@ -3,7 +3,7 @@
 In:  saved_data/spectrograms/**/*.npy.
 Out: model/checkpoint.npz and logs/ for TensorBoard, while it trains; at the end, all together,
      parameters.json, model.weights.h5, settings.json, texture.json, history.csv, history.png,
-     latents.npz, prior.npz and split.json.
+     tracks.npz, prior.npz and split.json.
 
     python train.py --saved_data saved_data --model model --epochs 100
 """
@@ -19,10 +19,17 @@ import numpy as np
 
 from support import dataset
 from support.command_line import make_parser, number, run_script, show_progress
+from support.errors import UserError
 from support.files import lock, replace_together
 from support.memory import keep_freed_memory
 from support.settings import Settings
-from training.checkpoint import CHECKPOINT, PARAMETERS, Checkpoint, load_checkpoint
+from training.checkpoint import (
+    CHECKPOINT,
+    PARAMETERS,
+    PRIOR_CHECKPOINT,
+    Checkpoint,
+    load_checkpoint,
+)
 from training.devices import choose_distribution, choose_precision, prepare_devices
 from training.splits import split_keys
 
@@ -40,6 +47,14 @@ CONV_FILTERS = None  # one entry per convolution; None: chosen by the shape
 START = "pca"  # or "random"
 PRECISION = "auto"  # bfloat16 on a GPU that has it, else float32
 DEVICE = "auto"
+PRIOR_EPOCHS = 20
+PRIOR_BATCH_SIZE = 32  # sequences
+PRIOR_PASSES = 100  # over the latents of the tracks
+PRIOR_BATCHES = 5000  # in all, at most: 20 to 25 minutes on two cores
+PRIOR_LEARNING_RATE = 1e-3
+PRIOR_BETA_2 = 0.98  # of Adam
+PRIOR_PATIENCE = 5  # epochs
+N_VARIATIONS = 3  # of each track: a little faster or slower, higher or lower
 VALIDATION_SPLIT = 0.1  # share of the tracks
 WARM_UP = 0.05  # share of the steps
 SHIFT_WINDOWS = True
@@ -163,6 +178,78 @@ def train(
     return autoencoder
 
 
+def train_prior(tracks, latents, varied=(), held_out=(), path=None, seed=SEED):
+    """Fit a Prior to the latents of tracks.
+
+    Args:
+        tracks: the TrainingTracks.
+        latents: a list of float32 (steps, latent_space_dim), each of a track.
+        varied: further ones, of the same tracks.
+        held_out: those of other tracks.
+        path: see fit_flow.
+    Returns:
+        The Prior with its best weights by what is held out, or None if no two steps differ.
+    """
+    from autoencoder import keras
+    from support.prior import Prior
+    from training.sequences import Sequences
+
+    keras.utils.set_random_seed(seed)
+    try:
+        prior = Prior.prepare(tracks, latents)
+    except UserError as error:
+        print(f"no prior: {error}", flush=True)
+        return None
+    n_steps = sum(map(len, latents))
+    n_batches = min(PRIOR_BATCHES, PRIOR_PASSES * n_steps / (PRIOR_BATCH_SIZE * prior.window))
+    n_batches = max(1, round(n_batches / PRIOR_EPOCHS))  # of an epoch
+    x_train = Sequences(prior, [*latents, *varied], PRIOR_BATCH_SIZE, n_batches, seed)
+    x_validation = None
+    if held_out:
+        n_checked = -(-2 * sum(map(len, held_out)) // (PRIOR_BATCH_SIZE * prior.window))
+        checked = prior, held_out, PRIOR_BATCH_SIZE, n_checked, seed
+        x_validation = Sequences(*checked, is_training=False)
+    print(
+        f"prior: {prior.flow.network.count_params():,} parameters; {n_steps} steps of "
+        f"{len(latents)} tracks to train on, of {len(held_out)} others to validate on",
+        flush=True,
+    )
+    fit_flow(prior.flow.network, x_train, x_validation, path)
+    return prior
+
+
+def fit_flow(network, x_train, x_validation, path):
+    """Fit the network of a Flow to Sequences.
+
+    Args:
+        path: of its checkpoints, or None; from the one of the same Sequences it goes on.
+    """
+    from autoencoder import keras
+    from support.keras import choose_compilation
+    from training.callbacks import make_callbacks
+
+    run = {"epochs": PRIOR_EPOCHS, "patience": PRIOR_PATIENCE, "sequences": x_train.fingerprint}
+    checkpoint = Checkpoint.load(path) if path else None
+    checkpoint = checkpoint if checkpoint and checkpoint.run == run else None
+    callbacks = make_callbacks(patience=PRIOR_PATIENCE, path=path, run=run, checkpoint=checkpoint)
+    schedule = make_schedule(PRIOR_LEARNING_RATE, PRIOR_EPOCHS * len(x_train))
+    optimizer = keras.optimizers.AdamW(schedule, beta_2=PRIOR_BETA_2, clipnorm=1.0)
+    network.compile(optimizer, "mse", jit_compile=choose_compilation())
+    if checkpoint:
+        checkpoint.restore(network)
+    for callback in callbacks:
+        callback.x_train, callback.x_validation = x_train, x_validation
+    network.fit(
+        x_train,
+        epochs=PRIOR_EPOCHS,
+        initial_epoch=checkpoint.count_epochs() if checkpoint else 0,
+        validation_data=x_validation,
+        shuffle=False,  # their order is their own
+        callbacks=[x_train.make_callback(), *callbacks],
+        verbose=0,
+    )
+
+
 def choose_learning_rate(n_weights):
     """0.001 for networks of up to two million weights, 0.0003 for the 23 million of 512 x 256."""
     return min(1e-3, 1.5 / math.sqrt(n_weights))
@@ -262,7 +349,13 @@ def fit_and_save(options, checkpoint, is_first):
     """Train as the options say, and write the model."""
     from autoencoder import choose_architecture
     from training.callbacks import make_callbacks
-    from training.outputs import encode_tracks, make_fingerprint, measure_missing_texture, save_all
+    from training.outputs import (
+        describe_tracks,
+        encode_tracks,
+        make_fingerprint,
+        measure_missing_texture,
+        save_all,
+    )
     from training.tensorboard import TensorBoard
 
     # The data.
@@ -293,7 +386,7 @@ def fit_and_save(options, checkpoint, is_first):
     measured, names = (validation or windows), (parts["valid"] or parts["train"])
     writing = {}
     if is_first:
-        writing = {"model_folder": options.model, "run": run}
+        writing = {"path": options.model / CHECKPOINT, "run": run}
         if options.logs:
             logs = options.model / "logs"
             writing["tensorboard"] = TensorBoard(logs, measured, names, settings)
@@ -310,12 +403,18 @@ def fit_and_save(options, checkpoint, is_first):
         seed=options.seed,
     )
 
-    # The model, by all processes, for they compute together.
-    tracks = encode_tracks(autoencoder, windows, parts["train"], settings.sample_rate)
+    # What is measured with it, by all processes, for they compute together.
     texture = measure_missing_texture(autoencoder.reconstruct, measured, settings)
+    tracks, latents = describe_tracks(autoencoder, windows, parts["train"], settings.sample_rate)
+    varied = encode_tracks(autoencoder, windows, N_VARIATIONS, options.seed)
+    held_out = encode_tracks(autoencoder, validation) if validation else []
+
+    # The prior, and the model with it.
     if is_first:
+        path = options.model / PRIOR_CHECKPOINT
+        prior = train_prior(tracks, latents, varied, held_out, path, options.seed)
         with replace_together(options.model, PARAMETERS) as folder:
-            save_all(folder, autoencoder, settings, callbacks, texture, tracks, parts)
+            save_all(folder, autoencoder, settings, callbacks, texture, tracks, prior, parts)
         print(f"model in {options.model}")
     choose_distribution().wait_for_all()
 

@@ -7,8 +7,6 @@ Out: distances in dB; where training audio comes nearest; distances of sets.
     item = Evaluator(sound_generator, tracks, held_out).compare(item)
 """
 
-import functools
-
 import librosa
 import numpy as np
 import scipy.fft
@@ -25,10 +23,11 @@ SEARCH_BLOCK = 4096  # steps of training audio, transformed together
 SEARCH_BATCH = 8  # excerpts that are searched for together
 MIN_ENERGY = 1e-3  # of the changes of an excerpt that is not silent
 MAX_COMPARED = 200  # training and held-out excerpts, at most, in sets
-MOTION_S = 10.0  # seconds of a piece that is long enough to ask how it moves
-SWING_S = 0.5  # seconds whose level is one
-RANGE = (5, 95)  # percentiles of what training tracks do
+VERBATIM = 0.5  # correlation above which VERBATIM_S seconds go as training audio does
+VERBATIM_S = 1.0
+FORM_S = 20.0  # seconds of a piece that is long enough to have a form
 MIN_SET = 3  # pieces that a set needs, at least
+NEAREST = 5  # neighbours of a piece
 
 
 def measure_spectral_convergence(amplitude, signal, frame_size, hop_length):
@@ -82,90 +81,97 @@ def pool_frames(mel, count):
 
 
 class Evaluator:
-    """Tells whether new pieces replay training audio, and how near they are to held-out music.
+    """Tells whether new pieces replay training audio, and how near they are to other music.
 
     Args:
         sound_generator: the SoundGenerator that makes them.
         tracks: the TrainingTracks of its model.
-        held_out: normalised spectrograms of pieces that were not trained on, of the genre asked
-            for.
+        held_out: normalised spectrograms of pieces that were not trained on.
     """
 
     def __init__(self, sound_generator, tracks, held_out):
         self.sound_generator = sound_generator
         self.held_out = held_out
-        self._tracks = tracks._replace(latents=None)  # an hour of music needs the memory
+        self._tracks = tracks
         width = sound_generator.autoencoder.input_shape[1]
         self._length = -(-width // FRAMES_PER_STEP)  # steps of an excerpt, which is a piece
         self._step_s = sound_generator.n_samples / sound_generator.sample_rate / self._length
+        self._form_length = round(FORM_S / self._step_s)  # of one that has a form
         self._search = ReplaySearch(tracks.bands, self._length)
-        self._excerpts = []  # of the new pieces so far
+        self._excerpts, self._long_excerpts = [], []  # of the new pieces so far
 
     def compare(self, item):
-        """The Item with the place in the training audio that it is most similar to.
-
-        Excerpts that overlap by half are compared with every moment of every track.
-        """
-        bands, peak = self._hear(item.sounds["new"])
-        excerpts = cut_excerpts(bands, self._length)
-        self._excerpts += [*excerpts]
+        """The Item with where each second of it comes nearest to the training audio."""
+        bands = self._hear(item.sounds["new"])
+        hop = max(1, round(1 / self._step_s))  # a second
+        self._excerpts += [*cut_excerpts(bands, self._length, self._length)]
+        excerpts = cut_excerpts(bands, self._length, hop)
         similarities, steps = self._search.find(excerpts)
-        n_replays, best = int((similarities > REPLAY).sum()), similarities.argmax()
-        ends = np.cumsum(self._tracks.n_band_steps)
-        track = np.searchsorted(ends, steps[best], side="right")
-        start = ends[track] - self._tracks.n_band_steps[track]
-        seconds = (steps[best] - start) * self._step_s
+        ends = np.cumsum(self._tracks.n_steps)
+        tracks = np.searchsorted(ends, steps, side="right")
+        places = (steps - ends[tracks] + self._tracks.n_steps[tracks]) * self._step_s
+        origins = [
+            [str(self._tracks.tracks[track]), round(float(place), 1), round(float(similarity), 3)]
+            for track, place, similarity in zip(tracks, places, similarities, strict=True)
+        ]
+        name, place, similarity = origins[similarities.argmax()]
+        parts = [self._tracks.bands[step : step + self._length] for step in steps]
         figures = {
             **item.figures,
-            "nearest training audio": f"{self._tracks.tracks[track]} at {seconds:.1f} s",
-            f"similarity to it (a copy: above {REPLAY})": float(similarities[best]),
-            "copies of training audio": f"{n_replays} of {len(excerpts)} excerpts",
+            "nearest training audio": f"{name} at {place} s",
+            f"similarity to it (a copy: above {REPLAY})": similarity,
+            "copies of training audio": f"{(similarities > REPLAY).sum()} of {len(parts)} excerpts",
+            "longest verbatim run, s": self._step_s
+            * max(map(measure_run, excerpts, parts, [self._step_s] * len(parts))),
         }
-        if len(bands) * self._step_s >= MOTION_S:
-            for name, value in self._measure_motion(bands, peak).items():
-                if self._motions:
-                    low, high = np.percentile([each[name] for each in self._motions], RANGE)
-                    name = f"{name} (training tracks: {low:.2g} to {high:.2g})"
-                figures[name] = value
-        return item._replace(figures=figures)
+        if len(bands) >= self._form_length:
+            self._long_excerpts += [*cut_excerpts(bands, self._form_length, self._form_length)]
+        return item._replace(figures=figures, origins=origins)
 
     def _hear(self, signal):
-        """(bands of a sound, its peak in dB)."""
+        """The bands of a sound."""
         generator = self.sound_generator
-        plan, cut, min_max = generator.view(signal)
+        plan, cut, _ = generator.view(signal)
         parts = [
             extract_bands(cut(start, stop), generator.sample_rate) for _, start, stop, _ in plan
         ]
         n_steps = round(signal.shape[-1] / generator.sample_rate / self._step_s)
-        return np.concatenate(parts)[: max(1, n_steps)], min_max["max"]
-
-    @functools.cached_property
-    def _motions(self):
-        """measure_motion() of the training tracks that last MOTION_S or longer."""
-        tracks = self._tracks
-        parts = np.split(tracks.bands, np.cumsum(tracks.n_band_steps)[:-1])
-        long = [
-            (bands / 255, peak)
-            for bands, peak in zip(parts, tracks.peaks, strict=True)
-            if len(bands) * self._step_s >= MOTION_S
-        ]
-        chosen = choose_evenly(len(long)) if long else ()
-        return [self._measure_motion(*long[index]) for index in chosen]
-
-    def _measure_motion(self, bands, peak):
-        top_db = self.sound_generator.top_db
-        return measure_motion(peak - top_db * (1 - bands), self._step_s)
+        return np.concatenate(parts)[: max(1, n_steps)]
 
     def measure_sets(self):
-        """Kernel distances from the held-out pieces.
+        """How near the new pieces are to music, each figure beside what it is to be compared with.
 
         Returns:
-            {"new pieces", "reconstructions" of the held-out pieces (what the model can reach),
-            "training pieces" (the floor), "noise" (the ceiling): distance}; empty if there are
-            fewer than MIN_SET pieces of either kind.
+            {name: value}, without figures for which there are fewer than MIN_SET pieces.
         """
-        if min(len(self.held_out), len(self._excerpts)) < MIN_SET:
-            return {}
+        figures = {}
+        if min(len(self.held_out), len(self._excerpts)) >= MIN_SET:
+            reference, sets = self._collect_sets()
+            for name, points in sets.items():
+                distance = measure_kernel_distance(reference, points)
+                figures[f"kernel distance from held-out pieces, {name}"] = distance
+            for name, points in sets.items():
+                figures[f"share of held-out pieces near {name}"] = measure_coverage(
+                    reference, points
+                )
+        tracks = np.split(self._tracks.bands / 255, np.cumsum(self._tracks.n_steps)[:-1])
+        forms = [
+            summarise_form(cut_excerpts(bands, self._form_length, self._form_length), self._length)
+            for bands in tracks
+            if len(bands) >= self._form_length
+        ]
+        halves = [np.concatenate(forms[i::2]) if forms[i::2] else () for i in range(2)]
+        if min(*map(len, halves), len(self._long_excerpts)) >= MIN_SET:
+            new = summarise_form(np.array(self._long_excerpts), self._length)
+            for name, points in (("new pieces", new), ("other training tracks", halves[1])):
+                distance = measure_kernel_distance(halves[0], points)
+                figures[f"kernel distance of {FORM_S:g} s from training tracks, {name}"] = distance
+        return figures
+
+    def _collect_sets(self):
+        """Summaries of the held-out pieces, and {name: those of others}: new pieces,
+        reconstructions of the held-out pieces (what the model can reach), training pieces (the
+        floor) and noise (the ceiling)."""
         generator = self.sound_generator
         nominal = {"min": -generator.top_db, "max": 0.0}  # dB
         images, ranges = generator.fit_images(self.held_out, [nominal] * len(self.held_out))
@@ -180,44 +186,37 @@ class Evaluator:
         rng = np.random.default_rng(0)
         noise = (rng.standard_normal(generator.n_samples, np.float32) for _ in self.held_out)
         starts = choose_evenly(max(1, len(self._tracks.bands) - self._length))
+        pieces = [self._tracks.bands[start : start + self._length] / 255 for start in starts]
         sets = {
-            "new pieces": np.array(self._excerpts),
+            "new pieces": self._excerpts,
             "reconstructions": self._extract_all(textured),
-            "training pieces": np.array(
-                [self._tracks.bands[start : start + self._length] / 255 for start in starts]
-            ),
-            "noise": np.array([self._hear(each)[0][: self._length] for each in noise]),
+            "training pieces": pieces,
+            "noise": [self._hear(each)[: self._length] for each in noise],
         }
-        return measure_kernel_distances(self._extract_all(images), sets)
+        sets = {name: summarise(np.array(bands)) for name, bands in sets.items()}
+        return summarise(self._extract_all(images)), sets
 
     def _extract_all(self, images):
         return np.array([extract_bands(each, self.sound_generator.sample_rate) for each in images])
 
 
-def cut_excerpts(bands, length):
-    """Excerpts of some steps that overlap by half, (n, length, n_bands); short bands end in 0."""
+def cut_excerpts(bands, length, hop):
+    """Excerpts of some steps, (n, length, n_bands), one each `hop` steps; short bands end in 0."""
     if len(bands) < length:
         bands = np.pad(bands, [(0, length - len(bands)), (0, 0)])
-    starts = range(0, len(bands) - length + 1, max(1, length // 2))
+    starts = range(0, len(bands) - length + 1, hop)
     return np.array([bands[start : start + length] for start in starts])
 
 
-def measure_motion(bands, step_s):
-    """How a long piece moves.
-
-    Args:
-        bands: (n_steps, n_bands), dB.
-        step_s: seconds of a step.
-    Returns:
-        {"level swing, dB": the standard deviation of the level of half seconds,
-        "flux, dB": the mean change of a band from step to step}.
-    """
-    powers = 10 ** (np.asarray(bands, np.float64) / 10)
-    pooled = pool_frames(powers.mean(axis=1), max(1, round(SWING_S / step_s)))
-    return {
-        "level swing, dB": float(librosa.power_to_db(pooled, top_db=None).std()),
-        "flux, dB": float(np.abs(np.diff(bands, axis=0)).mean()),
-    }
+def measure_run(bands, others, step_s):
+    """Steps of the longest part in which bands, (n_steps, n_bands), change as others do."""
+    own, other = (measure_changes(each) for each in (bands, others))
+    window, n = max(1, round(VERBATIM_S / step_s)), min(len(own), len(other))
+    products = [(a[:n] * b[:n]).sum(axis=1) for a, b in ((own, other), (own, own), (other, other))]
+    both, *energies = (np.convolve(each, np.ones(window), "valid") for each in products)
+    is_same = both > VERBATIM * np.sqrt(np.maximum(energies[0] * energies[1], MIN_ENERGY**2))
+    edges = np.flatnonzero(np.diff(is_same, prepend=False, append=False))
+    return int(max(edges[1::2] - edges[::2] + window, default=0))
 
 
 def choose_evenly(count):
@@ -225,35 +224,32 @@ def choose_evenly(count):
     return np.unique(np.linspace(0, count - 1, MAX_COMPARED).astype(int))
 
 
-def measure_kernel_distances(reference, sets):
-    """How far sets of pieces are from a reference set, whatever their sizes.
+def measure_kernel_distance(reference, points):
+    """How far a set of summaries is from a reference set, whatever their sizes.
 
-    The squared maximum mean discrepancy, unbiased, times 100 (Gretton et al. 2012), of each
-    band's mean, deviation and mean change, with a Gaussian kernel as wide as the median distance
-    within the reference: about 0 if both are draws of one distribution.
+    The squared maximum mean discrepancy, unbiased, times 100 (Gretton et al. 2012), with a
+    Gaussian kernel as wide as the median distance within the reference: about 0 if both are draws
+    of one distribution.
 
     Args:
-        reference: bands (n, n_steps, n_bands), n >= MIN_SET.
-        sets: {name: the same of other pieces}.
-    Returns:
-        {name: distance}.
+        reference, points: float (n, d) and (m, d); each number counts by its deviation in the
+            reference.
     """
-    summaries = {name: summarise(bands) for name, bands in sets.items()}
-    points = summarise(reference)
-    scale = np.maximum(points.std(axis=0), 1e-6)
-    points = points / scale
-    squares = measure_squares(points, points)
-    width = np.median(squares[np.triu_indices(len(points), 1)]) or 1.0
-    inner = np.exp(-squares / (2 * width))
-    distances = {}
-    for name, others in summaries.items():
-        others = others / scale
-        kernels = (
-            inner,
-            *(np.exp(-measure_squares(others, ends) / (2 * width)) for ends in (others, points)),
-        )
-        distances[name] = estimate_discrepancy(*kernels)
-    return distances
+    scale = np.maximum(reference.std(axis=0), 1e-6)
+    points, reference = points / scale, reference / scale
+    squares = measure_squares(reference, reference)
+    width = np.median(squares[np.triu_indices(len(reference), 1)]) or 1.0
+    pairs = squares, measure_squares(points, points), measure_squares(points, reference)
+    return estimate_discrepancy(*(np.exp(-each / (2 * width)) for each in pairs))
+
+
+def measure_coverage(reference, points):
+    """The share of a reference set that has one of the points as near as its own NEAREST-th
+    neighbour in the set (Naeem et al. 2020); see measure_kernel_distance."""
+    scale = np.maximum(reference.std(axis=0), 1e-6)
+    within = np.sort(measure_squares(reference / scale, reference / scale), axis=1)
+    radius = within[:, min(NEAREST, len(reference) - 1)]
+    return float((measure_squares(reference / scale, points / scale).min(axis=1) <= radius).mean())
 
 
 def summarise(bands):
@@ -261,6 +257,21 @@ def summarise(bands):
     bands = bands.astype(np.float64)
     changes = np.abs(np.diff(bands, axis=1)).mean(axis=1) if bands.shape[1] > 1 else 0 * bands[:, 0]
     return np.concatenate([bands.mean(axis=1), bands.std(axis=1), changes], axis=1)
+
+
+def summarise_form(bands, length):
+    """Means of bands (n, n_steps, n_bands) over parts of some steps, on average, and how alike
+    parts are that lie 1, 2 and 3 apart: float64 (n, n_bands + 3 or less)."""
+    n_parts = bands.shape[1] // length
+    parts = bands[:, : n_parts * length].reshape(len(bands), n_parts, length, -1).mean(axis=2)
+    deviations = parts - parts.mean(axis=1, keepdims=True)
+    energy = np.maximum(np.square(deviations).mean(axis=(1, 2)), 1e-9)
+    alike = [
+        (deviations[:, lag:] * deviations[:, :-lag]).mean(axis=(1, 2)) / energy
+        for lag in range(1, min(4, n_parts))
+    ]
+    alike = np.reshape(alike, (-1, len(bands))).T
+    return np.concatenate([parts.mean(axis=1), alike], axis=1)
 
 
 def measure_squares(points, others):

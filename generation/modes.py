@@ -1,35 +1,38 @@
 """The modes of generate.py: each makes Items of plain values.
 
 In:  a SoundGenerator, the Sources that it may read, and the values of flags.
-Out: Items: sounds with names, titles, log spectrograms and figures.
+Out: Items: sounds with names, titles and figures.
 
-    for item in compose(sound_generator, sources, 60.0, genre="jazz", temperature=0.8, seed=0): ...
+    for item in compose(sound_generator, sources, 60.0, manner=Manner(("jazz",))): ...
 """
 
-import argparse
 import functools
 import hashlib
 import itertools
+import math
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from preprocess import MinMaxNormaliser, check_length
+from preprocess import check_length
+from soundgenerator import CONTEXT_S
 from support import dataset
 from support.audio import find_audio, list_audio_files
-from support.command_line import number, show_progress
+from support.command_line import show_progress
 from support.dataset import add_channel_axis
 from support.errors import UserError
 from support.files import read_json
-from support.prior import Prior
+from support.prior import TEMPERATURE, Prior, list_similar
 from support.settings import Settings
 from support.spectrograms import to_amplitude, to_image
 
-STEPS = 8  # pieces of a morph
 TOUR = (-2, -1, 0, 1, 2)  # standard deviations along a direction
-PAST_S = 10.0  # seconds of a recording, at most, that its continuation is encoded with
+LOOP_START_S = 4.5  # seconds, at most, that a loop begins with, and comes back to
+MAX_SECONDS = 1e6
+MAX_LABEL = 40  # characters
 MAX_WAV_NAME_BYTES = 200  # file systems end at 255
 SAME_IMAGE = 1e-3  # mean absolute difference, in [0, 1]: more than float16 rounds
 RESERVED = '\\:*?"<>|'  # characters that some system does not allow in a name
@@ -43,6 +46,8 @@ class Item(NamedTuple):
     sounds: dict  # {kind: float32 signal}; a kind has a folder of its own
     figures: dict  # {name with unit: number or text}
     is_new: bool = False  # and is to be compared with training music
+    is_loop: bool = False  # and is to be repeated
+    origins: list = ()  # [training track, its second, similarity] that each second is nearest to
 
 
 class Sources(NamedTuple):
@@ -51,6 +56,31 @@ class Sources(NamedTuple):
     model: Path  # folder
     spectrograms_path: Path
     min_max_values_path: Path
+
+
+class Manner(NamedTuple):
+    """What new music is to be like, as far as it is not left to what is known, or to chance."""
+
+    like: tuple = ()  # genres, training tracks and audio files, whose styles are mixed
+    toward: str = ""  # another one, that the style changes to
+    temperature: float = TEMPERATURE
+    seed: int = 0
+
+    @property
+    def label(self):
+        """It as part of a file's name."""
+        asked = "+".join(self.like) or "any"
+        asked += f"-to-{self.toward}" if self.toward else ""
+        short = re.sub(r"[^\w+-]+", "_", asked)
+        if short != asked or len(short) > MAX_LABEL:
+            short = f"{short[-MAX_LABEL:]}-{hash_text(asked)}"
+        return f"{short}-t{self.temperature:g}-seed{self.seed}"
+
+    def describe(self):
+        """It as an Item's figures."""
+        figures = {"like": " and ".join(self.like) or "any", "toward": self.toward}
+        figures |= {"temperature": self.temperature, "seed": self.seed}
+        return {name: value for name, value in figures.items() if value != ""}
 
 
 class Recordings:
@@ -145,109 +175,116 @@ def compare_pieces(sound_generator, recordings, spectrograms, min_max_values, ke
         yield Item(name, key, sounds, figures)
 
 
-def make_samples(sound_generator, sources, count, *, genre, temperature, seed):
-    """Yield `count` new pieces from the prior."""
-    prior = load_prior(sources.model, genre)
-    n_samples = sound_generator.n_samples
-    n_steps = sound_generator.count_steps(n_samples)
+def make_samples(sound_generator, sources, count, *, manner):
+    """Yield `count` new pieces."""
+    tools, n_samples = (sound_generator, sources, manner), sound_generator.n_samples
     for index in show_progress(range(count), count, "new pieces"):
-        rng = np.random.default_rng((seed, 1, index))
-        latents, peak, group = prior.walk(n_steps, temperature, rng)
-        yield make_new_item(
-            f"sample-{make_label(genre, temperature, seed)}-{index:03d}",
-            f"New piece {index + 1}",
-            sound_generator.make_sound(latents, make_range(sound_generator, peak), n_samples),
-            describe_origin(genre, temperature, seed, group),
-            is_new=True,
-        )
+        name, title = f"{index:03d}", f"New piece {index + 1}"
+        yield make_new(*tools, "sample", name, title, n_samples)._replace(is_new=True)
 
 
-def compose(sound_generator, sources, duration, *, genre, temperature, seed):
+def compose(sound_generator, sources, duration, *, manner):
     """Yield one new piece of `duration` seconds."""
-    prior = load_prior(sources.model, genre)
+    tools = sound_generator, sources, manner
     n_samples = max(1, round(duration * sound_generator.sample_rate))
-    rng = np.random.default_rng((seed, 2))
-    latents, peak, group = prior.walk(sound_generator.count_steps(n_samples), temperature, rng)
-    yield make_new_item(
-        f"compose-{make_label(genre, temperature, seed)}-{duration:g}s",
-        f"A piece of {duration:g} s",
-        sound_generator.make_sound(latents, make_range(sound_generator, peak), n_samples),
-        describe_origin(genre, temperature, seed, group),
-        is_new=True,
-    )
+    text = f"{duration:g} s"
+    item = make_new(*tools, "compose", text, f"A piece of {text}", n_samples)
+    yield item._replace(is_new=True)
 
 
-def continue_recording(
-    sound_generator, sources, request, *, num_spectrograms, genre, temperature, seed
-):
-    """Yield recordings that go on as new music: the file itself, then what the model makes of it.
+def make_loop(sound_generator, sources, duration, *, bpm, manner):
+    """Yield a new piece that goes on without a seam where it is repeated.
 
     Args:
-        request: (path of the audio file, seconds to add).
+        duration: seconds; with bpm, of the nearest whole number of beats.
+    """
+    if bpm:
+        duration = max(1, round(duration * bpm / 60)) * 60 / bpm
+    n_samples = max(sound_generator.frame_size, round(duration * sound_generator.sample_rate))
+    tools = sound_generator, sources, manner, "loop"
+    place = min(n_samples // 2, round(LOOP_START_S * sound_generator.sample_rate))
+    start = make_new(*tools, f"start of {duration:g} s", "", place).sounds["new"]
+    # The way from its start to its start: half a frame of the second one is new, too.
+    what = f"{duration:g} s", f"A loop of {duration:g} s"
+    item = make_new(*tools, *what, join(start, n_samples - place, start), (place, n_samples))
+    half_frame = sound_generator.frame_size // 2
+    sound = item.sounds["new"][..., half_frame : n_samples + half_frame]
+    yield item._replace(sounds={"new": sound}, is_new=True, is_loop=True)
+
+
+def continue_recording(sound_generator, sources, request, *, num_spectrograms, manner):
+    """Yield recordings that go on as new music, or have begun as it.
+
+    Args:
+        request: (path of the audio file, seconds to add; before it, if they are negative).
         num_spectrograms: how many continuations, each with a seed of its own; None: one.
     """
-    path, duration = request[0], parse_duration(request[1])
+    path, duration = request[0], parse_seconds("--continue", request[1], -MAX_SECONDS)
     signal = load_song(sound_generator, sources, path)
-    prior = load_prior(sources.model, genre)
-    n_samples = max(1, round(duration * sound_generator.sample_rate))
-    end = signal[..., -round(PAST_S * sound_generator.sample_rate) :]
-    known, min_max = sound_generator.encode_past(end)
-    n_steps = 1 + sound_generator.count_steps(n_samples + sound_generator.frame_size)
-    (name,) = make_file_names([Path(path).name])
-    for own_seed in range(seed, seed + (num_spectrograms or 1)):
-        rng = np.random.default_rng((own_seed, 3))
-        latents, _, group = prior.walk(n_steps, temperature, rng, past=known[-1])
-        latents = np.concatenate([known, latents])
-        sound = sound_generator.continue_sound(signal, latents, min_max, len(known), n_samples)
-        label = make_label(genre, temperature, own_seed)
-        yield Item(
-            f"continue-{name}-{label}-{duration:g}s",
-            f"{path}, and how it may go on for {duration:g} s",
-            {"recorded": signal, "new": sound},
-            describe_origin(genre, temperature, own_seed, group),
+    n_samples = abs(round(duration * sound_generator.sample_rate))
+    place = signal.shape[-1] if duration > 0 else 0
+    whole = join(signal[..., :place], n_samples, signal[..., place:])
+    title = f"{path}, and how it may go on" if duration > 0 else f"How {path} may have begun"
+    for seed in range(manner.seed, manner.seed + (num_spectrograms or 1)):
+        what = "continue", f"{shorten(path)} {duration:g} s", title
+        tools = sound_generator, sources, manner._replace(seed=seed)
+        yield make_new(*tools, *what, whole, (place, place + n_samples), signal)
+
+
+def fill_gap(sound_generator, sources, request, *, num_spectrograms, manner):
+    """Yield recordings of which a part is new.
+
+    Args:
+        request: (path of the audio file, seconds at which the new part begins and ends).
+        num_spectrograms: how many, each with a seed of its own; None: one.
+    """
+    path, *times = request
+    begin, end = (parse_seconds("--fill", text) for text in times)
+    signal = load_song(sound_generator, sources, path)
+    gap = [round(time * sound_generator.sample_rate) for time in (begin, end)]
+    if not gap[0] < gap[1] <= signal.shape[-1]:
+        seconds = signal.shape[-1] / sound_generator.sample_rate
+        raise UserError(
+            f"--fill needs FROM < TO <= {seconds:.2f} s, the length of {path}, "
+            f"got {begin:g} and {end:g}"
         )
+    for seed in range(manner.seed, manner.seed + (num_spectrograms or 1)):
+        text = f"{begin:g} to {end:g} s"
+        what = "fill", f"{shorten(path)} {text}", f"{path}, new from {text}"
+        tools = sound_generator, sources, manner._replace(seed=seed)
+        yield make_new(*tools, *what, signal, gap, signal)
 
 
-def morph(sound_generator, sources, spectrograms, min_max_values, keys, *, steps):
-    """Yield the morph between two pieces as `steps` pieces, and as one continuous sound."""
-    images, ranges = sound_generator.fit_images(spectrograms, min_max_values)
-    first, last = sound_generator.autoencoder.encode(images)
-    name, title = f"morph-{hash_text(chr(10).join(keys))}", f"{keys[0]} to {keys[1]}"
-    latents, n_samples = [], sound_generator.n_samples
-    for index, share in enumerate(np.linspace(0, 1, steps, dtype=np.float32)):
-        latents.append((1 - share) * first + share * last)
-        peak = (1 - share) * ranges[0]["max"] + share * ranges[1]["max"]
-        sound = sound_generator.make_sound(
-            latents[-1], make_range(sound_generator, peak), n_samples
-        )
-        yield make_new_item(f"{name}-{index:03d}", f"{title}, {index + 1} of {steps}", sound)
-    peak = max(each["max"] for each in ranges)
-    autoencoder = sound_generator.autoencoder
-    width, step = autoencoder.input_shape[1], autoencoder.frames_per_step
-    n_whole = max(1, width // step)  # steps of a piece without what pads it
-    whole = np.concatenate([each[:n_whole] for each in latents])
-    n_samples = round(steps * n_samples * min(1, n_whole * step / width))
-    whole = whole, make_range(sound_generator, peak), n_samples
-    yield make_new_item(f"{name}-whole", f"{title}, continuous", sound_generator.make_sound(*whole))
+def interpolate(sound_generator, sources, sounds, names, duration, *, manner):
+    """Yield the end of a recording, a way of some seconds, and the beginning of another one.
+
+    Args:
+        sounds: two signals.
+        names: of them.
+    """
+    most = round(CONTEXT_S * sound_generator.sample_rate)
+    first, last = sounds[0][..., -most:], sounds[1][..., :most]
+    n_new = round(duration * sound_generator.sample_rate)
+    name = " ".join([*map(shorten, names), f"{duration:g} s"])
+    what = "interpolate", name, f"From {names[0]} to {names[1]} in {duration:g} s"
+    signal, place = join(first, n_new, last), first.shape[-1]
+    yield make_new(sound_generator, sources, manner, *what, signal, (place, place + n_new))
 
 
-def tour_components(sound_generator, sources, count):
-    """Yield a continuous sound for each of the main directions in which tracks differ."""
+def tour_components(sound_generator, sources, count, *, manner):
+    """Yield a continuous sound for each of the main directions in which styles differ."""
     prior = read_prior(sources.model)
-    directions = prior.find_directions()
-    n_samples = len(TOUR) * sound_generator.n_samples
-    n_steps = sound_generator.count_steps(n_samples)
+    directions, mean = prior.find_directions(), prior.styles.mean(axis=0)
     for index, direction in enumerate(directions[:count]):
-        place = np.interp(np.linspace(0, 1, n_steps), np.linspace(0, 1, len(TOUR)), TOUR)
-        yield make_new_item(
-            f"component-{index + 1:03d}",
-            f"Direction {index + 1}, from {TOUR[0]} to {TOUR[-1]} standard deviations",
-            walk_at(sound_generator, prior, np.outer(place, direction), n_samples),
-        )
+        title = f"Direction {index + 1}, from {TOUR[0]} to {TOUR[-1]} standard deviations"
+        what = manner, "component", f"{index + 1:03d}", title
+        way = [mean + offset * direction for offset in TOUR]
+        n_samples = len(TOUR) * sound_generator.n_samples
+        yield make_new(sound_generator, sources, *what, n_samples, way=way)
 
 
-def explore(sound_generator, sources, offsets):
-    """Yield a piece at some standard deviations along the main directions in which tracks differ.
+def explore(sound_generator, sources, offsets, *, manner):
+    """Yield a piece at some standard deviations along the main directions in which styles differ.
 
     Args:
         offsets: of the first directions; the others are at their mean.
@@ -257,27 +294,91 @@ def explore(sound_generator, sources, offsets):
     if len(offsets) > len(directions):
         raise UserError(f"there are {len(directions)} directions to explore, got {len(offsets)}")
     place = " ".join(f"{offset:g}" for offset in offsets)
-    n_samples = sound_generator.n_samples
-    offset = np.array(offsets, np.float32) @ directions[: len(offsets)]
-    yield make_new_item(
-        f"explore-{place.replace(' ', '_')[:100]}",
-        f"At {place} standard deviations along the main directions",
-        walk_at(sound_generator, prior, offset, n_samples),
-    )
+    way = [prior.styles.mean(axis=0) + np.array(offsets) @ directions[: len(offsets)]]
+    what = manner, "explore", place, f"At {place} standard deviations along the main directions"
+    yield make_new(sound_generator, sources, *what, sound_generator.n_samples, way=way)
 
 
-def walk_at(sound_generator, prior, offset, n_samples):
-    """The sound of a walk about the mean of all groups, and an offset to it."""
-    mean = prior.centres.mean(axis=0)
-    middle = prior._replace(
-        **{name: getattr(prior, name)[:1] for name in ("groups", "genres", "counts")},
-        peaks=np.array([np.median(prior.peaks)]),
-        centres=mean[np.newaxis],
-        spreads=np.ones(1, np.float32),
-    )
-    n_steps = sound_generator.count_steps(n_samples)
-    latents, peak, _ = middle.walk(n_steps, 1.0, np.random.default_rng(0), offset=offset)
-    return sound_generator.make_sound(latents, make_range(sound_generator, peak), n_samples)
+def make_new(
+    sound_generator, sources, manner, mode, name, title, signal, gap=None, recorded=None, way=()
+):
+    """An Item of a signal that is new in a gap.
+
+    Args:
+        name: what tells it apart from others of its mode and Manner.
+        signal: float32 (n_samples,) or (2, n_samples), or the length of one that is all new.
+        gap: its first sample and the one behind it; None: all of it.
+        recorded: what to hear beside it, or None.
+        way: styles that it passes through; none: those that the manner names or, if it names none,
+            those of what is known on both sides or, if nothing is, that of a training track.
+    """
+    prior = read_prior(sources.model)
+    rng = np.random.default_rng((manner.seed, *os.fsencode(f"{mode} {name}")))
+    figures, peak = manner.describe(), float(np.median(prior.peaks))
+    is_known = not isinstance(signal, int)
+    if not is_known:
+        n_channels = sound_generator.autoencoder.input_shape[2]
+        signal = np.zeros((n_channels, signal) if n_channels > 1 else signal, np.float32)
+    if not len(way) and (manner.like or manner.toward or not is_known):
+        way, peak, figures["in the manner of"] = find_way(sound_generator, sources, manner, rng)
+
+    def fill(latents, known):
+        gap = np.flatnonzero(~known)
+        sides = latents[: gap[0]], latents[gap[-1] + 1 :]
+        styles = way if len(way) else [prior.find_style(side) for side in sides if len(side)]
+        style = follow(np.array(styles), len(latents))
+        return prior.fill(latents, known, style, temperature=manner.temperature, rng=rng)
+
+    begin, end = gap or (0, signal.shape[-1])
+    sound = sound_generator.fill(signal, begin, end, fill, peak)
+    (name,) = make_file_names([f"{mode}-{manner.label}-{name}".replace(" ", "_")])
+    sounds = {"new": sound} if recorded is None else {"recorded": recorded, "new": sound}
+    return Item(name, title, sounds, figures)
+
+
+def follow(places, count):
+    """The way through some places, (n, d), in as many even steps: (count, d)."""
+    way = np.linspace(0, len(places) - 1, count)
+    before, after = (places[edge(way).astype(int)] for edge in (np.floor, np.ceil))
+    return before + way[:, np.newaxis] % 1 * (after - before)
+
+
+def find_way(sound_generator, sources, manner, rng):
+    """The styles that a Manner names: (list of them, their peak in dB, their names)."""
+    prior = read_prior(sources.model)
+    if not manner.like:
+        index = prior.choose_track(rng)
+        found = [(prior.styles[index], prior.peaks[index], prior.tracks[index])]
+    else:
+        found = [find_style(sound_generator, sources, name, rng) for name in manner.like]
+    styles, peaks, names = map(list, zip(*found, strict=True))
+    way, like = [np.mean(styles, axis=0)], " and ".join(names)
+    if manner.toward:
+        style, peak, name = find_style(sound_generator, sources, manner.toward, rng)
+        way, peaks, like = [*way, style], [*peaks, peak], f"{like}, toward {name}"
+    return way, float(max(peaks)), like
+
+
+def find_style(sound_generator, sources, name, rng):
+    """(style, peak in dB, name) of an audio file, a training track, or a random one of a genre.
+
+    Raises:
+        UserError: it is none of these; it lists similar ones.
+    """
+    prior = read_prior(sources.model)
+    if Path(name).is_file():
+        latents, min_max = sound_generator.encode(load_song(sound_generator, sources, name))
+        return prior.find_style(latents), min_max["max"], str(name)
+    if name in prior.tracks:
+        index = list(prior.tracks).index(name)
+    elif name in prior.genres:
+        index = prior.choose_track(rng, name)
+    else:
+        similar = list_similar(name, [*prior.genres, *prior.tracks])
+        raise UserError(
+            f"no audio file, genre or training track is called {name!r}, but: {similar}"
+        )
+    return prior.styles[index], prior.peaks[index], prior.tracks[index]
 
 
 def reconstruct_files(sound_generator, sources, audio_files):
@@ -309,16 +410,6 @@ def list_songs(path):
     return [str(Path(path, name)) for name in list_audio_files(path)[0]]
 
 
-def load_piece(sound_generator, sources, path):
-    """(spectrogram, its range {"min": dB, "max": dB}) of the first piece of an audio file."""
-    settings = Settings.load(sources.model / "settings.json")
-    signal = load_song(sound_generator, sources, path)[..., : settings.n_samples]
-    missing = settings.n_samples - signal.shape[-1]
-    signal = np.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, missing)])
-    log_spectrogram = add_channel_axis(settings.make_extractor().extract(signal))
-    return to_image(log_spectrogram, MinMaxNormaliser(0, 1))
-
-
 def load_song(sound_generator, sources, path, remarks=None):
     """The signal of a whole audio file, as the model's features were loaded; see Loader.load().
 
@@ -340,43 +431,27 @@ def read_prior(model):
     return Prior.load(model)
 
 
-def load_prior(model, genre):
-    """The Prior of a model, over one genre or over all."""
-    prior = read_prior(model).take_genre(genre)
-    print(
-        f"prior over {prior.counts.sum()} training steps in {len(prior.counts)} groups", flush=True
-    )
-    return prior
-
-
-def make_range(sound_generator, peak):
-    """{"min": dB, "max": dB} of a peak in dB."""
-    return {"min": peak - sound_generator.top_db, "max": peak}
-
-
-def make_new_item(name, title, signal, figures=None, is_new=False):
-    return Item(name, title, {"new": signal}, figures or {}, is_new)
-
-
-def parse_duration(text):
-    """The seconds of --continue; a UserError if they are none."""
+def parse_seconds(flag, text, least=0.0):
+    """The seconds of a flag; a UserError if they are none."""
     try:
-        return number(float, 0.01)(text)
-    except (ValueError, argparse.ArgumentTypeError) as error:
-        raise UserError(
-            f"--continue needs a FILE and 0.01 or more SECONDS, got {text!r}"
-        ) from error
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not least <= seconds <= MAX_SECONDS:  # nor if it is not a number
+        raise UserError(f"{flag} needs seconds from {least:g} up, got {text!r}")
+    return seconds
 
 
-def describe_origin(genre, temperature, seed, group):
-    """What new music was asked for, and what it is like, as figures."""
-    figures = {"genre": genre or "any", "temperature": temperature, "seed": seed}
-    return {**figures, "in the manner of": str(group)}
+def join(before, n_samples, after):
+    """Two signals with silence between them."""
+    silence = np.zeros((*before.shape[:-1], n_samples), np.float32)
+    return np.concatenate([before, silence, after], axis=-1)
 
 
-def make_label(genre, temperature, seed):
-    """What new music was asked for, for file names."""
-    return re.sub(r"[^\w-]+", "_", genre or "any")[:40] + f"-t{temperature:g}-seed{seed}"
+def shorten(path):
+    """A file's name; of one in another folder, with a checksum of the path."""
+    name = Path(path).name
+    return name if name == str(path) else f"{name}-{hash_text(str(path))}"
 
 
 def hash_text(text):

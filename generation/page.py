@@ -90,6 +90,7 @@ class Page:
             "title": item.title,
             "players": players,
             "figures": item.figures,
+            "origins": item.origins,
         }
         if {"original", "generated"} <= item.sounds.keys():
             self.pairs = [*self.pairs, item][:MAX_PAIRS]
@@ -166,7 +167,9 @@ def check_entry(entry):
         if not isinstance(player["seconds"], float):
             raise UserError(f"seconds must be a number, got {player['seconds']!r}")
     figures = dict(entry["figures"].items())
-    return {"name": entry["name"], "title": entry["title"], "players": players, "figures": figures}
+    origins = [(str(name), float(place), float(near)) for name, place, near in entry["origins"]]
+    texts = {"name": entry["name"], "title": entry["title"]}
+    return {**texts, "players": players, "figures": figures, "origins": origins}
 
 
 def plot_spectrogram(signal, settings):

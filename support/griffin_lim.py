@@ -71,15 +71,24 @@ class GriffinLim:
         self.seed = seed
         self._window = scipy.signal.get_window("hann", frame_size).astype(np.float32)
 
-    def invert(self, amplitude, n_samples=None, *, past=None, is_extended=False, n_threads=None):
+    def invert(
+        self,
+        amplitude,
+        n_samples=None,
+        *,
+        past=None,
+        future=None,
+        is_extended=False,
+        n_threads=None,
+    ):
         """The signal whose spectrogram comes close to an amplitude.
 
         Args:
             amplitude: float32 (n_channels, frame_size / 2 + 1, n_frames), finite, >= 0.
             n_samples: length of the signal; None makes it hop_length * (n_frames - 1).
-            past: float32 (n_channels, n_past), what comes just before the signal, which goes on
-                from there without a seam. As many of the amplitude's frames as
-                are centred in its first n_past - frame_size / 2 samples are its own.
+            past, future: float32 (n_channels, any), what comes just before the signal and just
+                after it, for no seam to be there; or None. The amplitude's first frame begins with
+                the past. Frames within either are its own.
             is_extended: whether the frames at the ends hold what is outside the signal; else
                 silence is there, as librosa.stft pads it.
             n_threads: None takes every core.
@@ -91,10 +100,10 @@ class GriffinLim:
         amplitude = self._check(amplitude)
         n_samples = n_samples or self.hop_length * max(1, amplitude.shape[-1] - 1)
         magnitudes = np.ascontiguousarray(amplitude.swapaxes(1, 2))  # (n_channels, frames, bins)
-        if past is None:
-            past = np.empty((len(magnitudes), 0), np.float32)
+        nothing = np.empty((len(magnitudes), 0), np.float32)
+        known = [nothing if each is None else each for each in (past, future)]
         with RowThreads(n_threads) as threads:
-            signals = self._invert_channels(magnitudes, past, n_samples, is_extended, threads)
+            signals = self._invert_channels(magnitudes, known, n_samples, is_extended, threads)
         return signals[0] if len(signals) == 1 else np.stack(signals)
 
     @property
@@ -107,14 +116,14 @@ class GriffinLim:
         """Samples of it, half a frame before the first of those frames included."""
         return self.n_past_frames * self.hop_length + self.frame_size // 2
 
-    def invert_long(self, amplitudes, n_samples, *, past=None):
+    def invert_long(self, amplitudes, n_samples, *, past=None, future=None):
         """The signal, made in stretches, of an amplitude that comes in parts of some frames.
 
         Beside the signal itself, the memory that this takes does not grow with the length.
 
         Args:
-            past: float32 (n_channels, n_past): goes on from there; the first n_past_frames of
-                the amplitude are those of the past.
+            past, future: float32 (n_channels, n_past): it goes on from the one, whose
+                n_past_frames come first, and on to the other, whose n_past_frames come last.
         Returns:
             float32 (n_samples,) for one channel, else (n_channels, n_samples).
         """
@@ -128,7 +137,8 @@ class GriffinLim:
                 signal = np.empty((len(amplitude), n_samples), np.float32)
             held = np.concatenate([held, amplitude], axis=2)
             n_known = 0 if past is None else n_past_frames
-            while held.shape[2] >= n_known + seen and done < n_samples:
+            n_needed = n_known + seen + (0 if future is None else n_past_frames)
+            while held.shape[2] >= n_needed and done < n_samples:
                 part = held[:, :, : n_known + seen]
                 made = np.atleast_2d(self.invert(part, seen * self.hop_length, past=past))
                 made = made[:, : min(n_samples - done, stretch * self.hop_length)]
@@ -138,7 +148,7 @@ class GriffinLim:
                 held = held[:, :, n_known + stretch - n_past_frames :]
                 n_known = n_past_frames
         if done < n_samples:
-            signal[:, done:] = self.invert(held, n_samples - done, past=past)
+            signal[:, done:] = self.invert(held, n_samples - done, past=past, future=future)
         return signal[0] if len(signal) == 1 else signal
 
     def invert_all(self, amplitudes, n_samples=None, *, is_extended=False):
@@ -165,7 +175,7 @@ class GriffinLim:
             raise UserError("amplitude must be finite and at least 0, got something else")
         return amplitude
 
-    def _invert_channels(self, magnitudes, past, n_samples, is_extended, threads):
+    def _invert_channels(self, magnitudes, known, n_samples, is_extended, threads):
         """The signals of channels, which share the phase that their mean power has.
 
         Alone, each would find phases of its own, and what is panned between them would fall apart.
@@ -173,43 +183,43 @@ class GriffinLim:
         phases that are scattered where they rise and fall unlike those of the others, since what
         is wide would be narrowed else.
         """
-        shared, shared_past, n_shared = magnitudes[0], past[0], 0
+        shared, n_shared = magnitudes[0], 0
+        shared_known = [mix(each) for each in known]
         if len(magnitudes) > 1:
             n_shared = round(SHARED_ITERATIONS * self.n_iter)
             shared = np.sqrt(np.square(magnitudes).mean(axis=0))
-            shared_past = past.mean(axis=0)
-            lost = np.square(past).sum() / len(past) / max(np.square(shared_past).sum(), TINY)
-            shared_past *= np.sqrt(lost)
-        phase = self._make_phase(shared, shared_past)
+        phase = self._make_phase(shared, shared_known, n_samples)
         common = n_samples, is_extended, threads
         spectrum = np.empty(shared.shape, np.complex64)
         threads.run(len(shared), combine, shared, phase, spectrum)
         if n_shared:
-            _, spectrum = self._iterate(shared, spectrum, shared_past, n_shared, *common)
+            _, spectrum = self._iterate(shared, spectrum, shared_known, n_shared, *common)
             phase = np.angle(spectrum)
         signals, rng = [], np.random.default_rng(self.seed)
-        for magnitude, own_past in zip(magnitudes, past, strict=True):
+        for magnitude, *own_known in zip(magnitudes, *known, strict=True):
             own_phase = phase + scatter(magnitude, shared, rng) if n_shared else phase
             threads.run(len(magnitude), combine, magnitude, own_phase, spectrum)
             n_iter = self.n_iter - n_shared
-            signals.append(self._iterate(magnitude, spectrum, own_past, n_iter, *common)[0])
+            signals.append(self._iterate(magnitude, spectrum, own_known, n_iter, *common)[0])
         return signals
 
-    def _iterate(self, magnitude, spectrum, past, n_iter, n_samples, is_extended, threads):
+    def _iterate(self, magnitude, spectrum, known, n_iter, n_samples, is_extended, threads):
         """Griffin-Lim from a spectrum on: (signal, the last spectrum).
 
         Args:
             magnitude: float32 (n_frames, n_bins).
             spectrum: complex64, of the same shape; it is overwritten.
-            past: float32 (n_past,), what the frames hold before the signal.
+            known: float32 (n_past,) and (n_future,), what lies before and after the signal.
         """
+        past, future = known
         n_frames, weight = len(magnitude), self.momentum / (1 + self.momentum)
-        start = len(past) or self.frame_size // 2
+        start = self._find_start(past)
         kept = slice(start, start + n_samples)
         inverse_norm = self._make_inverse_norm(n_frames)
         if not is_extended:
             inverse_norm[:start], inverse_norm[kept.stop :] = 0, 0
-        signal = np.zeros(max(len(inverse_norm), kept.stop), np.float32)  # as long as it is padded
+        n_padded = max(len(inverse_norm), kept.stop + len(future))
+        signal = np.zeros(n_padded, np.float32)
         step = self._window, self.hop_length
         previous = np.zeros_like(spectrum)
         for iteration in range(n_iter + 1):
@@ -219,12 +229,17 @@ class GriffinLim:
             )
             threads.run(len(inverse_norm), overlap_add, frames, *step, inverse_norm, signal)
             signal[: len(past)] = past
+            signal[kept.stop : kept.stop + len(future)] = future
             if is_last:
                 break
             threads.run(n_frames, cut_frames, signal, *step, frames)
             spectrum = scipy.fft.rfft(frames, axis=1, workers=threads.count, overwrite_x=True)
             threads.run(n_frames, impose_magnitude, spectrum, previous, magnitude, weight)
         return signal[kept].copy(), spectrum
+
+    def _find_start(self, past):
+        """The signal's first sample, after the past, or the padding of librosa.stft."""
+        return len(past) or self.frame_size // 2
 
     def _make_inverse_norm(self, n_frames):
         """What overlapping windows are multiplied with, once added."""
@@ -234,15 +249,20 @@ class GriffinLim:
             norm[start : start + self.frame_size] += self._window**2
         return 1 / np.maximum(norm, MIN_NORM * norm.max())
 
-    def _make_phase(self, magnitude, past):
-        """float32 (n_frames, n_bins), radians; of frames that lie in the past, its own."""
+    def _make_phase(self, magnitude, known, n_samples):
+        """float32 (n_frames, n_bins), radians; of frames within the known sound, its own."""
         rng = np.random.default_rng(self.seed)
         phase = rng.uniform(0, 2 * np.pi, magnitude.shape).astype(np.float32)
-        n_known = max(0, 1 + (len(past) - self.frame_size) // self.hop_length)
-        if n_known:
-            frames = np.lib.stride_tricks.sliding_window_view(past, self.frame_size)
-            frames = frames[:: self.hop_length] * self._window  # (n_known, frame_size)
-            phase[:n_known] = np.angle(scipy.fft.rfft(frames, axis=1))
+        is_known = np.zeros(len(magnitude), bool)
+        starts = self.hop_length * np.arange(len(magnitude))
+        begins = 0, self._find_start(known[0]) + n_samples
+        for sound, begin in zip(known, begins, strict=True):
+            inside = starts[(starts >= begin) & (starts + self.frame_size <= begin + len(sound))]
+            frames = [sound[start - begin :][: self.frame_size] for start in inside]
+            if frames:
+                spectra = scipy.fft.rfft(np.array(frames) * self._window, axis=1)
+                phase[inside // self.hop_length] = np.angle(spectra)
+                is_known[inside // self.hop_length] = True
         if self.init == "pghi":
             floor = max(magnitude.max() * np.float32(10 ** (-TOP_DB / 20)), TINY)
             log_magnitude = np.log(np.maximum(magnitude, floor))
@@ -250,8 +270,15 @@ class GriffinLim:
             area = self.hop_length * self.frame_size  # samples squared
             turns_per_bin = self.hop_length / self.frame_size
             factors = area / gamma, -gamma / area
-            integrate_phase(log_magnitude, phase, n_known, turns_per_bin, *factors)
+            integrate_phase(log_magnitude, phase, is_known, turns_per_bin, *factors)
         return phase
+
+
+def mix(signals):
+    """The mean of channels, (n_channels, n), as loud as they are on average."""
+    mean = signals.mean(axis=0)
+    lost = np.square(signals).sum() / len(signals) / max(np.square(mean).sum(), TINY)
+    return mean * np.sqrt(lost)
 
 
 def scatter(magnitude, shared, rng):
@@ -394,7 +421,7 @@ def cut_frames(signal, window, hop_length, frames, start, stop):
 
 
 @compiled
-def integrate_phase(log_magnitude, phase, n_known, turns_per_bin, time_factor, frequency_factor):
+def integrate_phase(log_magnitude, phase, is_known, turns_per_bin, time_factor, frequency_factor):
     """Fill in the phases that a log magnitude's slopes imply, from its loudest points outward.
 
     A Gaussian window's log magnitude s and phase p obey, per frame and per bin,
@@ -405,15 +432,15 @@ def integrate_phase(log_magnitude, phase, n_known, turns_per_bin, time_factor, f
     Args:
         log_magnitude: float32 (n_frames, n_bins), natural logarithm; its lowest value is a floor.
         phase: float32 (n_frames, n_bins), radians; points on the floor are left as they are.
-        n_known: frames whose phases are known already, and spread to the others first.
+        is_known: bool (n_frames,), whose phases are known already, and spread to the others first.
     """
     n_frames, n_bins = log_magnitude.shape
     magnitudes, phases = log_magnitude.ravel(), phase.ravel()
     levels, ordered = sort_into_levels(magnitudes)
     first = np.full(N_LEVELS, -1, np.int32)  # of each level's list of points to go on from
     following = np.empty(magnitudes.size, np.int32)
-    for point in range(n_known * n_bins):
-        if levels[point] >= 0:
+    for point in range(levels.size):
+        if is_known[point // n_bins] and levels[point] >= 0:
             level = np.int64(levels[point])
             levels[point], following[point], first[level] = -1, first[level], point
     for number in range(-1, len(ordered)):

@@ -10,6 +10,13 @@ import train
 from helpers import SAMPLE_RATE
 
 
+@pytest.fixture(autouse=True)
+def quick_priors(request, monkeypatch):
+    """Leaves the flow as it begins, unless a test is marked: to trace its training takes 5 s."""
+    if "real_prior" not in request.keywords:
+        monkeypatch.setattr(train, "fit_flow", lambda *_: None)
+
+
 @pytest.fixture
 def write_audio(tmp_path):
     """Writes a signal, (n_samples,) or (n_samples, n_channels), below tmp_path/audio."""
@@ -53,7 +60,11 @@ def trained(tmp_path_factory):
         folder / "audio", folder / "saved_data", helpers.make_settings(), jobs=1
     )
     small = ["--conv_filters", "16", "32", "--latent_space_dim", "12", "--epochs", "3"]
-    train.main([*helpers.name_folders(folder), *small, "--no-logs", "--validation_split", "0.2"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "PRIOR_PASSES", 20)
+        train.main(
+            [*helpers.name_folders(folder), *small, "--no-logs", "--validation_split", "0.2"]
+        )
     soundfile.write(folder / "song.wav", helpers.make_music(3.3, seed=99), SAMPLE_RATE)
     return folder
 

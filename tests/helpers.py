@@ -15,8 +15,8 @@ import pytest
 
 import preprocess
 from support import dataset, files
-from support.prior import TrainingTracks
 from support.settings import Settings
+from support.tracks import TrainingTracks
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_RATE = 22050  # Hz
@@ -202,18 +202,14 @@ def make_pipeline(loader, folder, **keywords):
     )
 
 
-def make_tracks(latents, names, peaks=0.0):
+def make_tracks(names, peaks=0.0):
     """TrainingTracks of one length, and silent.
 
     Args:
-        latents: (n, n_steps, latent_space_dim).
-        names: of the tracks.
         peaks: dB, of each or of all.
     """
-    n, n_steps, dim = np.shape(latents)
+    n = len(names)
     return TrainingTracks(
-        np.asarray(latents, np.float32).reshape(-1, dim),
-        np.full(n, n_steps),
         np.zeros((3 * n, 4), np.uint8),
         np.full(n, 3),
         np.full(n, peaks, np.float32),

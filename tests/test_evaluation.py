@@ -1,5 +1,3 @@
-import re
-
 import numpy as np
 import pytest
 
@@ -10,15 +8,18 @@ from generation.evaluation import (
     Evaluator,
     ReplaySearch,
     cut_excerpts,
-    measure_kernel_distances,
-    measure_motion,
+    measure_coverage,
+    measure_kernel_distance,
+    measure_run,
     pool_frames,
+    summarise,
+    summarise_form,
 )
 from generation.modes import Item
 from helpers import make_music
 from soundgenerator import SoundGenerator
 from support.bands import extract_bands
-from support.prior import TrainingTracks
+from support.tracks import TrainingTracks
 
 
 def make_tracks(count, n_steps=128, seed=0):
@@ -65,21 +66,25 @@ def test_other_music_and_silence_are_no_replays():
 
 
 def test_the_distance_of_two_draws_of_one_distribution_is_near_zero():
-    pieces = make_tracks(400, 64)
-    parts = {str(start): pieces[start : start + 30] for start in range(100, 400, 30)}
+    points = summarise(make_tracks(400, 64))
 
-    distances = [*measure_kernel_distances(pieces[:100], parts).values()]
+    distances = [
+        measure_kernel_distance(points[:100], points[start : start + 30])
+        for start in range(100, 400, 30)
+    ]
 
     assert abs(np.mean(distances)) < 0.5 and np.abs(distances).max() < 3
 
 
 def test_sets_of_other_music_are_far_away():
     pieces = make_tracks(130, 64)
-    sets = {"louder": pieces[100:] + 0.2, "held": np.repeat(pieces[100:, :1], 64, axis=1)}
+    louder, held = pieces[100:] + 0.2, np.repeat(pieces[100:, :1], 64, axis=1)
 
-    distances = measure_kernel_distances(pieces[:100], sets)
+    distances = [
+        measure_kernel_distance(summarise(pieces[:100]), summarise(each)) for each in (louder, held)
+    ]
 
-    assert min(distances.values()) > 20
+    assert min(distances) > 20
 
 
 def test_the_discrepancy_is_that_of_its_definition():
@@ -104,13 +109,45 @@ def test_training_audio_may_be_shorter_than_an_excerpt():
     assert similarity == pytest.approx(1, abs=1e-3) and step == 0
 
 
-def test_excerpts_overlap_by_half_and_short_ones_end_in_silence():
+def test_excerpts_follow_each_other_and_short_ones_end_in_silence():
     bands = np.arange(1.0, 11)[:, np.newaxis]
 
-    long, short = cut_excerpts(bands, 4)[..., 0], cut_excerpts(bands[:3], 4)[..., 0]
+    long, short = cut_excerpts(bands, 4, 2)[..., 0], cut_excerpts(bands[:3], 4, 2)[..., 0]
 
     np.testing.assert_array_equal(long, [[1, 2, 3, 4], [3, 4, 5, 6], [5, 6, 7, 8], [7, 8, 9, 10]])
     np.testing.assert_array_equal(short, [[1, 2, 3, 0]])
+
+
+def test_the_longest_verbatim_run_is_that_of_what_was_copied():
+    rng = np.random.default_rng(0)
+    bands, others = rng.random((2, 200, 32))
+    others[50:110] = 0.5 * bands[50:110]  # at another level
+
+    runs = [
+        measure_run(bands, each, step_s=0.05) for each in (others, bands, rng.random((150, 32)))
+    ]
+
+    assert runs[0] == pytest.approx(60, abs=22) and runs[1] == 200 and runs[2] == 0
+
+
+def test_a_set_covers_what_it_comes_near_to():
+    points = np.random.default_rng(0).standard_normal((300, 2))
+    half = points[:150][points[:150, 0] > 0]
+
+    shares = [measure_coverage(points[150:], each) for each in (points[:150], half, points[:9] + 9)]
+
+    assert shares[0] > 0.95 and 0.45 < shares[1] < 0.75 and shares[2] == 0
+
+
+def test_the_form_of_a_piece_that_comes_back_is_another_one_than_that_of_one_that_drifts():
+    levels = np.stack([np.tile([0.0, 1, 0, 1, 0, 1], 5), np.repeat([0.0, 0, 0, 1, 1, 1], 5)])
+    levels[0] = np.repeat([0.0, 1, 0, 1, 0, 1], 5)
+
+    forms = summarise_form(np.repeat(levels[..., np.newaxis], 4, axis=2), 5)
+
+    assert forms.shape == (2, 4 + 3)
+    np.testing.assert_allclose(forms[0, 4:], [-1, 1, -1])
+    assert forms[1, 4] > 0.5 > forms[1, 6]
 
 
 def test_bands_are_means_over_mel_bands_steps_and_channels():
@@ -139,27 +176,24 @@ class Blank:
 
 
 def hear(signal):
-    """The bands of a sound, uint8, and its peak, as latents.npz has them."""
+    """The bands of a sound, uint8, as tracks.npz has them."""
     generator = SoundGenerator(Blank(), 64, frame_size=256, n_samples=6615)
-    bands, peak = Evaluator(generator, make_tracks_of([signal], [[0]], [0]), [])._hear(signal)
-    return np.rint(255 * bands).astype(np.uint8), peak
+    bands = Evaluator(generator, make_tracks_of([signal], [[0]]), [])._hear(signal)
+    return np.rint(255 * bands).astype(np.uint8)
 
 
-def make_tracks_of(signals, bands, peaks):
+def make_tracks_of(signals, bands):
     """TrainingTracks of signals."""
     names = np.array([f"{index}.wav" for index in range(len(signals))])
     counts = np.array([*map(len, bands)])
-    latents = np.zeros((len(signals), 1), np.float32)
     all_bands = np.concatenate(bands).reshape(counts.sum(), -1)
-    return TrainingTracks(
-        latents, np.ones_like(counts), all_bands, counts, np.array(peaks), names, names
-    )
+    return TrainingTracks(all_bands, counts, np.zeros(len(names)), names, names)
 
 
 def test_a_sound_that_replays_a_track_is_told_where(monkeypatch):
     monkeypatch.setattr(autoencoder, "STRETCH_STEPS", 37)
     signals = [make_music(2.0, seed) for seed in range(4)]
-    tracks = make_tracks_of(signals, *zip(*map(hear, signals), strict=True))
+    tracks = make_tracks_of(signals, [*map(hear, signals)])
     generator = SoundGenerator(Blank(), 64, frame_size=256, n_samples=6615)
     evaluator = Evaluator(generator, tracks, [])
     start = 4 * 64 * 50  # samples: 50 steps of bands
@@ -174,18 +208,4 @@ def test_a_sound_that_replays_a_track_is_told_where(monkeypatch):
     similarity = f"similarity to it (a copy: above {REPLAY})"
     assert copied[similarity] > 0.9 > REPLAY > other[similarity]
     assert copied["copies of training audio"] == "1 of 1 excerpts"
-    assert re.fullmatch("0 of 1[0-9] excerpts", other["copies of training audio"])
-
-
-def test_motion_tells_a_swing_and_flux():
-    rng = np.random.default_rng(0)
-    step_s, n_steps = 0.05, 1200
-    still = rng.normal(-40, 1, (n_steps, 8))
-    seconds = step_s * np.arange(n_steps)[:, np.newaxis]
-    swinging = still + 8 * np.sin(2 * np.pi * seconds / 31)
-
-    plain, swing = (measure_motion(each, step_s) for each in (still, swinging))
-
-    assert plain["level swing, dB"] < 0.5
-    assert swing["level swing, dB"] == pytest.approx(8 / np.sqrt(2), rel=0.05)
-    assert plain["flux, dB"] == pytest.approx(2 / np.sqrt(np.pi), rel=0.05)  # of two normals
+    assert other["copies of training audio"] == "0 of 2 excerpts"  # one a second

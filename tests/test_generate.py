@@ -107,7 +107,8 @@ def test_saved_signals_read_back(tmp_path):
         ({"files"}, ["num_spectrograms"]),
         ({"sample", "genre"}, ["sample"]),
         ({"sample", "num_spectrograms"}, ["sample", "num_spectrograms"]),
-        ({"interpolate", "steps", "files"}, ["interpolate", "num_spectrograms"]),
+        ({"interpolate", "files"}, ["interpolate", "num_spectrograms"]),
+        ({"fill", "num_spectrograms"}, ["fill"]),
     ],
 )
 def test_modes_are_those_that_the_flags_ask_for(given, modes):
@@ -117,13 +118,13 @@ def test_modes_are_those_that_the_flags_ask_for(given, modes):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (("--genre", "jazz"), "--genre does nothing without --sample or --compose"),
-        (("--app", "--sample", "3", "--genre", "jazz"), "--app does nothing with --genre"),
+        (("--toward", "jazz"), "--toward does nothing without --components or"),
+        (("--app", "--sample", "3", "--like", "jazz"), "--app does nothing with --like"),
         (
             ("--temperature", "1", "--num_spectrograms", "2"),
-            "nothing without --sample or --compose",
+            "nothing without --components or --explore",
         ),
-        (("--steps", "3", "--sample", "2"), "--steps does nothing without --interpolate"),
+        (("--bpm", "90", "--sample", "2"), "--bpm does nothing without --loop"),
         (("--files", "a", "--num_spectrograms", "2"), "not allowed with argument"),
     ],
 )
@@ -139,7 +140,7 @@ def test_a_flag_that_would_do_nothing_is_refused(tmp_path, monkeypatch, capsys, 
 def test_help_tells_the_defaults_of_flags_that_belong_to_a_mode():
     text = " ".join(generate.get_parser().format_help().split())
 
-    for flag, default in (("STEPS", 8), ("TEMPERATURE", 1.0), ("NUM_SPECTROGRAMS", 5)):
+    for flag, default in (("TEMPERATURE", 0.9), ("NUM_SPECTROGRAMS", 5)):
         assert f"(default: {default})" in text.split(f" {flag} ")[-1]
 
 

@@ -20,7 +20,7 @@ def recover(signal, frame_size=1024, hop_length=256, **keywords):
     return griffin_lim.invert(analyse(signal, frame_size, hop_length), signal.shape[-1])
 
 
-NO_PAST = np.empty(0, np.float32)
+NOTHING = [np.empty(0, np.float32)] * 2  # is known of what comes before and after
 
 
 def make_chirp(duration=2.0, start=500.0, rate=1000.0):
@@ -64,7 +64,7 @@ def test_integrated_phase_climbs_as_the_true_one(make):
     spectrum = librosa.stft(make(), n_fft=1024, hop_length=256)
     griffin_lim = GriffinLim(1024, 256)
 
-    phase = griffin_lim._make_phase(np.ascontiguousarray(np.abs(spectrum).T), NO_PAST).T
+    phase = griffin_lim._make_phase(np.ascontiguousarray(np.abs(spectrum).T), NOTHING, 0).T
 
     # Over frames and over bins, between neighbours that are both within 20 dB of the peak.
     loud = np.abs(spectrum) > 0.1 * np.abs(spectrum).max()
@@ -251,7 +251,7 @@ def test_phases_are_integrated_from_the_loudest_point_outward():
     log_magnitude[3:] = -3.0
     phase = np.full_like(log_magnitude, 7.0)
 
-    integrate_phase(log_magnitude, phase, 0, 0.25, 0.0, 0.0)
+    integrate_phase(log_magnitude, phase, np.zeros(5, bool), 0.25, 0.0, 0.0)
 
     assert (phase[2] == 7).all() and (phase[[0, 1, 3, 4]] < 2 * np.pi).all()
     np.testing.assert_allclose(
@@ -268,10 +268,26 @@ def test_known_phases_spread_before_the_loudest_point_starts_its_own():
     phase = np.tile(1 - np.pi * np.arange(6, dtype=np.float32), (4, 1))  # as bins follow bins
 
     known = phase[0].copy()
-    integrate_phase(log_magnitude, phase, 1, 0.0, 0.0, 0.0)
+    integrate_phase(log_magnitude, phase, np.arange(4) == 0, 0.0, 0.0, 0.0)
 
     turns = (phase[:, :5] - known[:5]) / (2 * np.pi)
     np.testing.assert_allclose(turns, np.rint(turns), atol=1e-5)
+
+
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_a_gap_is_filled_in_the_phase_of_what_is_on_both_sides(n_channels):
+    music = np.stack([make_tone(duration=2.0), 0.5 * make_tone(duration=2.0)])[:n_channels]
+    griffin_lim, begin, end = GriffinLim(1024, 256), 12288, 28672
+    start, stop = begin - griffin_lim.n_past, end + griffin_lim.n_past
+    frames = slice(start // 256 + 2, stop // 256 - 1)  # whole ones
+
+    known = {"past": music[:, start:begin], "future": music[:, end:stop]}
+    filled = griffin_lim.invert(analyse(music)[..., frames], end - begin, **known)
+
+    filled, gap = np.atleast_2d(filled), music[:, begin:end]
+    for place in (slice(0, 1024), slice(-1024, None)):  # beside the recording
+        error = np.linalg.norm(filled[:, place] - gap[:, place]) / np.linalg.norm(gap[:, place])
+        assert error < 0.1, place
 
 
 @pytest.mark.parametrize("frame_size, hop_length", [(1024, 256), (512, 256)])

@@ -225,8 +225,8 @@ def test_train_learns_from_one_part_and_keeps_another(
     counted = "split: 442 tracks to train on, 197 to validate on, 290 kept for tests, 70 in no part"
     assert counted in printed
     assert "have no features: jazz/jazz.00054.wav" in printed
-    with np.load(tmp_path / "model" / "latents.npz") as latents:
-        trained = {*latents["tracks"].tolist()}
+    with np.load(tmp_path / "model" / "tracks.npz") as tracks:
+        trained = {*tracks["tracks"].tolist()}
     parts = json.loads(SPLIT.read_text())
     assert trained == {*parts["train"]} - {f"{DAMAGED}.wav"}
     kept = json.loads((tmp_path / "model" / "split.json").read_text())

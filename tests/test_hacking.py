@@ -97,7 +97,7 @@ def go_all_the_way(tmp_path, folder, flags):
     for flags in (("--num_spectrograms", "1"), ("--sample", "1")):
         generate.main(make_arguments(folder, model, "--samples", str(samples), *flags))
 
-    assert [row["epoch"] for row in Checkpoint.load(model).rows] == [0, 1, 2]
+    assert [row["epoch"] for row in Checkpoint.load(model / "checkpoint.npz").rows] == [0, 1, 2]
     for kind, count in (("generated", 1), ("new", 1)):
         paths = [*(samples / kind).glob("*.wav")]
         assert len(paths) == count and all(soundfile.read(path)[0].any() for path in paths)

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import struct
 
 import matplotlib.image
 import numpy as np
@@ -10,17 +11,18 @@ import pytest
 import soundfile
 
 import generate
+import train
 from autoencoder import Autoencoder
-from generation import evaluation
+from generation import evaluation, modes
 from generation.evaluation import measure_mel_distance
 from generation.modes import (
     Item,
+    Manner,
     Sources,
     compose,
     continue_recording,
     explore,
     make_samples,
-    morph,
     tour_components,
 )
 from generation.page import Page, plot_spectrogram
@@ -36,188 +38,11 @@ from helpers import (
 )
 from support import dataset, files
 from support.errors import UserError
-from support.prior import Prior, TrainingTracks, fit_process
+from support.prior import Prior
 from support.settings import Settings
+from support.tracks import TrainingTracks
+from training.outputs import describe_tracks
 from training.splits import load_split
-
-STEP = np.array([[0.8, 0.3], [-0.3, 0.8]])  # of what follows a point
-FACES = np.random.default_rng(5).standard_normal((2, 6))  # from a point to a latent
-
-
-def make_walks(n_tracks=40, length=400, seed=0, levels=0.0, spreads=1.0):
-    """TrainingTracks of two genres, whose latents turn and decay about levels, but for noise.
-
-    Args:
-        levels, spreads: of all tracks, or of each.
-    """
-    rng = np.random.default_rng(seed)
-    points = np.zeros((n_tracks, length, 2))
-    points[:, 0] = rng.standard_normal((n_tracks, 2)) * 2
-    for step in range(1, length):
-        points[:, step] = points[:, step - 1] @ STEP.T + rng.standard_normal((n_tracks, 2))
-    points *= np.reshape(spreads, (-1, 1, 1))
-    latents = points @ FACES + np.reshape(levels, (-1, 1, 1))
-    latents[n_tracks // 2 :, :, 3] += 50  # the other genre
-    half = n_tracks // 2
-    names = [f"{('calm', 'wild')[track >= half]}/{track}.wav" for track in range(n_tracks)]
-    return make_tracks(latents, names, np.arange(n_tracks))
-
-
-def find_points(latents, level=0.0):
-    """The points that latents of the calm genre are made of."""
-    return (latents - level) @ np.linalg.pinv(FACES)
-
-
-def test_new_steps_follow_each_other_as_those_of_training_tracks_do():
-    prior = Prior.fit(make_walks())
-
-    latents, _, track = prior.take_genre("calm").walk(5000, 1, np.random.default_rng(0))
-
-    assert latents[:, 3].max() < 25  # the genre asked for
-    points = find_points(latents) / prior.spreads[prior.groups == track]
-    points -= points.mean(axis=0)
-    step = np.linalg.lstsq(points[:-1], points[1:], rcond=None)[0].T
-    np.testing.assert_allclose(step, STEP, atol=0.05)
-    noise = points[1:] - points[:-1] @ step.T
-    np.testing.assert_allclose(noise.std(axis=0), 1, rtol=0.1)
-    # It neither fades away nor grows.
-    np.testing.assert_allclose(points[2500:].std(axis=0), points[:2500].std(axis=0), rtol=0.15)
-
-
-def test_first_steps_are_spread_as_all_training_steps_are():
-    tracks = make_walks(2, 4000)
-    prior = Prior.fit(tracks)
-
-    walks = [prior.walk(1, 1, np.random.default_rng(seed)) for seed in range(2000)]
-
-    for index, name in enumerate(tracks.tracks):
-        drawn = np.concatenate([latents for latents, _, track in walks if track == name])
-        recorded = tracks.latents[4000 * index : 4000 * (index + 1)]
-        assert 850 < len(drawn) < 1150
-        np.testing.assert_allclose(drawn.mean(axis=0), recorded.mean(axis=0), atol=0.3)
-        np.testing.assert_allclose(np.cov(drawn.T), np.cov(recorded.T), atol=1.6)
-
-
-def test_a_new_piece_stays_with_one_track_and_is_as_loud_and_strays_as_far_as_it():
-    levels, factors = [0, 6, 12, 18], [0.3, 1, 1, 1]
-    prior = Prior.fit(make_walks(4, 2000, levels=levels, spreads=factors))
-
-    walks = [prior.walk(1000, 1, np.random.default_rng(seed)) for seed in range(12)]
-
-    spreads = {}
-    for latents, peak, track in walks:
-        index = int(track.split("/")[1].split(".")[0])
-        assert peak == index
-        points = find_points(latents - 50 * (index >= 2) * np.eye(6)[3], levels[index])
-        assert np.abs(points.mean(axis=0)).max() < 0.5
-        spreads[index] = points.std()
-    assert len(spreads) > 2
-    ordinary = [spreads[index] for index in spreads if index]
-    assert spreads[0] == pytest.approx(0.3 * np.mean(ordinary), rel=0.3)
-    assert ordinary == pytest.approx([np.mean(ordinary)] * len(ordinary), rel=0.15)
-
-
-def test_a_continuation_is_in_the_manner_of_the_nearest_track_and_begins_where_it_is():
-    prior = Prior.fit(make_walks(4, levels=[0, 6, 12, 18]))
-    past = np.full(6, 12, np.float32) + [2, 1] @ FACES + 50 * np.eye(6)[3]
-
-    latents, peak, track = prior.walk(2000, 0, np.random.default_rng(0), past=past)
-    strayed, _, _ = prior.walk(2000, 1, np.random.default_rng(0), past=past)
-
-    assert track == "wild/2.wav" and peak == 2
-    first, *_, last = find_points(latents - 50 * np.eye(6)[3], 12)
-    np.testing.assert_allclose(first, STEP @ [2, 1], atol=0.25)  # a step after the past
-    np.testing.assert_allclose(last, 0, atol=0.25)  # its mean
-    assert np.abs(strayed - latents).std() > 1
-
-
-def test_short_tracks_are_gathered_by_genre():
-    tracks = make_walks(40, 20)
-
-    prior = Prior.fit(tracks)
-
-    assert [*prior.groups] == ["calm", "wild"] == [*prior.genres]
-    assert [*prior.counts] == [400, 400] and [*prior.peaks] == pytest.approx([9.5, 29.5])
-    is_wild = np.repeat(tracks.genres == "wild", 20)
-    for centre, chosen in zip(prior.centres, (~is_wild, is_wild), strict=True):
-        np.testing.assert_allclose(centre, tracks.latents[chosen].mean(axis=0), atol=1e-4)
-
-
-def test_an_offset_is_added_to_all_that_is_drawn():
-    prior = Prior.fit(make_walks(2))
-    offset = np.arange(6.0)
-
-    plain, moved = (
-        prior.walk(50, 1, np.random.default_rng(0), offset=each)[0] for each in (0, offset)
-    )
-
-    np.testing.assert_allclose(moved - plain, np.tile(offset, (50, 1)), atol=1e-4)  # float32
-
-
-def test_a_prior_comes_back_from_its_folder(tmp_path):
-    prior = Prior.fit(make_walks())
-    prior.save(tmp_path)
-
-    again = Prior.load(tmp_path)
-
-    drawn = [each.walk(20, 1, np.random.default_rng(0)) for each in (prior, again)]
-    np.testing.assert_allclose(drawn[0][0], drawn[1][0], rtol=1e-3, atol=1e-3)  # float32
-    assert drawn[0][1:] == drawn[1][1:]
-    assert b"pickle" not in (tmp_path / "prior.npz").read_bytes()
-
-
-@pytest.mark.parametrize(
-    "name, change",
-    [
-        ("step", lambda array: array[1:]),
-        ("centres", lambda array: array * np.nan),
-        ("counts", lambda array: array * 0),
-        ("genres", lambda array: array[1:]),
-        ("spreads", lambda array: array.astype(str)),
-        ("peaks", lambda array: array[:, np.newaxis]),
-    ],
-)
-def test_a_damaged_prior_is_named(tmp_path, name, change):
-    Prior.fit(make_walks()).save(tmp_path)
-    arrays = files.load_arrays(tmp_path / "prior.npz")
-    np.savez(tmp_path / "prior.npz", **{**arrays, name: change(arrays[name])})
-
-    with pytest.raises(UserError, match=f"prior.npz is damaged, .*{name}.*: run train.py again"):
-        Prior.load(tmp_path)
-
-
-def test_temperature_scales_how_far_draws_stray():
-    prior = Prior.fit(make_walks(2, 500)).take_genre("calm")  # one track
-
-    walks = [prior.walk(2000, each, np.random.default_rng(0))[0] for each in (0, 1, 2)]
-
-    still, one, two = (walk - prior.centres[0] for walk in walks)
-    assert np.abs(still).max() == pytest.approx(0, abs=1e-4)
-    np.testing.assert_allclose(two, 2 * one, atol=1e-3)  # float32
-
-
-@pytest.mark.parametrize("n_tracks, length", [(2, 1), (2, 2), (4, 3), (2, 40)])
-def test_few_steps_are_enough_for_a_prior(n_tracks, length):
-    prior = Prior.fit(make_walks(n_tracks, length))
-
-    latents, _, _ = prior.walk(50, 1, np.random.default_rng(0))
-
-    assert latents.shape == (50, 6) and np.isfinite(latents).all()
-
-
-def test_a_process_without_any_change_rests():
-    start_factor, noise_factor, step = fit_process(np.zeros((16, 6)), np.arange(15))
-
-    assert np.isfinite(step).all()
-    assert max(np.abs(start_factor).max(), np.abs(noise_factor).max()) < 0.01
-
-
-@pytest.mark.parametrize("latents", [np.ones((1, 1, 6)), np.ones((5, 1, 6)), np.ones((2, 9, 6))])
-def test_a_prior_needs_steps_that_differ(latents):
-    tracks = make_tracks(latents, [f"{index}.wav" for index in range(len(latents))])
-
-    with pytest.raises(UserError, match="a prior needs steps of music that differ: preprocess"):
-        Prior.fit(tracks)
 
 
 def test_mel_distance_is_zero_for_itself_and_the_gain_for_a_gain():
@@ -236,12 +61,13 @@ def run_generate(folder, samples, *flags):
 
 
 MODES = {
-    "sample": (("--sample", "3", "--genre", "wild"), 3 * [6615]),
-    "compose": (("--compose", "2.5"), [55125]),
-    "interpolate": (
-        ("--interpolate", "calm/0.wav.000", "wild/1.wav.001", "--steps", "3"),
-        [6615, 6615, 6615, 3 * 6615],
-    ),
+    "sample": (("--sample", "3", "--like", "wild"), 3 * [6615]),
+    "compose": (("--compose", "2.5", "--like", "song.wav", "--toward", "calm"), [55125]),
+    "loop": (("--loop", "2"), [44100]),
+    "beats": (("--loop", "2", "--bpm", "100"), [3 * 13230]),
+    "before": (("--continue", "song.wav", "-1.5"), [72765 + 33075]),
+    "fill": (("--fill", "song.wav", "1", "2.5"), [72765]),
+    "interpolate": (("--interpolate", "calm/0.wav.000", "song.wav", "0.5"), [6615 + 11025 + 72765]),
     "audio_files": (("--audio_files", "song.wav"), [72765]),
     "components": (("--components", "2"), 2 * [5 * 6615]),
 }
@@ -265,13 +91,17 @@ def test_each_mode_writes_sound_of_the_length_asked_for(tmp_path, trained, monke
         assert f"new/{path.name}" in (tmp_path / "index.html").read_text()
 
 
-def test_latents_of_a_model_are_those_of_its_tracks_recordings(trained):
-    tracks = TrainingTracks.load(trained / "model")
+def test_latents_of_a_track_are_those_of_its_recording(trained):
     settings = Settings.load(trained / "model" / "settings.json")
-    generator = settings.make_sound_generator(Autoencoder.load(trained / "model"))
-    first = tracks.latents[: tracks.n_steps[0]]
+    autoencoder = Autoencoder.load(trained / "model")
+    generator = settings.make_sound_generator(autoencoder)
+    features = train.load_features(trained / "saved_data")
+    keys = [key for key in features[1] if dataset.get_track(key) == "calm/0.wav"]
 
-    signal = settings.make_loader().load_whole(trained / "audio" / tracks.tracks[0])
+    tracks, (first,) = describe_tracks(
+        autoencoder, train.make_windows(features, keys, None, 8), keys, SAMPLE_RATE
+    )
+    signal = settings.make_loader().load_whole(trained / "audio" / "calm" / "0.wav")
     latents, min_max = generator.encode(signal)
 
     assert len(first) == 4 * 52  # of pieces, of which the last one is filled up
@@ -279,6 +109,31 @@ def test_latents_of_a_model_are_those_of_its_tracks_recordings(trained):
     inner = slice(2, 49)  # of the first piece: later ones lie beside whole frames of the track
     differences = np.square(first[inner] - latents[inner]).mean(axis=0)
     assert (differences < 1e-3 * np.var(latents[inner], axis=0)).all()
+
+
+def test_a_loop_goes_on_where_it_is_repeated(tmp_path, trained):
+    run_generate(trained, tmp_path, "--loop", "2")
+
+    (path,) = (tmp_path / "new").glob("loop-*.wav")
+    signal, _ = soundfile.read(path)
+    steps = np.abs(np.diff(signal))
+    assert abs(signal[0] - signal[-1]) < np.quantile(steps, 0.999)
+    data = path.read_bytes()
+    place = data.index(b"smpl")
+    n_loops, *_, first, last = struct.unpack_from("<I4x2I2I", data, place + 8 + 28)
+    assert (n_loops, first, last) == (1, 0, len(signal) - 1)
+    assert struct.unpack_from("<I", data, 4)[0] == len(data) - 8
+
+
+def test_a_recording_is_new_between_two_times(tmp_path, trained):
+    run_generate(trained, tmp_path, "--fill", str(trained / "song.wav"), "1", "2")
+
+    recorded, new = (
+        soundfile.read(next((tmp_path / kind).glob("*.wav")))[0] for kind in ("recorded", "new")
+    )
+    gap = slice(22050 - 128, 44100 + 128)  # half a frame more than a second
+    np.testing.assert_allclose(np.delete(new, gap), np.delete(recorded, gap), atol=2**-14)
+    assert np.abs(new - recorded)[22050:44100].max() > 0.01
 
 
 def test_new_music_follows_the_seed(tmp_path, trained):
@@ -310,26 +165,31 @@ def test_new_pieces_are_compared_with_training_and_held_out_ones(tmp_path, train
 
     rows = read_csv(tmp_path / "metrics.csv")
     sets = {row["figure"]: float(row["value"]) for row in rows if row["item"] == "all new pieces"}
-    noise, training, *_ = (
-        sets[f"kernel distance from held-out pieces, {name}"]
-        for name in ("noise", "training pieces", "reconstructions", "new pieces")
-    )
+    kinds = ("noise", "training pieces", "reconstructions", "new pieces")
+    noise, training, *_ = (sets[f"kernel distance from held-out pieces, {name}"] for name in kinds)
     assert training < 0.3 * noise
-    assert [row["value"] for row in rows if row["figure"] == "temperature"] == ["1.0"] * 4
+    noise, _, reconstructions, _ = (sets[f"share of held-out pieces near {name}"] for name in kinds)
+    assert noise == 0 and reconstructions > 0.5
+    assert [row["value"] for row in rows if row["figure"] == "temperature"] == ["0.9"] * 4
     nearest = [row["value"] for row in rows if row["figure"] == "nearest training audio"]
     tracks = {*load_split(trained / "model" / "split.json")["train"]}
     assert len(nearest) == 4 and {text.rpartition(" at ")[0] for text in nearest} <= tracks
 
 
-def test_a_long_piece_is_compared_with_how_training_tracks_move(tmp_path, trained, monkeypatch):
-    monkeypatch.setattr(evaluation, "MOTION_S", 0.9)  # of tracks of four pieces of 0.3 s
+def test_the_form_of_long_pieces_is_compared_with_that_of_training_tracks(
+    tmp_path, trained, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "FORM_S", 0.9)  # of tracks of four pieces of 0.3 s
 
-    run_generate(trained, tmp_path, "--compose", "2")
+    run_generate(trained, tmp_path, "--compose", "3")
 
-    names = [row["figure"] for row in read_csv(tmp_path / "metrics.csv")]
-    motion = [re.search(r"\(training tracks: (\S+) to (\S+)\)", name) for name in names]
-    ranges = [[*map(float, found.groups())] for found in motion if found]
-    assert len(ranges) == 2 and all(low <= high for low, high in ranges)
+    rows = read_csv(tmp_path / "metrics.csv")
+    kind = "kernel distance of 0.9 s from training tracks"
+    new, other = (
+        float(next(row["value"] for row in rows if row["figure"] == f"{kind}, {name}"))
+        for name in ("new pieces", "other training tracks")
+    )
+    assert other < new
 
 
 def test_new_pieces_need_no_features(tmp_path, trained, capsys):
@@ -390,8 +250,12 @@ def test_the_documents_constants_are_the_defaults(tmp_path, trained, monkeypatch
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (("--sample", "1", "--genre", "wilt"), "no genre is called 'wilt', but: wild"),
-        (("--interpolate", "calm/0.wav.000", "calm/0.wav.00"), "but: calm/0.wav.00"),
+        (
+            ("--sample", "1", "--like", "wilt"),
+            "genre or training track is called 'wilt', but: wild",
+        ),
+        (("--interpolate", "calm/0.wav.000", "calm/0.wav.00", "1"), "but: calm/0.wav.00"),
+        (("--fill", "song.wav", "2", "1"), "FROM < TO <= 3.30 s, the length of song.wav"),
     ],
 )
 def test_bad_requests_are_refused(tmp_path, trained, monkeypatch, flags, message):
@@ -416,7 +280,7 @@ def test_songs_that_cannot_be_read_cost_only_themselves(tmp_path, trained, monke
     assert not_audio.startswith("skipped saved_data/source.json: not readable as audio")
     assert "short.wav: holds no samples" in short  # at 22050 Hz
     names = sorted(path.name for path in (tmp_path / "samples" / "new").glob("*.wav"))
-    assert names == ["component-001.wav", "song-song.wav.wav"]
+    assert names == ["component-any-t0.9-seed0-001.wav", "song-song.wav.wav"]
 
 
 def test_a_folder_of_songs_is_sent_through_whole(tmp_path, trained):
@@ -463,12 +327,11 @@ def test_the_first_of_several_continuations_is_that_of_its_seed(trained):
     settings = Settings.load(trained / "model" / "settings.json")
     generator = settings.make_sound_generator(Autoencoder.load(trained / "model"))
     request = str(trained / "song.wav"), "1.5"
-    how = {"genre": None, "temperature": 1.0}
 
     def make(count, seed):
         sources = Sources(trained / "model", None, None)
         items = continue_recording(
-            generator, sources, request, num_spectrograms=count, seed=seed, **how
+            generator, sources, request, num_spectrograms=count, manner=Manner(seed=seed)
         )
         return [item.sounds["new"] for item in items]
 
@@ -486,7 +349,7 @@ def test_the_first_of_several_continuations_is_that_of_its_seed(trained):
     "arguments, message",
     [
         (("missing.wav", "2"), "missing.wav: cannot be opened"),
-        (("song.wav", "x"), "SECONDS, got .x."),
+        (("song.wav", "x"), "--continue needs seconds from -1e.06 up, got .x."),
     ],
 )
 def test_impossible_continuations_are_refused(tmp_path, trained, monkeypatch, arguments, message):
@@ -519,138 +382,114 @@ def test_runs_of_several_modes_share_one_page(tmp_path, trained):
     run_generate(trained, tmp_path, "--components", "1")
 
     html = (tmp_path / "index.html").read_text()
-    assert html.index("new/component-001.wav") < html.index("new/sample-any-t1-seed1-000.wav")
+    assert html.index("new/component-any-t0.9") < html.index("new/sample-any-t0.9-seed1-000.wav")
     rows = read_csv(tmp_path / "metrics.csv")
     assert sets and [row for row in rows if row["item"] == "all new pieces"] == sets
-    assert len({row["item"] for row in rows}) == 5  # a pair, three new pieces, all of these
+    assert len({row["item"] for row in rows}) == 6  # a pair, three new pieces, all of these, a tour
 
 
 class Echo:
-    """In place of a SoundGenerator and its autoencoder: sounds are what they are made of."""
+    """In place of a SoundGenerator and its autoencoder: a sound is what is drawn for it."""
 
-    sample_rate, n_samples, top_db = 10, 4, 80.0
-    input_shape, frames_per_step = (2, 3, 1), 1
+    sample_rate, n_samples, frame_size, input_shape = 10, 4, 2, (2, 3, 1)
 
     def __init__(self):
         self.autoencoder = self
 
-    def fit_images(self, spectrograms, min_max_values):
-        return np.stack(spectrograms), min_max_values
-
-    def encode(self, images):
-        return images
-
-    def count_steps(self, n_samples):
-        return n_samples
-
-    def make_sound(self, latents, min_max, n_samples):
-        return latents, min_max, n_samples
+    def fill(self, signal, begin, end, fill, peak):
+        known = np.ones(len(signal), bool)
+        known[begin:end] = False
+        return fill(np.repeat(signal[:, np.newaxis], 2, axis=1), known), peak
 
 
-@pytest.fixture
-def sources(tmp_path):
-    """Sources of the latents of two genres: calm ones near 0, wild ones near 100, and louder."""
-    latents = np.random.default_rng(0).standard_normal((40, 5, 3))
-    latents[20:] += 100
-    names = [f"{('calm', 'wild')[index // 20]}/{index}.wav" for index in range(40)]
-    Prior.fit(make_tracks(latents, names, [-10] * 20 + [10] * 20)).save(tmp_path)
-    return Sources(tmp_path, None, None)
+class Styles(Prior):
+    """A Prior that draws the style."""
 
+    def fill(self, latents, known, style, *, temperature, rng):
+        return np.where(known[:, np.newaxis], latents, style)
 
-def test_new_pieces_have_the_range_that_was_drawn_with_their_latents(sources):
-    items = make_samples(Echo(), sources, 12, genre=None, temperature=0.1, seed=0)
-
-    made = [item.sounds["new"] for item in items]
-
-    is_wild = np.array([latents.mean() > 50 for latents, _, _ in made])
-    assert 0 < is_wild.sum() < 12
-    peaks = np.where(is_wild, 10, -10)
-    assert [min_max["max"] for _, min_max, _ in made] == pytest.approx(peaks)
-    assert [min_max["min"] for _, min_max, _ in made] == pytest.approx(peaks - 80)
-
-
-def test_new_pieces_are_of_the_genre_asked_for(sources):
-    items = make_samples(Echo(), sources, 12, genre="wild", temperature=1, seed=0)
-
-    assert min(item.sounds["new"][0].min() for item in items) > 50
-
-
-def test_a_long_piece_is_of_the_genre_and_the_length_asked_for(sources):
-    (item,) = compose(Echo(), sources, 1.5, genre="wild", temperature=1, seed=0)
-
-    latents, _, n_samples = item.sounds["new"]
-    assert latents.min() > 50 and len(latents) == n_samples == 15
-
-
-def test_a_long_piece_strays_as_far_as_its_temperature(sources):
-    cool, hot = (
-        next(compose(Echo(), sources, 20.0, genre="calm", temperature=temperature, seed=0))
-        for temperature in (0.1, 4)
-    )
-
-    spreads = [item.sounds["new"][0].std(axis=0).mean() for item in (cool, hot)]
-    assert spreads[1] == pytest.approx(40 * spreads[0], rel=1e-3)
-
-
-def test_a_morph_goes_from_the_first_piece_to_the_second():
-    images = [np.full((3, 2), level, np.float32) for level in (0, 3)]
-    min_max_values = [{"min": -80.0, "max": 0.0}, {"min": -71.0, "max": 9.0}]
-
-    *steps, whole = morph(Echo(), None, images, min_max_values, ["a", "b"], steps=4)
-
-    made = [item.sounds["new"] for item in steps]
-    for level, (latents, min_max, n_samples) in enumerate(made):
-        np.testing.assert_allclose(latents, np.full((3, 2), level), atol=1e-4)  # float32
-        assert min_max == pytest.approx({"min": 3 * level - 80, "max": 3 * level})
-        assert n_samples == 4
-    latents, min_max, n_samples = whole.sounds["new"]
-    np.testing.assert_array_equal(latents, np.concatenate([each[0] for each in made]))
-    assert min_max == pytest.approx({"min": -71, "max": 9}) and n_samples == 16
+    def find_style(self, latents):
+        return latents.mean(axis=0)
 
 
 @pytest.fixture
-def still_sources(tmp_path):
-    """Sources of tracks that hardly change, whose means differ by 18 ** 0.5 and 0.5 ** 0.5."""
-    centres = np.array([[-6, 0], [6, 0], [0, -1], [0, 1]] * 2) + 5.0
-    latents = centres[:, np.newaxis] + 1e-3 * np.random.default_rng(0).standard_normal((8, 50, 2))
-    Prior.fit(make_tracks(latents, [f"{index}.wav" for index in range(8)])).save(tmp_path)
-    return Sources(tmp_path, None, None)
+def sources(monkeypatch):
+    """Sources of a prior over two genres, whose styles are 1 and 2, and their peaks too."""
+    styles, names = np.array([[1, 0], [2, 0]], np.float32), ["calm/0.wav", "wild/1.wav"]
+    fields = Prior.prepare(make_tracks(names, [1, 2]), [np.eye(2)] * 2)
+    prior = Styles(*fields)._replace(styles=styles)
+    monkeypatch.setattr(modes, "read_prior", lambda model: prior)
+    return Sources(None, None, None)
 
 
-def test_a_tour_goes_two_standard_deviations_to_either_side(still_sources):
-    first, second = tour_components(Echo(), still_sources, 2)
+def test_new_pieces_are_in_the_style_of_a_track_and_as_loud(sources):
+    made = [item.sounds["new"] for item in make_samples(Echo(), sources, 20, manner=Manner())]
 
-    for item, axis, deviation in ((first, 0, 18**0.5), (second, 1, 0.5**0.5)):
-        latents, _, n_samples = item.sounds["new"]
-        assert len(latents) == n_samples == 5 * 4
-        np.testing.assert_allclose(latents[:, 1 - axis], 5, atol=0.01)  # they hardly change
-        along = np.linspace(-2, 2, 20) * deviation
-        along *= np.sign(latents[-1, axis] - 5)
-        np.testing.assert_allclose(latents[:, axis] - 5, along, atol=0.01)
+    styles = {(float(latents[0, 0]), peak) for latents, peak in made}
+    assert styles == {(1, 1), (2, 2)} and {len(latents) for latents, _ in made} == {4}
 
 
-def test_a_place_is_that_many_standard_deviations_from_the_mean(still_sources):
-    places = [
-        next(explore(Echo(), still_sources, offsets)).sounds["new"][0].mean(axis=0) - 5
-        for offsets in ([2], [0, -1], [-1, 2])
+@pytest.mark.parametrize(
+    "manner, first, last, name",
+    [
+        (Manner(("wild",)), 2, 2, "wild/1.wav"),
+        (Manner(("calm/0.wav", "wild")), 1.5, 1.5, "calm/0.wav and wild/1.wav"),
+        (Manner(("calm",), "wild"), 1, 2, "calm/0.wav, toward wild/1.wav"),
+    ],
+)
+def test_a_long_piece_is_in_the_style_asked_for(sources, manner, first, last, name):
+    (item,) = compose(Echo(), sources, 2.0, manner=manner)
+
+    latents, _ = item.sounds["new"]
+    np.testing.assert_allclose(latents[:, 0], np.linspace(first, last, 20), atol=1e-6)
+    assert item.figures["in the manner of"] == name
+
+
+def test_what_fills_a_gap_goes_from_the_style_before_it_to_that_after_it(sources):
+    sounds = [np.full(30, level, np.float32) for level in (5, 8)]
+
+    (item,) = modes.interpolate(Echo(), sources, sounds, ["a", "b"], 2.0, manner=Manner())
+
+    latents, _ = item.sounds["new"]
+    assert (latents[:30] == 5).all() and (latents[50:] == 8).all()
+    assert (np.diff(latents[30:50, 0]) > 0).all() and latents[40, 0] == pytest.approx(6.5, abs=0.1)
+
+
+def test_a_tour_goes_two_standard_deviations_to_either_side(sources):
+    (item,) = tour_components(Echo(), sources, 3, manner=Manner())
+
+    latents, _ = item.sounds["new"]
+    along = np.sort(latents[:, 0])
+    np.testing.assert_allclose(along, 1.5 + np.linspace(-1, 1, 20), atol=1e-6)
+
+
+def test_a_place_is_that_many_standard_deviations_from_the_mean(sources):
+    (item,) = explore(Echo(), sources, [3.0], manner=Manner())
+
+    latents, _ = item.sounds["new"]
+    assert np.abs(latents[:, 0] - 1.5) == pytest.approx(1.5) and (latents[:, 1] == 0).all()
+
+
+def test_files_of_one_name_are_told_apart():
+    assert modes.shorten("song.mp3") == "song.mp3"
+    assert modes.shorten("a/song.mp3") != modes.shorten("b/song.mp3")
+
+
+def test_what_is_asked_for_is_told_apart_by_its_name():
+    manners = [
+        *(Manner(), Manner(("jazz",)), Manner(("jazz",), "rock"), Manner(("jazz", "rock"))),
+        *(Manner(("a/x.wav",)), Manner(("b/x.wav",)), Manner(temperature=1), Manner(seed=1)),
     ]
 
-    expected = np.array([[2, 0], [0, 1], [1, 2]]) * [18**0.5, 0.5**0.5]
-    np.testing.assert_allclose(np.abs(places), expected, atol=0.01)
+    labels = {manner.label for manner in manners}
 
-
-def test_a_place_in_the_latent_space_is_named_after_its_offsets(tmp_path, trained):
-    run_generate(trained, tmp_path, "--explore", "-2", "0.5")
-
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["explore--2_0.5.wav"]
-    with pytest.raises(UserError, match="there are 7 directions to explore, got 9"):
-        run_generate(trained, tmp_path, "--explore", *["1"] * 9)
+    assert len(labels) == len(manners) and "jazz-to-rock-t0.9-seed0" in labels
+    assert not re.search(r"[^\w.+-]", "".join(labels))
 
 
 def test_new_music_needs_tracks_that_differ(tmp_path):
-    match = r"there is no .*prior\.npz: it needs training steps that differ; preprocess more audio"
-    with pytest.raises(FileNotFoundError, match=match):
-        next(tour_components(None, Sources(tmp_path, None, None), 3))
+    with pytest.raises(FileNotFoundError, match=r"there is no .*prior\.npz: it needs music"):
+        next(tour_components(None, Sources(tmp_path, None, None), 3, manner=Manner()))
 
 
 def test_a_model_without_texture_makes_music_without_it(tmp_path, trained):
@@ -663,33 +502,20 @@ def test_a_model_without_texture_makes_music_without_it(tmp_path, trained):
         generate.main(flags)
     generate.main([*flags, "--no-texture"])
 
-    assert (samples / "new" / "explore-1.wav").is_file()
+    assert len([*(samples / "new").glob("explore-*.wav")]) == 1
 
 
-def test_a_morph_takes_audio_files_as_well_as_pieces(tmp_path, trained):
-    song = str(trained / "song.wav")
-
-    run_generate(trained, tmp_path, "--interpolate", song, "calm/0.wav.000", "--steps", "2")
-
-    assert len([*(tmp_path / "new").glob("morph-*.wav")]) == 3
-
-
-def test_pieces_of_the_genre_that_were_not_trained_on_are_held_out(trained, tmp_path):
+def test_pieces_that_were_not_trained_on_are_held_out(trained):
     spectrograms_path = trained / "saved_data" / "spectrograms"
-    sources = Sources(trained / "model", spectrograms_path, None)
-    keys = dataset.list_keys(spectrograms_path)
     held_out = load_split(trained / "model" / "split.json")["valid"]
-    expected = {
-        genre: [k for k in keys if dataset.get_track(k) in held_out and k.startswith(genre or "")]
-        for genre in (None, "calm")
-    }
+    keys = dataset.list_keys(spectrograms_path)
+    expected = [key for key in keys if dataset.get_track(key) in held_out]
 
-    for genre, chosen in expected.items():
-        images = generate.load_held_out(sources, genre)
+    images = generate.load_held_out(Sources(trained / "model", spectrograms_path, None))
 
-        assert len(images) == len(chosen) > 0
-        for image, key in zip(images, chosen, strict=True):
-            np.testing.assert_array_equal(image, dataset.load_spectrogram(spectrograms_path, key))
+    assert len(images) == len(expected) > 0
+    for image, key in zip(images, expected, strict=True):
+        np.testing.assert_array_equal(image, dataset.load_spectrogram(spectrograms_path, key))
 
 
 @pytest.mark.parametrize("flags", [("--temperature", "-1"), ("--compose", "0"), ("--sample", "0")])
@@ -700,10 +526,10 @@ def test_impossible_numbers_are_refused(trained, capsys, flags):
     assert "must be at least" in capsys.readouterr().err
 
 
-def test_damaged_latents_are_named(tmp_path):
-    (tmp_path / "latents.npz").write_bytes(b"rubbish")
+def test_damaged_tracks_are_named(tmp_path):
+    (tmp_path / "tracks.npz").write_bytes(b"rubbish")
 
-    with pytest.raises(UserError, match=r"latents\.npz is damaged"):
+    with pytest.raises(UserError, match=r"tracks\.npz is damaged"):
         TrainingTracks.load(tmp_path)
 
 

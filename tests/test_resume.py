@@ -135,6 +135,7 @@ def test_a_killed_run_resumes_and_ends_as_if_unbroken(folder, capsys, sent):
     np.testing.assert_allclose(rows, unbroken, atol=1e-6)
 
 
+@pytest.mark.real_prior
 def test_resume_of_a_finished_run_changes_nothing(folder, capsys):
     before = read_all(folder / "model")
 
@@ -142,7 +143,7 @@ def test_resume_of_a_finished_run_changes_nothing(folder, capsys):
 
     assert "epoch " not in capsys.readouterr().out
     after = read_all(folder / "model")
-    for name in ("history.csv", "checkpoint.npz", "latents.npz", "parameters.json"):
+    for name in ("history.csv", "checkpoint.npz", "tracks.npz", "prior.npz", "parameters.json"):
         assert after[name] == before[name], name
 
 
@@ -212,7 +213,7 @@ def test_a_model_that_is_replaced_is_whole_or_not_there(folder, monkeypatch, n_r
         run_training(folder, "model", *flags)
     monkeypatch.undo()
 
-    names = ("parameters.json", "model.weights.h5", "settings.json", "latents.npz", "split.json")
+    names = ("parameters.json", "model.weights.h5", "settings.json", "tracks.npz", "split.json")
     after = read_all(folder / "model")
     if n_replaced is None:
         assert all(after[name] == before[name] for name in names)
@@ -296,10 +297,12 @@ def test_two_processes_write_the_model_of_one_and_resume_together(folder):
 
     rows = read_csv(folder / "together" / "history.csv")
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
-    assert len(np.load(folder / "together" / "latents.npz")["tracks"]) == 6
+    assert len(np.load(folder / "together" / "tracks.npz")["tracks"]) == 6
     assert list((folder / "together" / "logs").glob("events*"))
     # The last weights, for the best may be the start's.
-    together, alone = (Checkpoint.load(folder / model) for model in ("together", "alone"))
+    together, alone = (
+        Checkpoint.load(folder / model / "checkpoint.npz") for model in ("together", "alone")
+    )
     assert_close(together.state, alone.state)
     assert_close(together.best, alone.best)
 
@@ -320,15 +323,15 @@ def test_a_damaged_checkpoint_is_named(folder):
     path.write_bytes(path.read_bytes()[:-40])
 
     with pytest.raises(UserError, match=r"checkpoint\.npz is damaged"):
-        Checkpoint.load(folder / "model")
+        Checkpoint.load(path)
 
 
 def test_a_checkpoint_reads_back(tmp_path):
     best, state = [np.eye(2), np.arange(3)], [np.ones(index) for index in range(12)]
     row = {"epoch": 0, "loss": 0.5, "val_loss": 0.25, "learning_rate": 0.0}
 
-    Checkpoint({"seed": 0}, [row], best, state).save(tmp_path)
-    checkpoint = Checkpoint.load(tmp_path)
+    Checkpoint({"seed": 0}, [row], best, state).save(tmp_path / "a.npz")
+    checkpoint = Checkpoint.load(tmp_path / "a.npz")
 
     assert (checkpoint.run, checkpoint.rows) == ({"seed": 0}, [row])
     for written, read in ((best, checkpoint.best), (state, checkpoint.state)):

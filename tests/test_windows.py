@@ -111,7 +111,7 @@ def test_pieces_without_a_seed_are_in_the_ranges_of_their_tracks():
 
 
 def test_a_track_is_cut_across_its_pieces():
-    image = make_ramps().cut_track(0, 3, 17)
+    image = make_ramps().cut_track(0, np.arange(3, 17))
 
     assert image.shape == (4, 14, 1)
     np.testing.assert_allclose(image[0, :, 0], 1 - np.arange(16, 2, -1) / 40, atol=ATOL)

@@ -9,7 +9,6 @@ Out: lines on stdout; model/checkpoint.npz.
 import datetime
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -129,17 +128,17 @@ class BestWeights(keras.callbacks.Callback):
 
 
 class SaveCheckpoint(keras.callbacks.Callback):
-    """Writes checkpoints into the model folder, the last one when the last epoch ends.
+    """Writes checkpoints, the last one when the last epoch ends.
 
     Args:
-        folder: the model folder.
+        path: of the file.
         run: all that the weights depend on, for JSON.
         history, best: the History and BestWeights of the run.
     """
 
-    def __init__(self, folder, run, history, best):
+    def __init__(self, path, run, history, best):
         super().__init__()
-        self.folder = Path(folder)
+        self.path = path
         self.run = run
         self.history = history
         self.best = best
@@ -152,19 +151,17 @@ class SaveCheckpoint(keras.callbacks.Callback):
         if not is_last and started - self._saved < self._saving_s / CHECKPOINT_SHARE:
             return
         state = [keras.ops.convert_to_numpy(value) for value in list_variables(self.model)]
-        Checkpoint(self.run, self.history.rows, self.best.weights, state).save(self.folder)
+        Checkpoint(self.run, self.history.rows, self.best.weights, state).save(self.path)
         self._saved = time.perf_counter()
         self._saving_s = self._saved - started
 
 
-def make_callbacks(
-    *, patience=None, model_folder=None, run=None, checkpoint=None, tensorboard=None
-):
+def make_callbacks(*, patience=None, path=None, run=None, checkpoint=None, tensorboard=None):
     """The callbacks of a run, in the order that they depend on each other.
 
     Args:
         patience: epochs without a lower loss after which to stop, or None.
-        model_folder: where to write checkpoints, or None.
+        path: of the checkpoints to write, or None.
         run: see SaveCheckpoint.
         checkpoint: the Checkpoint that the run goes on from, or None.
         tensorboard: a further callback, or None.
@@ -174,8 +171,8 @@ def make_callbacks(
     callbacks = [StopOnNaN(), history, best]
     if tensorboard:  # before the checkpoint: a resumed run logs all epochs after that
         callbacks.append(tensorboard)
-    if model_folder is not None:
-        callbacks.append(SaveCheckpoint(model_folder, run, history, best))
+    if path is not None:
+        callbacks.append(SaveCheckpoint(path, run, history, best))
     return callbacks
 
 

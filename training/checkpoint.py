@@ -3,7 +3,7 @@
 In:  model/checkpoint.npz: numbers and a JSON text, no pickled objects.
 Out: the run's settings, its history, its best weights, and where it stood.
 
-    checkpoint = Checkpoint.load("model")
+    checkpoint = Checkpoint.load("model/checkpoint.npz")
 """
 
 import json
@@ -17,6 +17,7 @@ from support.errors import UserError
 from support.files import load_arrays, write_arrays
 
 CHECKPOINT = "checkpoint.npz"  # of a model folder that holds a run
+PRIOR_CHECKPOINT = "prior_checkpoint.npz"  # of one whose autoencoder is ready
 PARAMETERS = "parameters.json"  # of a model folder that holds a whole model
 EXTENDABLE = ("epochs", "patience")  # may change when a run is resumed
 
@@ -29,22 +30,20 @@ class Checkpoint(NamedTuple):
     best: list  # the arrays of the model with the lowest loss
     state: list  # the arrays of the model and its optimizer
 
-    def save(self, folder):
-        """Write checkpoint.npz."""
+    def save(self, path):
         arrays = {f"best_{index}": array for index, array in enumerate(self.best)}
         arrays |= {f"state_{index}": array for index, array in enumerate(self.state)}
         description = json.dumps({"run": self.run, "rows": self.rows})
-        write_arrays(Path(folder) / CHECKPOINT, description=description, **arrays)
+        write_arrays(path, description=description, **arrays)
 
     @classmethod
-    def load(cls, folder):
-        """The checkpoint in a model folder, or None if there is none.
+    def load(cls, path):
+        """The checkpoint of a path, or None if there is none.
 
         Raises:
             UserError: it is damaged.
         """
-        path = Path(folder) / CHECKPOINT
-        if not path.exists():
+        if not Path(path).exists():
             return None
         try:
             arrays = load_arrays(path)
@@ -113,7 +112,7 @@ def load_checkpoint(folder, *, resume, force):
             f"{folder} holds {kind}: add --resume to go on with it, --force to replace it, or "
             "name another --model"
         )
-    checkpoint = Checkpoint.load(folder)
+    checkpoint = Checkpoint.load(folder / CHECKPOINT)
     if not checkpoint:
         raise UserError(
             f"{folder} holds a model without a checkpoint to resume: add --force to replace it, "

@@ -1,29 +1,26 @@
 """What a run leaves beside its weights.
 
 In:  its windows, what the model makes of them, its history.
-Out: model/history.csv, history.png, latents.npz, prior.npz, texture.json, split.json; a
-     fingerprint.
+Out: model/history.csv, history.png, tracks.npz, texture.json, split.json; a fingerprint; latents.
 
-    tracks = encode_tracks(autoencoder, windows, keys, 22050)
+    tracks, latents = describe_tracks(autoencoder, windows, keys, 22050)
 """
 
-import contextlib
 import hashlib
 import json
 
 import numpy as np
 
 from support import dataset
-from support.bands import FRAMES_PER_STEP as BAND_FRAMES
 from support.bands import extract_bands
 from support.command_line import show_progress
-from support.errors import UserError
 from support.files import write_csv, write_json
-from support.prior import Prior, TrainingTracks
 from support.texture import measure_texture
+from support.tracks import TrainingTracks
 from training.splits import PARTS
 
 TEXTURE_PIECES = 100  # that the missing texture is measured on
+MAX_VARIATION = 0.06  # of a track's time and frequencies, as a logarithm: a semitone
 
 
 def make_fingerprint(parts, min_max_values):
@@ -62,46 +59,72 @@ def measure_missing_texture(reconstruct, windows, settings):
     return measure_texture(log_spectrograms, reconstructed, settings.make_extractor())
 
 
-def encode_tracks(autoencoder, windows, keys, sample_rate):
-    """The TrainingTracks of Windows.
+def describe_tracks(autoencoder, windows, keys, sample_rate):
+    """(the TrainingTracks of Windows; their latents, a list of float32 (steps, d)).
 
     Args:
         keys: str (n,), of the windows' pieces.
     """
-    width, step = windows.shape[2], autoencoder.frames_per_step
     firsts = np.unique(windows.first)
-    latents, bands, counts = [], [], []
+    latents, bands = [], []
     for first in show_progress(firsts, len(firsts), "tracks"):
-        n_frames = width * (windows.stop[first] - first)
-        n_steps = -(-n_frames // step)
-        for before, start, stop, after in autoencoder.plan_stretches(n_steps):
-            image = windows.cut_track(first, before * step, min(after * step, n_frames))
-            latents.append(autoencoder.encode(image[np.newaxis])[0][start - before : stop - before])
-            own = image[:, (start - before) * step : (stop - before) * step]
-            bands.append(extract_bands(own, sample_rate))
-        counts.append((n_steps, -(-n_frames // BAND_FRAMES)))
-    tracks = [dataset.get_track(keys[first]) for first in firsts]
-    n_steps, n_band_steps = np.array(counts).T
-    return TrainingTracks(
-        np.concatenate(latents),
-        n_steps,
-        np.rint(255 * np.concatenate(bands)).astype(np.uint8),
-        n_band_steps,
-        windows.peaks[firsts],
-        np.array(tracks),
-        np.array([*map(dataset.get_genre, tracks)]),
-    )
+        encoded, images = zip(*encode_track(autoencoder, windows, first), strict=True)
+        latents.append(np.concatenate(encoded))
+        bands.append(np.concatenate([extract_bands(image, sample_rate) for image in images]))
+    tracks = np.array([dataset.get_track(keys[first]) for first in firsts])
+    genres = np.array([*map(dataset.get_genre, tracks)])
+    counts = np.array([*map(len, bands)])
+    bands = np.rint(255 * np.concatenate(bands)).astype(np.uint8)
+    return TrainingTracks(bands, counts, windows.peaks[firsts], tracks, genres), latents
 
 
-def save_all(folder, autoencoder, settings, callbacks, texture, tracks, parts):
+def encode_tracks(autoencoder, windows, n_variations=0, seed=0):
+    """The latents of the tracks of Windows, a list of float32 (steps, d).
+
+    Args:
+        n_variations: of each track, in place of what it is; see encode_track.
+        seed: of these.
+    """
+    firsts = np.repeat(np.unique(windows.first), max(1, n_variations))
+    rng = np.random.default_rng(seed) if n_variations else None
+    return [
+        np.concatenate([latents for latents, _ in encode_track(autoencoder, windows, first, rng)])
+        for first in show_progress(firsts, len(firsts), "tracks")
+    ]
+
+
+def encode_track(autoencoder, windows, first, rng=None):
+    """Yield the latents of a track and their image, stretch by stretch.
+
+    Args:
+        first: index of the track's first piece.
+        rng: of how it is varied: a little faster or slower, higher or lower, and where its steps
+            begin; None: not at all.
+    Yields:
+        (float32 (steps, d), float32 (height, any, n_channels)).
+    """
+    step, offset, speed, pitch = autoencoder.frames_per_step, 0, 1.0, 1.0
+    n_frames = windows.shape[2] * (windows.stop[first] - windows.first[first])
+    if rng:
+        offset = rng.integers(min(step, n_frames))
+        speed, pitch = np.exp(rng.uniform(-MAX_VARIATION, MAX_VARIATION, 2))
+    n_frames = max(1, round((n_frames - offset) / speed))
+    for before, start, stop, after in autoencoder.plan_stretches(-(-n_frames // step)):
+        frames = np.arange(before * step, min(after * step, n_frames))
+        image = windows.cut_track(first, offset + speed * frames, pitch)
+        latents = autoencoder.encode(image[np.newaxis])[0][start - before : stop - before]
+        yield latents, image[:, (start - before) * step : (stop - before) * step]
+
+
+def save_all(folder, autoencoder, settings, callbacks, texture, tracks, prior, parts):
     """Write a model folder."""
     autoencoder.save(folder)
     settings.save(folder / "settings.json")
     save_history(folder, callbacks)
     texture.save(folder)
     tracks.save(folder)
-    with contextlib.suppress(UserError):  # the tracks are too short, or all alike
-        Prior.fit(tracks).save(folder)
+    if prior:
+        prior.save(folder)
     save_split(folder / "split.json", parts)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from autoencoder import keras
 from preprocess import TOP_DB
+from support.keras import choose_compilation
 from support.spectrograms import SILENCE_DB
 
 MAX_STRETCH = 0.02  # of a window's time and of a batch's frequencies, as a logarithm: up to 2 %
@@ -105,7 +106,7 @@ class Windows(keras.utils.PyDataset):
             most = np.where(is_last, np.where(is_first, EDGE_FRAMES, 0), width - 1)
             starts = starts + rng.integers(least, most + 1)
             speeds, pitches = np.exp(rng.uniform(-max_stretch, max_stretch, (2, n)))
-            levels = rng.uniform(0, 1, n)
+            levels = np.minimum(1, rng.uniform(0, 2, n))  # half are in their own range
         frames = starts[:, None] + np.rint(np.outer(speeds, np.arange(width))).astype(int)
         first, last = width * self.first[indices], width * self.stop[indices] - 1
         frames = np.clip(frames, first[:, None], last[:, None])
@@ -125,12 +126,14 @@ class Windows(keras.utils.PyDataset):
 
     def cut(self, indices):
         """The images of some pieces, float32, in the ranges of their tracks."""
-        return np.stack([self.cut_track(index, 0, self.shape[2]) for index in indices])
+        return np.stack([self.cut_track(index, np.arange(self.shape[2])) for index in indices])
 
-    def cut_track(self, index, start, stop):
-        """One image of frames of a track, counted from the start of a piece."""
-        frames = self.shape[2] * index + np.arange(start, stop)
-        gathered = self._collect(frames[np.newaxis], self.peaks[[index]], np.zeros(1), np.ones(1))
+    def cut_track(self, index, frames, pitch=1.0):
+        """One image of frames of a track, float (n,), counted from the start of a piece."""
+        frames = self.shape[2] * index + np.rint(frames).astype(int)
+        frames = np.minimum(frames, self.shape[2] * self.stop[index] - 1)
+        how = self.peaks[[index]], np.zeros(1), np.full(1, pitch)
+        gathered = self._collect(frames[np.newaxis], *how)
         return ops.convert_to_numpy(make_images(gathered, self.top_db))[0]
 
     def draw(self, count, seed):
@@ -160,7 +163,11 @@ class Windows(keras.utils.PyDataset):
     def make_model(self, autoencoder):
         """The compiled model that fit() and evaluate() give these batches to."""
         model = WindowModel(autoencoder, self.top_db)
-        model.compile(optimizer=autoencoder.model.optimizer, loss=autoencoder.model.loss)
+        model.compile(
+            optimizer=autoencoder.model.optimizer,
+            loss=autoencoder.model.loss,
+            jit_compile=choose_compilation(),
+        )
         return model
 
 

@@ -1,0 +1,99 @@
+"""What a prior learns from: windows of tracks' latents, on their way from noise.
+
+In:  a Prior, and latents of tracks.
+Out: batches for Keras.
+
+    network.fit(Sequences(prior, latents, batch_size=32, n_batches=100, seed=0))
+"""
+
+import hashlib
+
+import numpy as np
+
+from support.keras import keras
+
+STYLE_NOISE = 0.3  # of a style's deviation
+PLAIN = 0.15  # share of the sequences whose style is not told
+MASKED = 0.5  # share of the sequences of which some steps are known
+MOST_KNOWN = 0.75  # share of a sequence's steps
+
+
+class Sequences(keras.utils.PyDataset):
+    """Windows at any step of tracks, each at a random time between noise and itself.
+
+    Of some, steps at the beginning, at the end or on both sides are known. What each batch holds
+    follows from the seed, the epoch and its number.
+
+    Args:
+        prior: the Prior that standardises them.
+        latents: a list of float32 (steps, d), each of a track; one that is shorter than a window
+            is repeated.
+        batch_size: sequences.
+        n_batches: of an epoch.
+        seed: of all chance.
+        is_training: whether each epoch has other batches, and styles are varied or left out.
+    """
+
+    def __init__(self, prior, latents, batch_size, n_batches, seed, *, is_training=True):
+        super().__init__(workers=1)
+        self.window = prior.window
+        self.places = prior.standardise(np.concatenate(latents)).astype(np.float16)
+        self.n_steps = np.array([*map(len, latents)])
+        self.firsts = np.cumsum(self.n_steps) - self.n_steps
+        self.styles = np.array([*map(prior.find_style, latents)])
+        self.batch_size = batch_size
+        self.n_batches = n_batches
+        self.seed = seed
+        self.is_training = is_training
+        self.epoch = 0
+
+    @property
+    def fingerprint(self):
+        """A checksum of what the batches depend on."""
+        digest = hashlib.sha256(repr((self.window, self.batch_size, len(self), self.seed)).encode())
+        for array in (self.places, self.n_steps):
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
+
+    def __len__(self):
+        return self.n_batches
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng((self.seed, self.epoch if self.is_training else 0, index))
+        n, window = self.batch_size, self.window
+        tracks = rng.choice(len(self.n_steps), n, p=self.n_steps / self.n_steps.sum())
+        lengths = self.n_steps[tracks, np.newaxis]
+        starts = (rng.random((n, 1)) * np.maximum(1, lengths - window + 1)).astype(int)
+        steps = self.firsts[tracks, np.newaxis] + (starts + np.arange(window)) % lengths
+        places = self.places[steps].astype(np.float32)  # (n, window, d)
+        noise = rng.standard_normal(places.shape, np.float32)
+        time = 1 / (1 + np.exp(-rng.standard_normal((n, 1, 1), np.float32)))  # logit-normal
+        known = self._mask(rng)[..., np.newaxis]
+        styles = np.pad(self.styles[tracks], [(0, 0), (0, 1)], constant_values=1)
+        if self.is_training:
+            styles[:, :-1] += STYLE_NOISE * rng.standard_normal(styles[:, :-1].shape, np.float32)
+            styles *= rng.random((n, 1)) >= PLAIN
+        inputs = {
+            "place": np.where(known, places, (1 - time) * noise + time * places),
+            "given": known.astype(np.float32),
+            "style": styles[:, np.newaxis],
+            "time": time[:, :, 0],
+        }
+        is_drawn = 1 - known[..., 0].astype(np.float32)
+        return inputs, places - noise, is_drawn / is_drawn.mean()  # what is known does not count
+
+    def _mask(self, rng):
+        """Which steps are known, bool (n, window)."""
+        n, steps = self.batch_size, np.arange(self.window)
+        sides = rng.integers(1, 4, n) * (rng.random(n) < MASKED)  # bits: beginning, end
+        counts = MOST_KNOWN * self.window * rng.random((2, n)) / np.where(sides == 3, 2, 1)
+        before, after = (counts * [sides & 1, sides >> 1]).astype(int)[..., np.newaxis]
+        return (steps < before) | (steps >= self.window - after)
+
+    def make_callback(self):
+        """The callback that starts each epoch."""
+
+        def start_epoch(epoch, logs=None):
+            self.epoch = epoch
+
+        return keras.callbacks.LambdaCallback(on_epoch_begin=start_epoch)

@@ -1,13 +1,12 @@
 # make demo: environment, demo set, features, model, sound.  make test: environment, lint, all tests.
 # make quick: the tests that take under a minute together.  make fuzz: every reader, on many more
-# damaged files than make test gives it.  make mutate: changes the program in one place after
-# another, and says which changes no test notices.
+# damaged files than make test gives it.
 PYTHON ?= python3
 BIN = .venv/bin
 # Two workers, each with a file of tests at a time; BLAS threads of both would wait for each other.
 PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick lint fuzz mutate clean
+.PHONY: demo test quick lint fuzz clean
 
 FUZZ_INPUTS ?= 10000
 CHECK_PYTHON = import platform, sys; \
@@ -29,9 +28,6 @@ quick: lint
 
 fuzz: .venv/dev
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -q tests/test_fuzz.py
-
-mutate: .venv/dev
-	$(BIN)/python tests/mutate.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

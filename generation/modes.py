@@ -345,12 +345,8 @@ def follow(places, count):
 
 def find_way(sound_generator, sources, manner, rng):
     """The styles that a Manner names: (list of them, their peak in dB, their names)."""
-    prior = read_prior(sources.model)
-    if not manner.like:
-        index = prior.choose_track(rng)
-        found = [(prior.styles[index], prior.peaks[index], prior.tracks[index])]
-    else:
-        found = [find_style(sound_generator, sources, name, rng) for name in manner.like]
+    asked = manner.like or (None,)
+    found = [find_style(sound_generator, sources, name, rng) for name in asked]
     styles, peaks, names = map(list, zip(*found, strict=True))
     way, like = [np.mean(styles, axis=0)], " and ".join(names)
     if manner.toward:
@@ -360,25 +356,27 @@ def find_way(sound_generator, sources, manner, rng):
 
 
 def find_style(sound_generator, sources, name, rng):
-    """(style, peak in dB, name) of an audio file, a training track, or a random one of a genre.
+    """(style, peak in dB, name) of an audio file, a training track, or a random one of a genre or,
+    for None, of all.
 
     Raises:
         UserError: it is none of these; it lists similar ones.
     """
     prior = read_prior(sources.model)
-    if Path(name).is_file():
+    if name is not None and Path(name).is_file():
         latents, min_max = sound_generator.encode(load_song(sound_generator, sources, name))
         return prior.find_style(latents), min_max["max"], str(name)
     if name in prior.tracks:
         index = list(prior.tracks).index(name)
-    elif name in prior.genres:
-        index = prior.choose_track(rng, name)
+        style = prior.styles[index]
+    elif name is None or name in prior.genres:
+        style, index = prior.draw_style(rng, name)
     else:
         similar = list_similar(name, [*prior.genres, *prior.tracks])
         raise UserError(
             f"no audio file, genre or training track is called {name!r}, but: {similar}"
         )
-    return prior.styles[index], prior.peaks[index], prior.tracks[index]
+    return style, prior.peaks[index], prior.tracks[index]
 
 
 def reconstruct_files(sound_generator, sources, audio_files):

@@ -25,6 +25,7 @@ FILTERS = 32, 256  # of the flow, at least and at most
 CONTEXT = 0.375  # share of them, at least, that is known in a long piece
 TEMPERATURE = 0.9  # factor on the noise that is the start
 GUIDANCE = 1.5  # see Flow.draw
+STYLE_NOISE = 0.3  # of the tracks' deviation, by which a style varies
 MIN_DEVIATION = 1e-4  # of the largest: what hardly varies is not blown up
 SAME_LATENT = 1e-5  # of the largest number in any latent: more than float32 rounds
 MORE_AUDIO = "preprocess more audio and train again"  # a remedy
@@ -89,9 +90,11 @@ class Prior(NamedTuple):
         """The style of latents, float32 (d,)."""
         return self.standardise(latents).mean(axis=0) / self.style_scale
 
-    def choose_track(self, rng, genre=None):
-        """The index of a training track at random, as often as it is long.
+    def draw_style(self, rng, genre=None):
+        """A style near that of a training track, which is drawn as often as it is long.
 
+        Returns:
+            (style float32 (d,), the index of the track).
         Raises:
             UserError: no track has this genre; it lists similar ones.
         """
@@ -99,7 +102,9 @@ class Prior(NamedTuple):
         if not weights.any():
             genres = list_similar(genre, self.genres)
             raise UserError(f"no genre is called {genre!r}, but: {genres}")
-        return rng.choice(len(weights), p=weights / weights.sum())
+        index = rng.choice(len(weights), p=weights / weights.sum())
+        style = self.styles[index]
+        return style + STYLE_NOISE * rng.standard_normal(style.shape, np.float32), index
 
     def find_directions(self):
         """The main directions in which styles differ, float32 (n, d), one deviation long."""

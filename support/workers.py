@@ -8,6 +8,7 @@ Out: its results, as they are done.
 
 import concurrent.futures
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -33,33 +34,18 @@ WORKER_ENVIRONMENT = {
 }
 PARENT_CHECK_S = 0.2  # seconds between a worker's checks whether its run goes on
 WATCH_S = 5  # seconds between checks whether a cluster has workers
+TASKS_PER_THREAD = 4  # of a cluster, that are under way together
 CONNECT_S = 10  # seconds that a Dask scheduler, and then its workers, may take to answer
 
 
 @contextlib.contextmanager
-def connect(dask_scheduler):
-    """Let joblib spread its tasks over a Dask cluster, or over this machine if it is None.
+def connect_to_dask(address):
+    """A client of a Dask cluster, whose workers have this program's modules.
 
     Raises:
         UserError: dask is not installed, or the scheduler does not answer, has no workers, or ends
             too early.
     """
-    import joblib
-
-    if dask_scheduler is not None:
-        with connect_to_dask(dask_scheduler):
-            yield
-        return
-    for name, value in WORKER_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    with joblib.parallel_config("loky", initializer=follow_parent, initargs=(os.getpid(),)):
-        yield
-
-
-@contextlib.contextmanager
-def connect_to_dask(address):
-    import joblib
-
     if not DASK_ADDRESS.fullmatch(address):
         raise UserError(f"--dask_scheduler must be as in tcp://10.0.0.1:8786, got {address}")
     try:
@@ -76,7 +62,7 @@ def connect_to_dask(address):
         raise UserError(
             f"--dask_scheduler {address} does not answer: start `dask scheduler` there"
         ) from error
-    with client, joblib.parallel_config(make_dask_backend(client)):
+    with client:
         try:
             client.wait_for_workers(1, timeout=CONNECT_S)
         except OSError as error:
@@ -88,7 +74,7 @@ def connect_to_dask(address):
         is_done = threading.Event()
         threading.Thread(target=watch_workers, args=(client, is_done), daemon=True).start()
         try:
-            yield
+            yield client
         except concurrent.futures.CancelledError as error:
             raise UserError(
                 f"--dask_scheduler {address} is gone: start it again, and the same command goes on"
@@ -106,28 +92,6 @@ def watch_workers(client, is_done):
             if had_workers and not has_workers:
                 print("the cluster has no workers left: it waits for one", file=sys.stderr)
             had_workers = has_workers
-
-
-def make_dask_backend(client):
-    """joblib's backend for Dask without two faults of joblib 1.6.
-
-    It waits forever for a task whose workers died one after the other; and if the cluster has a
-    single thread, it does the work in this process instead.
-    """
-    from joblib._dask import DaskDistributedBackend
-
-    class ReportingBackend(DaskDistributedBackend):
-        def effective_n_jobs(self, n_jobs):
-            return max(2, super().effective_n_jobs(n_jobs))
-
-        def submit(self, func, callback=None):
-            future = super().submit(func, callback)
-            future.add_done_callback(
-                lambda done: callback(done.exception()) if done.exception() else None
-            )
-            return future
-
-    return ReportingBackend(client=client)
 
 
 def upload_modules(client):
@@ -150,27 +114,71 @@ def process_all(function, values, jobs, dask_scheduler=None):
     Yields:
         (name, result), in no certain order; the result is None for a name whose process died.
     """
-    import joblib
     from tqdm import tqdm
 
     if not values:
         return
+    if dask_scheduler is None:
+        results = process_here(function, values, jobs)
+    else:
+        results = process_on_dask(function, values, dask_scheduler)
+    with contextlib.closing(results):
+        yield from tqdm(results, total=len(values), unit="file", disable=None)
+
+
+def process_on_dask(function, values, address):
+    """The results of process_all() from a Dask cluster."""
+    with connect_to_dask(address) as client:
+        import distributed
+
+        n_threads = max(1, sum(client.nthreads().values()))
+        suspects = {}  # that were being worked on when processes died
+        for name, future in run_on_dask(client, function, values, TASKS_PER_THREAD * n_threads):
+            if isinstance(future.exception(), distributed.KilledWorker):
+                suspects[name] = values[name]
+            else:
+                yield name, future.result()
+        for name, future in run_on_dask(client, function, suspects, 1):
+            has_died = isinstance(future.exception(), distributed.KilledWorker)
+            yield name, None if has_died else future.result()
+
+
+def run_on_dask(client, function, values, n_together):
+    """Yield (name, its future, which is done), with at most so many futures at a time."""
+    import distributed
+
+    names, running, done = iter(values), {}, distributed.as_completed(loop=client.loop)
+    while True:
+        for name in itertools.islice(names, n_together - len(running)):
+            future = client.submit(function, name, values[name], pure=False)
+            running[future] = name
+            done.add(future)
+        if not running:
+            return
+        future = next(done)
+        yield running.pop(future), future
+
+
+def process_here(function, values, jobs):
+    """The results of process_all() from processes of this machine."""
+    import joblib
+
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     # At least two, so that a file that kills its process costs that file alone.
     jobs = max(2, joblib.cpu_count()) if jobs == -1 else jobs
     waiting = dict(values)
-    with tqdm(total=len(waiting), unit="file", disable=None) as progress, connect(dask_scheduler):
+    with joblib.parallel_config("loky", initializer=follow_parent, initargs=(os.getpid(),)):
         while waiting:
             started = []
             try:
                 for name, result in run_tasks(make_tasks(function, waiting, started), jobs):
                     del waiting[name]
-                    progress.update()
                     yield name, result
-            except list_deaths():
+            except concurrent.futures.BrokenExecutor:
                 pass  # one of the names that were started is to blame
             for name in [name for name in started if name in waiting]:
                 yield name, process_alone(function, name, waiting.pop(name))
-                progress.update()
 
 
 def make_tasks(function, values, started):
@@ -191,7 +199,7 @@ def process_alone(function, name, value):
     try:
         [(_, result)] = run_tasks(make_tasks(function, {name: value}, []), 2)
         return result
-    except list_deaths():
+    except concurrent.futures.BrokenExecutor:
         return None
 
 
@@ -233,10 +241,3 @@ def follow_parent(parent):
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def list_deaths():
-    """The exceptions that mean that a worker process died."""
-    distributed = sys.modules.get("distributed")
-    killed = [distributed.KilledWorker] if distributed else []
-    return (concurrent.futures.BrokenExecutor, *killed)

@@ -129,9 +129,6 @@ def make_local_cluster(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "CI" in os.environ, reason="joblib and Dask now and then wait for ever after a worker died"
-)
 def test_a_file_that_kills_workers_costs_that_file_alone(tmp_path, write_audio, make_local_cluster):
     for track in range(6):
         write_audio(f"{track}.wav", make_music(0.4, seed=track))

@@ -37,6 +37,7 @@ from helpers import (
     read_csv,
 )
 from support import dataset, files
+from support import prior as prior_module
 from support.errors import UserError
 from support.prior import Prior
 from support.settings import Settings
@@ -419,6 +420,7 @@ def sources(monkeypatch):
     fields = Prior.prepare(make_tracks(names, [1, 2]), [np.eye(2)] * 2)
     prior = Styles(*fields)._replace(styles=styles)
     monkeypatch.setattr(modes, "read_prior", lambda model: prior)
+    monkeypatch.setattr(prior_module, "STYLE_NOISE", 0)
     return Sources(None, None, None)
 
 

@@ -102,12 +102,12 @@ def test_tracks_are_chosen_as_often_as_they_are_long_and_of_the_genre_asked_for(
     prior = Prior.prepare(*make_walks(4, 20))._replace(n_steps=np.array([10, 30, 0, 60]))
     rng = np.random.default_rng(0)
 
-    chosen = np.bincount([prior.choose_track(rng) for _ in range(1000)])
+    chosen = np.bincount([prior.draw_style(rng)[1] for _ in range(1000)])
 
     assert chosen == pytest.approx([100, 300, 0, 600], abs=60)
-    assert {prior.choose_track(rng, "calm") for _ in range(20)} == {0}
+    assert {prior.draw_style(rng, "calm")[1] for _ in range(20)} == {0}
     with pytest.raises(UserError, match="no genre is called 'clam', but: calm"):
-        prior.choose_track(rng, "clam")
+        prior.draw_style(rng, "clam")
 
 
 def test_directions_are_those_in_which_styles_differ():

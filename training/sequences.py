@@ -11,8 +11,8 @@ import hashlib
 import numpy as np
 
 from support.keras import keras
+from support.prior import STYLE_NOISE
 
-STYLE_NOISE = 0.3  # of a style's deviation
 PLAIN = 0.15  # share of the sequences whose style is not told
 MASKED = 0.5  # share of the sequences of which some steps are known
 MOST_KNOWN = 0.75  # share of a sequence's steps

@@ -64,12 +64,11 @@ def build_app(make, keep, model, base_flags):
                 with gr.Row():
                     for component in inputs:
                         component.render()
-                trigger = functools.partial(gr.on, [each.release for each in inputs])
                 if button:
                     trigger = gr.Button(button, variant="primary").click
-                add_outputs(
-                    gr, functools.partial(keep_result, gr, keep), show, texture, inputs, trigger
-                )
+                else:
+                    trigger = functools.partial(gr.on, [slider.release for slider in inputs])
+                add_outputs(gr, keep, show, texture, inputs, trigger)
         app.load(lambda: [*make(["--sample", "1"])] and None)  # imports and compiles
     return app
 
@@ -150,7 +149,7 @@ def add_outputs(gr, keep, show, texture, inputs, trigger):
     command = gr.Textbox(label="The command that makes it again", interactive=False)
     result, kept = gr.State(), gr.Textbox(label="Kept", interactive=False)
     trigger(show, [texture, *inputs], [sound, figure, command, result])
-    gr.Button("Keep it").click(keep, result, kept)
+    gr.Button("Keep it").click(functools.partial(keep_result, gr, keep), result, kept)
 
 
 def show_sound(gr, make, settings, base_flags, to_flags, with_texture, *values):

@@ -24,9 +24,11 @@ WAIT_S = 120
 TABS = {  # {name: (button or None, seconds of its sound)}
     "New piece": ("Make", 0.3),
     "Compose": ("Compose", 3.0),
+    "Loop": ("Make a loop", 6.0),
     "Continue": ("Continue", 3.3 + 2),
+    "Fill": ("Fill", 3.3),
     "Explore": (None, 0.3),
-    "Morph": ("Morph", 0.3 * 8),
+    "Morph": ("Morph", 3.3 + 4 + 3.3),
     "Through the model": ("Send it through", 3.3),
 }
 READ_SOUND = """
@@ -125,7 +127,7 @@ def test_every_tab_makes_a_sound_that_can_be_kept(app, trained, browser, tmp_pat
     WebDriverWait(browser, WAIT_S).until(lambda b: message in b.page_source)
     for name, (button, seconds) in TABS.items():
         tab = Tab(browser, name)
-        n_uploads = {"Continue": 1, "Morph": 2, "Through the model": 1}.get(name, 0)
+        n_uploads = {"Continue": 1, "Fill": 1, "Morph": 2, "Through the model": 1}.get(name, 0)
         tab.upload([trained / "song.wav"] * n_uploads)
         if name in ("Compose", "Continue"):
             tab.set_number("number input for Seconds", 3 if name == "Compose" else 2)

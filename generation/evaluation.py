@@ -23,8 +23,8 @@ SEARCH_BLOCK = 4096  # steps of training audio, transformed together
 SEARCH_BATCH = 8  # excerpts that are searched for together
 MIN_ENERGY = 1e-3  # of the changes of an excerpt that is not silent
 MAX_COMPARED = 200  # training and held-out excerpts, at most, in sets
-VERBATIM = 0.5  # correlation above which VERBATIM_S seconds go as training audio does
-VERBATIM_S = 1.0
+VERBATIM = 0.25  # correlation above which VERBATIM_S seconds go as training audio does: of nine in
+VERBATIM_S = 1.5  # ten copies through the model, and of one in fifty excerpts of other music
 FORM_S = 20.0  # seconds of a piece that is long enough to have a form
 MIN_SET = 3  # pieces that a set needs, at least
 NEAREST = 5  # neighbours of a piece
@@ -115,18 +115,28 @@ class Evaluator:
             for track, place, similarity in zip(tracks, places, similarities, strict=True)
         ]
         name, place, similarity = origins[similarities.argmax()]
-        parts = [self._tracks.bands[step : step + self._length] for step in steps]
         figures = {
             **item.figures,
             "nearest training audio": f"{name} at {place} s",
             f"similarity to it (a copy: above {REPLAY})": similarity,
-            "copies of training audio": f"{(similarities > REPLAY).sum()} of {len(parts)} excerpts",
-            "longest verbatim run, s": self._step_s
-            * max(map(measure_run, excerpts, parts, [self._step_s] * len(parts))),
+            "copies of training audio": f"{(similarities > REPLAY).sum()} of {len(steps)} excerpts",
+            "longest verbatim run, s": self._measure_run(bands, steps, hop) * self._step_s,
         }
         if len(bands) >= self._form_length:
             self._long_excerpts += [*cut_excerpts(bands, self._form_length, self._form_length)]
         return item._replace(figures=figures, origins=origins)
+
+    def _measure_run(self, bands, places, hop):
+        """Steps of the longest run in which bands go as the training audio does at some places,
+        one for each excerpt; those that follow each other there belong together."""
+        window, longest = max(1, round(VERBATIM_S / self._step_s)), 0
+        offsets = np.array(places) - hop * np.arange(len(places))
+        for offset in np.unique(offsets):
+            (indices,) = np.nonzero(offsets == offset)
+            start, stop = hop * indices[0], hop * indices[-1] + self._length
+            others = self._tracks.bands[offset + start : offset + stop]
+            longest = max(longest, measure_run(bands[start:stop], others, window))
+        return longest
 
     def _hear(self, signal):
         """The bands of a sound."""
@@ -208,10 +218,12 @@ def cut_excerpts(bands, length, hop):
     return np.array([bands[start : start + length] for start in starts])
 
 
-def measure_run(bands, others, step_s):
-    """Steps of the longest part in which bands, (n_steps, n_bands), change as others do."""
+def measure_run(bands, others, window):
+    """Steps of the longest run of windows in which bands, (n_steps, n_bands), go as others do."""
     own, other = (measure_changes(each) for each in (bands, others))
-    window, n = max(1, round(VERBATIM_S / step_s)), min(len(own), len(other))
+    n = min(len(own), len(other))
+    if n < window:
+        return 0
     products = [(a[:n] * b[:n]).sum(axis=1) for a, b in ((own, other), (own, own), (other, other))]
     both, *energies = (np.convolve(each, np.ones(window), "valid") for each in products)
     is_same = both > VERBATIM * np.sqrt(np.maximum(energies[0] * energies[1], MIN_ENERGY**2))

@@ -326,7 +326,7 @@ def make_new(
         gap = np.flatnonzero(~known)
         sides = latents[: gap[0]], latents[gap[-1] + 1 :]
         styles = way if len(way) else [prior.find_style(side) for side in sides if len(side)]
-        style = follow(np.array(styles), len(latents))
+        style = follow(np.array(styles), len(latents)) if len(styles) > 1 else styles[0]
         return prior.fill(latents, known, style, temperature=manner.temperature, rng=rng)
 
     begin, end = gap or (0, signal.shape[-1])

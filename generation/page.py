@@ -167,7 +167,9 @@ def check_entry(entry):
         if not isinstance(player["seconds"], float):
             raise UserError(f"seconds must be a number, got {player['seconds']!r}")
     figures = dict(entry["figures"].items())
-    origins = [(str(name), float(place), float(near)) for name, place, near in entry["origins"]]
+    origins = [
+        (str(name), float(place), float(near)) for name, place, near in entry.get("origins", ())
+    ]
     texts = {"name": entry["name"], "title": entry["title"]}
     return {**texts, "players": players, "figures": figures, "origins": origins}
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from support.errors import UserError
 from support.files import load_arrays, write_arrays
-from support.flow import Flow
 
 PRIOR = "prior.npz"  # in a model folder
 WINDOW_STEPS = 64  # that are drawn together: 12 s
@@ -68,6 +67,8 @@ class Prior(NamedTuple):
         Raises:
             UserError: no two steps differ.
         """
+        from support.flow import Flow  # it takes seconds to import Keras
+
         n_steps, together = np.array([*map(len, latents)]), np.concatenate(latents)
         check_variety(together)
         mean, deviation = together.mean(axis=0), together.std(axis=0)
@@ -129,9 +130,9 @@ class Prior(NamedTuple):
         widths = [(missing // 2, missing - missing // 2), (0, 0)]
         place = np.pad(self.standardise(latents), widths)
         known = np.pad(known, widths[0])
-        style = np.broadcast_to(style, (n_steps, d))
-        style = np.concatenate([style, np.ones((n_steps, 1), np.float32)], axis=1)
-        style = np.pad(style, widths, mode="edge")
+        style = np.pad(np.atleast_2d(style), [(0, 0), (0, 1)], constant_values=1)
+        changes = len(style) > 1  # from step to step
+        style = np.pad(style, widths, mode="edge") if changes else style
         while not known.all():
             start = find_stretch(known, self.window)
             stretch = slice(start, start + self.window)
@@ -140,7 +141,7 @@ class Prior(NamedTuple):
             (drawn,) = self.flow.draw(
                 np.where(is_known, place[stretch], noise)[np.newaxis],
                 is_known[np.newaxis].astype(np.float32),
-                style[np.newaxis, stretch],
+                style[np.newaxis, stretch if changes else slice(None)],
                 known[np.newaxis, stretch],
                 guidance=guidance,
             )
@@ -162,6 +163,8 @@ class Prior(NamedTuple):
             FileNotFoundError: prior.npz does not exist.
             UserError: it is damaged, or of an earlier version.
         """
+        from support.flow import Flow
+
         path = Path(folder) / PRIOR
         if not path.is_file():
             raise FileNotFoundError(f"there is no {path}: it needs music; {MORE_AUDIO}")

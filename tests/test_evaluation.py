@@ -125,7 +125,7 @@ def test_the_longest_verbatim_run_is_that_of_what_was_copied():
 
     runs = [measure_run(bands, each, 20) for each in (others, bands, rng.random((150, 32)))]
 
-    assert runs[0] == pytest.approx(60, abs=22) and runs[1] == 200 and runs[2] == 0
+    assert 60 <= runs[0] <= 60 + 2 * 20 and runs[1] == 200 and runs[2] == 0
 
 
 def test_a_set_covers_what_it_comes_near_to():

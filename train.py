@@ -49,8 +49,8 @@ PRECISION = "auto"  # bfloat16 on a GPU that has it, else float32
 DEVICE = "auto"
 PRIOR_EPOCHS = 20
 PRIOR_BATCH_SIZE = 32  # sequences
-PRIOR_PASSES = 100  # over the latents of the tracks
-PRIOR_BATCHES = 5000  # in all, at most: 20 to 25 minutes on two cores
+PRIOR_PASSES = 300  # over the latents of the tracks
+PRIOR_BATCHES = 1000, 5000  # in all, at least and at most: 20 to 25 minutes on two cores
 PRIOR_LEARNING_RATE = 1e-3
 PRIOR_BETA_2 = 0.98  # of Adam
 PRIOR_PATIENCE = 5  # epochs
@@ -178,7 +178,9 @@ def train(
     return autoencoder
 
 
-def train_prior(tracks, latents, varied=(), held_out=(), path=None, seed=SEED):
+def train_prior(
+    tracks, latents, varied=(), held_out=(), *, epochs=PRIOR_EPOCHS, path=None, seed=SEED
+):
     """Fit a Prior to the latents of tracks.
 
     Args:
@@ -186,23 +188,26 @@ def train_prior(tracks, latents, varied=(), held_out=(), path=None, seed=SEED):
         latents: a list of float32 (steps, latent_space_dim), each of a track.
         varied: further ones, of the same tracks.
         held_out: those of other tracks.
-        path: see fit_flow.
+        epochs, path: see fit_flow.
     Returns:
-        The Prior with its best weights by what is held out, or None if no two steps differ.
+        The Prior with its best weights by what is held out, or None without epochs, or if no two
+        steps differ.
     """
     from autoencoder import keras
     from support.prior import Prior
     from training.sequences import Sequences
 
     keras.utils.set_random_seed(seed)
+    if epochs == 0:
+        return None
     try:
         prior = Prior.prepare(tracks, latents)
     except UserError as error:
         print(f"no prior: {error}", flush=True)
         return None
     n_steps = sum(map(len, latents))
-    n_batches = min(PRIOR_BATCHES, PRIOR_PASSES * n_steps / (PRIOR_BATCH_SIZE * prior.window))
-    n_batches = max(1, round(n_batches / PRIOR_EPOCHS))  # of an epoch
+    n_batches = PRIOR_PASSES * n_steps / (PRIOR_BATCH_SIZE * prior.window)
+    n_batches = math.ceil(np.clip(n_batches, *PRIOR_BATCHES) / PRIOR_EPOCHS)  # of an epoch
     x_train = Sequences(prior, [*latents, *varied], PRIOR_BATCH_SIZE, n_batches, seed)
     x_validation = None
     if held_out:
@@ -214,25 +219,26 @@ def train_prior(tracks, latents, varied=(), held_out=(), path=None, seed=SEED):
         f"{len(latents)} tracks to train on, of {len(held_out)} others to validate on",
         flush=True,
     )
-    fit_flow(prior.flow.network, x_train, x_validation, path)
+    fit_flow(prior.flow.network, x_train, x_validation, epochs, path)
     return prior
 
 
-def fit_flow(network, x_train, x_validation, path):
+def fit_flow(network, x_train, x_validation, epochs, path):
     """Fit the network of a Flow to Sequences.
 
     Args:
+        epochs: of len(x_train) batches.
         path: of its checkpoints, or None; from the one of the same Sequences it goes on.
     """
     from autoencoder import keras
     from support.keras import choose_compilation
     from training.callbacks import make_callbacks
 
-    run = {"epochs": PRIOR_EPOCHS, "patience": PRIOR_PATIENCE, "sequences": x_train.fingerprint}
+    run = {"epochs": epochs, "patience": PRIOR_PATIENCE, "sequences": x_train.fingerprint}
     checkpoint = Checkpoint.load(path) if path else None
     checkpoint = checkpoint if checkpoint and checkpoint.run == run else None
     callbacks = make_callbacks(patience=PRIOR_PATIENCE, path=path, run=run, checkpoint=checkpoint)
-    schedule = make_schedule(PRIOR_LEARNING_RATE, PRIOR_EPOCHS * len(x_train))
+    schedule = make_schedule(PRIOR_LEARNING_RATE, epochs * len(x_train))
     optimizer = keras.optimizers.AdamW(schedule, beta_2=PRIOR_BETA_2, clipnorm=1.0)
     network.compile(optimizer, "mse", jit_compile=choose_compilation())
     if checkpoint:
@@ -241,7 +247,7 @@ def fit_flow(network, x_train, x_validation, path):
         callback.x_train, callback.x_validation = x_train, x_validation
     network.fit(
         x_train,
-        epochs=PRIOR_EPOCHS,
+        epochs=epochs,
         initial_epoch=checkpoint.count_epochs() if checkpoint else 0,
         validation_data=x_validation,
         shuffle=False,  # their order is their own
@@ -309,6 +315,8 @@ def get_parser():
     add("--batch_size", default=BATCH_SIZE, help="pieces", **size)
     help_text = f"passes over the data; None: {CELLS:.0e} cells, {MAX_EPOCHS} at most"
     add("--epochs", default=EPOCHS, help=help_text, **size)
+    help_text = "of what makes new music; 0: none, which takes half of the time"
+    add("--prior_epochs", type=number(int, 0), default=PRIOR_EPOCHS, help=help_text)
     help_text = "share of the tracks to validate on"
     split = parser.add_mutually_exclusive_group()
     flag = {"type": number(float, 0, 0.9), "default": VALIDATION_SPLIT, "help": help_text}
@@ -348,6 +356,7 @@ def main(argv=None):
 def fit_and_save(options, checkpoint, is_first):
     """Train as the options say, and write the model."""
     from autoencoder import choose_architecture
+    from support.prior import PRIOR
     from training.callbacks import make_callbacks
     from training.outputs import (
         describe_tracks,
@@ -412,9 +421,12 @@ def fit_and_save(options, checkpoint, is_first):
     # The prior, and the model with it.
     if is_first:
         path = options.model / PRIOR_CHECKPOINT
-        prior = train_prior(tracks, latents, varied, held_out, path, options.seed)
+        how = {"epochs": options.prior_epochs, "path": path, "seed": options.seed}
+        prior = train_prior(tracks, latents, varied, held_out, **how)
         with replace_together(options.model, PARAMETERS) as folder:
             save_all(folder, autoencoder, settings, callbacks, texture, tracks, prior, parts)
+        if not prior:
+            (options.model / PRIOR).unlink(missing_ok=True)  # of the model before
         print(f"model in {options.model}")
     choose_distribution().wait_for_all()
 

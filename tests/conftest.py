@@ -9,10 +9,13 @@ import preprocess
 import train
 from helpers import SAMPLE_RATE
 
+QUICK = 1, 20  # batches of a prior's training
+
 
 @pytest.fixture(autouse=True)
 def quick_priors(request, monkeypatch):
     """Leaves the flow as it begins, unless a test is marked: to trace its training takes 5 s."""
+    monkeypatch.setattr(train, "PRIOR_BATCHES", QUICK)
     if "real_prior" not in request.keywords:
         monkeypatch.setattr(train, "fit_flow", lambda *_: None)
 
@@ -61,7 +64,7 @@ def trained(tmp_path_factory):
     )
     small = ["--conv_filters", "16", "32", "--latent_space_dim", "12", "--epochs", "3"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "PRIOR_PASSES", 20)
+        patch.setattr(train, "PRIOR_BATCHES", QUICK)
         train.main(
             [*helpers.name_folders(folder), *small, "--no-logs", "--validation_split", "0.2"]
         )

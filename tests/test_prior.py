@@ -44,7 +44,7 @@ pytestmark = pytest.mark.real_prior
 def walking():
     """A Prior that has learned such walks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "PRIOR_PASSES", 300)
+        patch.setattr(train, "PRIOR_BATCHES", (1, 250))
         tracks, latents = make_walks()
         return train.train_prior(tracks, latents, held_out=make_walks(2, seed=1)[1])
 
@@ -140,10 +140,8 @@ def test_a_damaged_prior_is_named(tmp_path, walking, change):
 
 
 @pytest.mark.parametrize("n_tracks, n_steps", [(2, 1), (1, 2), (4, 3)])
-def test_few_steps_are_enough_for_a_prior(monkeypatch, n_tracks, n_steps):
-    monkeypatch.setattr(train, "PRIOR_EPOCHS", 2)
-
-    prior = train.train_prior(*make_walks(n_tracks, n_steps))
+def test_few_steps_are_enough_for_a_prior(n_tracks, n_steps):
+    prior = train.train_prior(*make_walks(n_tracks, n_steps), epochs=2)
 
     assert prior.window == n_steps
     assert np.isfinite(draw(prior, 10, prior.styles[0])).all()
@@ -229,11 +227,11 @@ def test_a_new_flow_stands_still():
 def test_a_prior_whose_training_was_interrupted_goes_on_as_if_it_had_not_stopped(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(train, "PRIOR_EPOCHS", 4)
+    monkeypatch.setattr(train, "PRIOR_BATCHES", (60, 60))  # three in an epoch
     tracks, latents = make_walks(4, 80)
 
     def fit(path):
-        prior = train.train_prior(tracks, latents, held_out=latents[:1], path=path)
+        prior = train.train_prior(tracks, latents, held_out=latents[:1], epochs=4, path=path)
         return prior.flow.network.get_weights()
 
     def stop(self, epoch, logs=None):
@@ -249,5 +247,7 @@ def test_a_prior_whose_training_was_interrupted_goes_on_as_if_it_had_not_stopped
     for one, other in zip(whole, resumed, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     others = [each[::-1] for each in latents]  # which it does not go on from
-    anew = train.train_prior(tracks, others, path=tmp_path / "b.npz").flow.network.get_weights()
+    anew = train.train_prior(
+        tracks, others, epochs=4, path=tmp_path / "b.npz"
+    ).flow.network.get_weights()
     assert max(np.abs(one - other).max() for one, other in zip(whole, anew, strict=True)) > 1e-3

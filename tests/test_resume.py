@@ -49,7 +49,7 @@ BestWeights.on_epoch_begin = stop_itself
 run_script(train.main, train.IF_INTERRUPTED)
 """  # train.py, but that it sends itself a signal when its fifth epoch begins
 SMALL = ["--conv_filters", "8", "16", "--latent_space_dim", "6", "--batch_size", "2"]
-SMALL += ["--validation_split", "0.25"]
+SMALL += ["--validation_split", "0.25", "--prior_epochs", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,9 @@ def finished(tmp_path_factory):
     for track in range(8):
         soundfile.write(folder / "audio" / f"{track}.wav", make_music(1.2, seed=track), SAMPLE_RATE)
     preprocess.preprocess_folder(folder / "audio", folder / "saved_data", make_settings(), jobs=1)
-    run_training(folder, "model", "--epochs", "12", "--logs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "PRIOR_BATCHES", (1, 20))  # as conftest.py has it for each test
+        run_training(folder, "model", "--epochs", "12", "--logs")
     return folder
 
 

@@ -288,8 +288,8 @@ class SoundGenerator:
         # Of some steps beside the gap the encoder has seen that it is silent.
         margin = -(-self.autoencoder.reach // self.autoencoder.frames_per_step)
         known = np.ones(len(latents), bool)
-        until = min(len(past) + n_gap + margin, len(latents) - len(future) // 2)
-        known[max(len(past) - margin, len(past) // 2) : until] = False
+        n_before, n_after = (max(len(side) - margin, -(-len(side) // 2)) for side in (past, future))
+        known[n_before : len(known) - n_after] = False
         return latents, known, len(past), peak
 
     def _make_latents(self, n_steps):

@@ -6,10 +6,10 @@ Out: Items: sounds with names, titles and figures.
     for item in compose(sound_generator, sources, 60.0, manner=Manner(("jazz",))): ...
 """
 
+import argparse
 import functools
 import hashlib
 import itertools
-import math
 import os
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ from preprocess import check_length
 from soundgenerator import CONTEXT_S
 from support import dataset
 from support.audio import find_audio, list_audio_files
-from support.command_line import show_progress
+from support.command_line import number, show_progress
 from support.dataset import add_channel_axis
 from support.errors import UserError
 from support.files import read_json
@@ -310,7 +310,7 @@ def make_new(
         gap: its first sample and the one behind it; None: all of it.
         recorded: what to hear beside it, or None.
         way: styles that it passes through; none: those that the manner names or, if it names none,
-            those of what is known on both sides or, if nothing is, that of a training track.
+            those of what is known on both sides or, if nothing is, one near a training track's.
     """
     prior = read_prior(sources.model)
     rng = np.random.default_rng((manner.seed, *os.fsencode(f"{mode} {name}")))
@@ -319,13 +319,14 @@ def make_new(
     if not is_known:
         n_channels = sound_generator.autoencoder.input_shape[2]
         signal = np.zeros((n_channels, signal) if n_channels > 1 else signal, np.float32)
-    if not len(way) and (manner.like or manner.toward or not is_known):
+    if not way and (manner.like or manner.toward or not is_known):
         way, peak, figures["in the manner of"] = find_way(sound_generator, sources, manner, rng)
 
     def fill(latents, known):
         gap = np.flatnonzero(~known)
         sides = latents[: gap[0]], latents[gap[-1] + 1 :]
-        styles = way if len(way) else [prior.find_style(side) for side in sides if len(side)]
+        known_styles = [prior.find_style(side) for side in sides if len(side)]
+        styles = way or known_styles or [prior.draw_style(rng)[0]]
         style = follow(np.array(styles), len(latents)) if len(styles) > 1 else styles[0]
         return prior.fill(latents, known, style, temperature=manner.temperature, rng=rng)
 
@@ -432,12 +433,9 @@ def read_prior(model):
 def parse_seconds(flag, text, least=0.0):
     """The seconds of a flag; a UserError if they are none."""
     try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not least <= seconds <= MAX_SECONDS:  # nor if it is not a number
-        raise UserError(f"{flag} needs seconds from {least:g} up, got {text!r}")
-    return seconds
+        return number(float, least, MAX_SECONDS)(text)
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"{flag} needs seconds from {least:g} up, got {text!r}") from error
 
 
 def join(before, n_samples, after):

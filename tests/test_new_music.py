@@ -126,6 +126,17 @@ def test_a_loop_goes_on_where_it_is_repeated(tmp_path, trained):
     assert struct.unpack_from("<I", data, 4)[0] == len(data) - 8
 
 
+def test_a_recording_may_be_new_as_a_whole_or_too_short_to_tell_its_style(tmp_path, trained):
+    soundfile.write(tmp_path / "short.wav", make_music(0.02), SAMPLE_RATE)
+
+    run_generate(trained, tmp_path / "a", "--fill", str(trained / "song.wav"), "0", "3.3")
+    run_generate(trained, tmp_path / "b", "--continue", str(tmp_path / "short.wav"), "1")
+
+    for folder, seconds in (("a", 3.3), ("b", 1.02)):
+        (path,) = (tmp_path / folder / "new").glob("*.wav")
+        assert soundfile.info(path).duration == pytest.approx(seconds, abs=1e-3)
+
+
 def test_a_recording_is_new_between_two_times(tmp_path, trained):
     run_generate(trained, tmp_path, "--fill", str(trained / "song.wav"), "1", "2")
 

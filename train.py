@@ -355,7 +355,6 @@ def main(argv=None):
 
 def fit_and_save(options, checkpoint, is_first):
     """Train as the options say, and write the model."""
-    from autoencoder import choose_architecture
     from support.prior import PRIOR
     from training.callbacks import make_callbacks
     from training.outputs import (
@@ -377,18 +376,8 @@ def fit_and_save(options, checkpoint, is_first):
     windows = make_windows(features, parts["train"], *sizes, **drawing)
     validation = make_windows(features, parts["valid"], *sizes) if parts["valid"] else None
 
-    # The run: all that its weights depend on.
-    architecture = choose_architecture(
-        windows.shape[1:],
-        conv_filters=options.conv_filters,
-        latent_space_dim=options.latent_space_dim,
-        sample_rate=settings.sample_rate,
-        precision=choose_precision(options.precision, options.coordinator),
-    )
-    run = {**architecture, **{name: getattr(options, name) for name in RUN_FLAGS}}
-    run["epochs"] = options.epochs or choose_epochs(windows.shape)
-    run["devices"] = choose_distribution().n_devices
-    run["features"] = make_fingerprint(parts, min_max_values)
+    fingerprint = make_fingerprint(parts, min_max_values)
+    architecture, run = make_run(options, windows.shape, settings, fingerprint)
     checkpoint = checkpoint and checkpoint.continue_as(run)
 
     # The training.
@@ -412,23 +401,44 @@ def fit_and_save(options, checkpoint, is_first):
         seed=options.seed,
     )
 
-    # What is measured with it, by all processes, for they compute together.
+    # The model, by all processes, for they compute together.
     texture = measure_missing_texture(autoencoder.reconstruct, measured, settings)
     tracks, latents = describe_tracks(autoencoder, windows, parts["train"], settings.sample_rate)
-    varied = encode_tracks(autoencoder, windows, N_VARIATIONS, options.seed)
-    held_out = encode_tracks(autoencoder, validation) if validation else []
-
-    # The prior, and the model with it.
+    varied, held_out = [], []
+    if options.prior_epochs:
+        varied = encode_tracks(autoencoder, windows, N_VARIATIONS, options.seed)
+        held_out = encode_tracks(autoencoder, validation) if validation else []
     if is_first:
-        path = options.model / PRIOR_CHECKPOINT
-        how = {"epochs": options.prior_epochs, "path": path, "seed": options.seed}
-        prior = train_prior(tracks, latents, varied, held_out, **how)
+        how = {"epochs": options.prior_epochs, "path": options.model / PRIOR_CHECKPOINT}
+        prior = train_prior(tracks, latents, varied, held_out, seed=options.seed, **how)
         with replace_together(options.model, PARAMETERS) as folder:
             save_all(folder, autoencoder, settings, callbacks, texture, tracks, prior, parts)
         if not prior:
             (options.model / PRIOR).unlink(missing_ok=True)  # of the model before
         print(f"model in {options.model}")
     choose_distribution().wait_for_all()
+
+
+def make_run(options, shape, settings, fingerprint):
+    """(the Autoencoder's arguments, all that a run's weights depend on) for images of a shape.
+
+    Args:
+        fingerprint: of the pieces.
+    """
+    from autoencoder import choose_architecture
+
+    architecture = choose_architecture(
+        shape[1:],
+        conv_filters=options.conv_filters,
+        latent_space_dim=options.latent_space_dim,
+        sample_rate=settings.sample_rate,
+        precision=choose_precision(options.precision, options.coordinator),
+    )
+    run = {**architecture, **{name: getattr(options, name) for name in RUN_FLAGS}}
+    run["epochs"] = options.epochs or choose_epochs(shape)
+    run["devices"] = choose_distribution().n_devices
+    run["features"] = fingerprint
+    return architecture, run
 
 
 def load_features(saved_data):

@@ -97,27 +97,21 @@ def list_tabs(gr, prior):
             gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed", **hidden),
         ]
 
-    def tell(style, recording, temperature, seed):
-        like = recording or (style if style != ANY else None)
-        flags = ["--like", like] if like else []
-        return [*flags, "--temperature", f"{temperature:g}", "--seed", str(int(seed or 0))]
-
-    def tell_loop(length, bpm, *how):
-        return ["--loop", f"{length:g}", *(["--bpm", f"{bpm:g}"] if bpm else []), *tell(*how)]
-
-    def tell_gap(path, begin, end, *how):
-        return ["--fill", check_upload(path), f"{begin or 0:g}", f"{end or 0:g}", *tell(*how)]
-
     return [
-        ("New piece", "Make", manner(), lambda *how: ["--sample", "1", *tell(*how)]),
+        ("New piece", "Make", manner(), lambda *how: ["--sample", "1", *tell_manner(*how)]),
         (
             *("Compose", "Compose", [seconds(30), *manner()]),
-            lambda length, *how: ["--compose", f"{length:g}", *tell(*how)],
+            lambda length, *how: ["--compose", f"{length:g}", *tell_manner(*how)],
         ),
         ("Loop", "Make a loop", [seconds(6), number("Beats per minute"), *manner()], tell_loop),
         (
             *("Continue", "Continue", [upload(), seconds(10), *manner()]),
-            lambda path, more, *how: ["--continue", check_upload(path), f"{more:g}", *tell(*how)],
+            lambda path, more, *how: [
+                "--continue",
+                check_upload(path),
+                f"{more:g}",
+                *tell_manner(*how),
+            ],
         ),
         ("Fill", "Fill", [upload(), number("From", 1), number("To", 3), *manner()], tell_gap),
         (
@@ -139,6 +133,22 @@ def list_tabs(gr, prior):
             lambda path: ["--audio_files", check_upload(path)],
         ),
     ]
+
+
+def tell_manner(style, recording, temperature, seed):
+    """The flags of what new music is to be like."""
+    like = recording or (style if style != ANY else None)
+    flags = ["--like", like] if like else []
+    return [*flags, "--temperature", f"{temperature:g}", "--seed", str(int(seed or 0))]
+
+
+def tell_loop(length, bpm, *how):
+    tempo = ["--bpm", f"{bpm:g}"] if bpm else []
+    return ["--loop", f"{length:g}", *tempo, *tell_manner(*how)]
+
+
+def tell_gap(path, begin, end, *how):
+    return ["--fill", check_upload(path), f"{begin or 0:g}", f"{end or 0:g}", *tell_manner(*how)]
 
 
 def add_outputs(gr, keep, show, texture, inputs, trigger):

@@ -197,12 +197,17 @@ def read_json(path, max_bytes=MAX_JSON_BYTES):
         raise UserError(f"{path} is not a JSON file: {error}") from error
 
 
-def load_arrays(path):
+def load_arrays(path, if_missing="it is not there"):
     """{name: array} of an .npz file, without pickled objects.
 
+    Args:
+        if_missing: the remedy.
     Raises:
+        FileNotFoundError: there is no such file.
         UserError: it is damaged.
     """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no {path}: {if_missing}")
     try:
         with open(open_regular(path), "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)

@@ -166,9 +166,7 @@ class Prior(NamedTuple):
         from support.flow import Flow
 
         path = Path(folder) / PRIOR
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no {path}: it needs music; {MORE_AUDIO}")
-        arrays = load_arrays(path)
+        arrays = load_arrays(path, f"it needs music; {MORE_AUDIO}")
         try:
             flow = Flow(**json.loads(arrays.pop("flow").item()))
             n_weights = len(flow.network.weights)

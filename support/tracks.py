@@ -39,10 +39,9 @@ class TrainingTracks(NamedTuple):
             UserError: it is damaged, or of an earlier version.
         """
         path = Path(folder) / TRACKS
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no {path}: run train.py again")
+        arrays = load_arrays(path, "run train.py again")
         try:
-            tracks = cls(**load_arrays(path))
+            tracks = cls(**arrays)
             counts = {
                 len(tracks.n_steps),
                 len(tracks.peaks),

@@ -90,10 +90,10 @@ class Sequences(keras.utils.PyDataset):
         before, after = (counts * [sides & 1, sides >> 1]).astype(int)[..., np.newaxis]
         return (steps < before) | (steps >= self.window - after)
 
+    def start_epoch(self, epoch, logs=None):
+        """Choose the epoch that the batches are drawn for."""
+        self.epoch = epoch
+
     def make_callback(self):
         """The callback that starts each epoch."""
-
-        def start_epoch(epoch, logs=None):
-            self.epoch = epoch
-
-        return keras.callbacks.LambdaCallback(on_epoch_begin=start_epoch)
+        return keras.callbacks.LambdaCallback(on_epoch_begin=self.start_epoch)

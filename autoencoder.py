@@ -286,7 +286,7 @@ class Autoencoder:
         latents = self.encode(images)
         return self.decode(latents)[:, :, : images.shape[2]], latents
 
-    def plan_stretches(self, n_steps, multiple=1):
+    def plan_stretches(self, n_steps, multiple=1, reach=0):
         """Yield stretches of a long sequence of steps, in which it is encoded or decoded.
 
         Each has a margin on both sides that is as wide as what its steps depend on, so that the
@@ -294,10 +294,11 @@ class Autoencoder:
 
         Args:
             multiple: of all places but the end.
+            reach: frames, at most, that what follows depends on.
         Yields:
             (first, start, stop, last): steps start to stop, with their margins first to last.
         """
-        least_margin = -(-self.reach // self.frames_per_step)
+        least_margin = -(-(self.reach + reach) // self.frames_per_step)
         stretch, margin = (-(-n // multiple) * multiple for n in (STRETCH_STEPS, least_margin))
         for start in range(0, n_steps, stretch):
             stop = min(start + stretch, n_steps)

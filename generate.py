@@ -38,12 +38,12 @@ from generation.modes import (
 from preprocess import SAMPLE_RATE
 from support import dataset
 from support.command_line import make_parser, number, run_script, show_progress
+from support.detail import Detail
 from support.errors import UserError
 from support.files import lock, make_printable, remove_temporaries, write_atomically
 from support.memory import return_freed_memory
 from support.prior import TEMPERATURE, list_similar
 from support.settings import Settings
-from support.texture import Texture
 from support.tracks import TrainingTracks
 from training.splits import load_split
 
@@ -405,9 +405,9 @@ def get_parser():
     add("--explore", nargs="+", type=number(float, -10, 10), metavar="X", help=help_text)
     help_text = "play with the model in a browser; what is kept goes to the samples"
     add("--app", action="store_true", default=False, help=help_text)
-    help_text = "put back the scatter and the level that reconstructions lack"
+    help_text = "draw what sound loses in the autoencoder, if the model has learned to"
     yes_or_no = argparse.BooleanOptionalAction
-    add("--texture", action=yes_or_no, default=True, help=help_text)
+    add("--detail", action=yes_or_no, default=True, help=help_text)
     add("--seed", type=number(int, 0, 2**32 - 1), default=SEED, help="of all chance")
     return parser
 
@@ -449,11 +449,11 @@ def main(argv=None):
     return_freed_memory()
     autoencoder = Autoencoder.load(options.model)
     settings = Settings.load(options.model / "settings.json")
-    texture = Texture.load(options.model) if options.texture or options.app else None
+    detail = Detail.load(options.model) if options.detail or options.app else None
 
     def make_generator(options):
-        lacking = texture if options.texture else None
-        return settings.make_sound_generator(autoencoder, options.seed, lacking)
+        lost = detail if options.detail else None
+        return settings.make_sound_generator(autoencoder, options.seed, lost)
 
     def make(options, modes):
         """The Items that some options ask for."""

@@ -36,8 +36,8 @@ class SoundGenerator:
         n_samples: length of a piece; None makes it hop_length * (n_frames - 1).
         sample_rate: Hz.
         top_db: dB kept below the peak of a sound.
-        seed: of the phases that no slope implies, and of the texture.
-        texture: the Texture that the autoencoder's spectrograms lack, or None.
+        seed: of the phases that no slope implies, and of the detail.
+        detail: the Detail that the autoencoder's spectrograms lost, or None.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class SoundGenerator:
         sample_rate=SAMPLE_RATE,
         top_db=TOP_DB,
         seed=SEED,
-        texture=None,
+        detail=None,
     ):
         self.autoencoder = autoencoder
         self.hop_length = hop_length
@@ -59,7 +59,7 @@ class SoundGenerator:
         self.sample_rate = sample_rate
         self.top_db = top_db
         self.seed = seed
-        self.texture = texture
+        self.detail = detail
         self._extractor = LogSpectrogramExtractor(frame_size, hop_length, top_db=None)
         self._griffin_lim = GriffinLim(frame_size, hop_length, seed=seed)
         self._min_max_normaliser = MinMaxNormaliser(0, 1)
@@ -82,30 +82,18 @@ class SoundGenerator:
         """
         images, ranges = self.fit_images(spectrograms, min_max_values)
         reconstructed, latents = self.autoencoder.reconstruct(images)
-        signals = self.convert_spectrograms_to_audio(reconstructed, ranges, is_generated=True)
-        return signals, latents
+        images = map(self.add_detail, reconstructed)
+        return self.convert_spectrograms_to_audio(images, ranges), latents
 
-    def convert_spectrograms_to_audio(self, spectrograms, min_max_values, *, is_generated=False):
-        """The signals of normalised log spectrograms of any size; see generate().
-
-        Args:
-            is_generated: whether they came out of the autoencoder, and lack texture.
-        """
+    def convert_spectrograms_to_audio(self, spectrograms, min_max_values):
+        """The signals of normalised log spectrograms of any size; see generate()."""
         log_spectrograms = map(self.restore_log_spectrogram, spectrograms, min_max_values)
-        if is_generated:
-            log_spectrograms = map(self.add_texture, log_spectrograms)
         amplitudes = map(to_amplitude, log_spectrograms)
         return [*self._griffin_lim.invert_all(amplitudes, self.n_samples, is_extended=True)]
 
-    def add_texture(self, log_spectrogram, first_frame=0, peak=None):
-        """A generated log spectrogram of any length, in dB, with what it lacks; see Texture.
-
-        Args:
-            first_frame, peak: where it begins in a longer one, and that one's peak in dB.
-        """
-        if self.texture is None:
-            return log_spectrogram
-        return self.texture.apply(log_spectrogram, self._extractor, self.seed, first_frame, peak)
+    def add_detail(self, image, first_frame=0):
+        """An image out of the autoencoder with what it had lost; see Detail."""
+        return self.detail.add(image, self.seed, first_frame) if self.detail else image
 
     def fit_images(self, spectrograms, min_max_values):
         """Spectrograms as the autoencoder knows them: of its size, top_db from floor to peak.
@@ -188,7 +176,7 @@ class SoundGenerator:
         return np.concatenate(latents)[: self.count_steps(stop - start)], min_max
 
     def decode(self, latents, min_max):
-        """Yield the log spectrogram of latents, stretch by stretch, without texture.
+        """Yield the log spectrogram of latents with its detail, stretch by stretch.
 
         Args:
             latents: float32 (steps, latent_space_dim).
@@ -197,9 +185,11 @@ class SoundGenerator:
         """
         steps, frames = self._steps_and_frames
         padded = np.pad(latents, [(0, -len(latents) % steps), (0, 0)], mode="edge")
-        plan = [*self.autoencoder.plan_stretches(len(padded), steps)]
+        reach = self.detail.reach if self.detail else 0
+        plan = [*self.autoencoder.plan_stretches(len(padded), steps, reach)]
         for first, begin, end, last in show_progress(plan, len(plan), "decoding"):
             (image,) = self.autoencoder.decode(padded[np.newaxis, first:last])
+            image = self.add_detail(image, first * self.autoencoder.frames_per_step)
             n_frames = (last - first) * frames // steps
             log_spectrogram = self.restore_log_spectrogram(image, min_max, n_frames)
             begin, end = ((step - first) * frames // steps for step in (begin, end))
@@ -224,15 +214,14 @@ class SoundGenerator:
         return self._griffin_lim.invert_long(amplitudes, n_samples)
 
     def _make_amplitudes(self, latents, min_max, n_past=0):
-        """Yield the amplitudes of latents, but for those of the first steps, with texture."""
+        """Yield the amplitudes of latents, but for those of the first steps."""
         steps, frames = self._steps_and_frames
         n_past, first_frame = n_past * frames // steps, 0
         for part in self.decode(latents, min_max):
             new = part[:, max(0, n_past - first_frame) :]
             first_frame += part.shape[1]
             if new.shape[1]:
-                textured = self.add_texture(new, first_frame - new.shape[1], min_max["max"])
-                yield to_amplitude(textured)
+                yield to_amplitude(new)
 
     def reconstruct(self, signal):
         """A recording of any length, float32 (n_samples,) or (2, n_samples), through the model."""

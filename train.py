@@ -2,8 +2,8 @@
 
 In:  saved_data/spectrograms/**/*.npy.
 Out: model/checkpoint.npz and logs/ for TensorBoard, while it trains; at the end, all together,
-     parameters.json, model.weights.h5, settings.json, texture.json, history.csv, history.png,
-     tracks.npz, prior.npz and split.json.
+     parameters.json, model.weights.h5, settings.json, history.csv, history.png, tracks.npz,
+     detail.npz, prior.npz and split.json.
 
     python train.py --saved_data saved_data --model model --epochs 100
 """
@@ -25,6 +25,7 @@ from support.memory import keep_freed_memory
 from support.settings import Settings
 from training.checkpoint import (
     CHECKPOINT,
+    DETAIL_CHECKPOINT,
     PARAMETERS,
     PRIOR_CHECKPOINT,
     Checkpoint,
@@ -47,13 +48,16 @@ CONV_FILTERS = None  # one entry per convolution; None: chosen by the shape
 START = "pca"  # or "random"
 PRECISION = "auto"  # bfloat16 on a GPU that has it, else float32
 DEVICE = "auto"
-PRIOR_EPOCHS = 20
+FLOW_EPOCHS = 20
+FLOW_LEARNING_RATE = 1e-3
+FLOW_BETA_2 = 0.98  # of Adam
+FLOW_PATIENCE = 5  # epochs
+DETAIL_BATCH_FRAMES = 2048
+DETAIL_PASSES = 5  # over the frames of the windows
+DETAIL_BATCHES = 100, 1500  # in all, at least and at most: 8 minutes on two cores
 PRIOR_BATCH_SIZE = 32  # sequences
 PRIOR_PASSES = 300  # over the latents of the tracks
 PRIOR_BATCHES = 1000, 5000  # in all, at least and at most: 20 to 25 minutes on two cores
-PRIOR_LEARNING_RATE = 1e-3
-PRIOR_BETA_2 = 0.98  # of Adam
-PRIOR_PATIENCE = 5  # epochs
 N_VARIATIONS = 3  # of each track: a little faster or slower, higher or lower
 VALIDATION_SPLIT = 0.1  # share of the tracks
 WARM_UP = 0.05  # share of the steps
@@ -178,8 +182,37 @@ def train(
     return autoencoder
 
 
+def train_detail(autoencoder, windows, held_out=None, *, epochs=FLOW_EPOCHS, path=None, seed=SEED):
+    """Fit a Detail to what Windows lose in an autoencoder.
+
+    Args:
+        held_out: other Windows, or None.
+        epochs, path: see fit_flow.
+    Returns:
+        The Detail with its best weights by what is held out, or None without epochs.
+    """
+    from autoencoder import keras
+    from training.sequences import FrameSequences
+
+    keras.utils.set_random_seed(seed)
+    if epochs == 0:
+        return None
+    n_pieces, _, width, channels = windows.shape
+    batch_size = max(1, DETAIL_BATCH_FRAMES // (width * channels))  # windows
+    n_batches = choose_batches(DETAIL_PASSES * n_pieces / batch_size, DETAIL_BATCHES)
+    x_train = FrameSequences(None, autoencoder, windows, batch_size, n_batches, seed)
+    detail, x_validation = x_train.detail, None
+    if held_out:
+        n_checked = min(n_batches, -(-held_out.shape[0] // batch_size))
+        how = batch_size, n_checked, seed
+        x_validation = FrameSequences(detail, autoencoder, held_out, *how, is_training=False)
+    print(f"detail: {detail.flow.network.count_params():,} parameters", flush=True)
+    fit_flow(detail.flow.network, x_train, x_validation, epochs, path)
+    return detail
+
+
 def train_prior(
-    tracks, latents, varied=(), held_out=(), *, epochs=PRIOR_EPOCHS, path=None, seed=SEED
+    tracks, latents, varied=(), held_out=(), *, epochs=FLOW_EPOCHS, path=None, seed=SEED
 ):
     """Fit a Prior to the latents of tracks.
 
@@ -195,7 +228,7 @@ def train_prior(
     """
     from autoencoder import keras
     from support.prior import Prior
-    from training.sequences import Sequences
+    from training.sequences import LatentSequences
 
     keras.utils.set_random_seed(seed)
     if epochs == 0:
@@ -206,14 +239,13 @@ def train_prior(
         print(f"no prior: {error}", flush=True)
         return None
     n_steps = sum(map(len, latents))
-    n_batches = PRIOR_PASSES * n_steps / (PRIOR_BATCH_SIZE * prior.window)
-    n_batches = math.ceil(np.clip(n_batches, *PRIOR_BATCHES) / PRIOR_EPOCHS)  # of an epoch
-    x_train = Sequences(prior, [*latents, *varied], PRIOR_BATCH_SIZE, n_batches, seed)
+    batch_steps = PRIOR_BATCH_SIZE * prior.window
+    n_batches = choose_batches(PRIOR_PASSES * n_steps / batch_steps, PRIOR_BATCHES)
+    x_train = LatentSequences(prior, [*latents, *varied], PRIOR_BATCH_SIZE, n_batches, seed)
     x_validation = None
     if held_out:
-        n_checked = -(-2 * sum(map(len, held_out)) // (PRIOR_BATCH_SIZE * prior.window))
-        checked = prior, held_out, PRIOR_BATCH_SIZE, n_checked, seed
-        x_validation = Sequences(*checked, is_training=False)
+        how = PRIOR_BATCH_SIZE, -(-2 * sum(map(len, held_out)) // batch_steps), seed
+        x_validation = LatentSequences(prior, held_out, *how, is_training=False)
     print(
         f"prior: {prior.flow.network.count_params():,} parameters; {n_steps} steps of "
         f"{len(latents)} tracks to train on, of {len(held_out)} others to validate on",
@@ -221,6 +253,11 @@ def train_prior(
     )
     fit_flow(prior.flow.network, x_train, x_validation, epochs, path)
     return prior
+
+
+def choose_batches(n_batches, limits):
+    """How many batches an epoch has, if all have about so many within limits."""
+    return math.ceil(np.clip(n_batches, *limits) / FLOW_EPOCHS)
 
 
 def fit_flow(network, x_train, x_validation, epochs, path):
@@ -234,12 +271,12 @@ def fit_flow(network, x_train, x_validation, epochs, path):
     from support.keras import choose_compilation
     from training.callbacks import make_callbacks
 
-    run = {"epochs": epochs, "patience": PRIOR_PATIENCE, "sequences": x_train.fingerprint}
+    run = {"epochs": epochs, "patience": FLOW_PATIENCE, "sequences": x_train.fingerprint}
     checkpoint = Checkpoint.load(path) if path else None
     checkpoint = checkpoint if checkpoint and checkpoint.run == run else None
-    callbacks = make_callbacks(patience=PRIOR_PATIENCE, path=path, run=run, checkpoint=checkpoint)
-    schedule = make_schedule(PRIOR_LEARNING_RATE, epochs * len(x_train))
-    optimizer = keras.optimizers.AdamW(schedule, beta_2=PRIOR_BETA_2, clipnorm=1.0)
+    callbacks = make_callbacks(patience=FLOW_PATIENCE, path=path, run=run, checkpoint=checkpoint)
+    schedule = make_schedule(FLOW_LEARNING_RATE, epochs * len(x_train))
+    optimizer = keras.optimizers.AdamW(schedule, beta_2=FLOW_BETA_2, clipnorm=1.0)
     network.compile(optimizer, "mse", jit_compile=choose_compilation())
     if checkpoint:
         checkpoint.restore(network)
@@ -315,8 +352,8 @@ def get_parser():
     add("--batch_size", default=BATCH_SIZE, help="pieces", **size)
     help_text = f"passes over the data; None: {CELLS:.0e} cells, {MAX_EPOCHS} at most"
     add("--epochs", default=EPOCHS, help=help_text, **size)
-    help_text = "of what makes new music; 0: none, which takes half of the time"
-    add("--prior_epochs", type=number(int, 0), default=PRIOR_EPOCHS, help=help_text)
+    help_text = "of what draws detail and new music; 0: neither, in half of the time"
+    add("--flow_epochs", type=number(int, 0), default=FLOW_EPOCHS, help=help_text)
     help_text = "share of the tracks to validate on"
     split = parser.add_mutually_exclusive_group()
     flag = {"type": number(float, 0, 0.9), "default": VALIDATION_SPLIT, "help": help_text}
@@ -355,15 +392,10 @@ def main(argv=None):
 
 def fit_and_save(options, checkpoint, is_first):
     """Train as the options say, and write the model."""
+    from support.detail import DETAIL
     from support.prior import PRIOR
     from training.callbacks import make_callbacks
-    from training.outputs import (
-        describe_tracks,
-        encode_tracks,
-        make_fingerprint,
-        measure_missing_texture,
-        save_all,
-    )
+    from training.outputs import describe_tracks, encode_tracks, make_fingerprint, save_all
     from training.tensorboard import TensorBoard
 
     # The data.
@@ -402,19 +434,22 @@ def fit_and_save(options, checkpoint, is_first):
     )
 
     # The model, by all processes, for they compute together.
-    texture = measure_missing_texture(autoencoder.reconstruct, measured, settings)
     tracks, latents = describe_tracks(autoencoder, windows, parts["train"], settings.sample_rate)
     varied, held_out = [], []
-    if options.prior_epochs:
+    if options.flow_epochs:
         varied = encode_tracks(autoencoder, windows, N_VARIATIONS, options.seed)
         held_out = encode_tracks(autoencoder, validation) if validation else []
     if is_first:
-        how = {"epochs": options.prior_epochs, "path": options.model / PRIOR_CHECKPOINT}
-        prior = train_prior(tracks, latents, varied, held_out, seed=options.seed, **how)
+        how = {"epochs": options.flow_epochs, "seed": options.seed}
+        path = options.model / PRIOR_CHECKPOINT
+        prior = train_prior(tracks, latents, varied, held_out, path=path, **how)
+        path = options.model / DETAIL_CHECKPOINT
+        detail = train_detail(autoencoder, windows, validation, path=path, **how)
         with replace_together(options.model, PARAMETERS) as folder:
-            save_all(folder, autoencoder, settings, callbacks, texture, tracks, prior, parts)
-        if not prior:
-            (options.model / PRIOR).unlink(missing_ok=True)  # of the model before
+            save_all(folder, autoencoder, settings, callbacks, tracks, (detail, prior), parts)
+        for learned, name in ((detail, DETAIL), (prior, PRIOR)):
+            if not learned:
+                (options.model / name).unlink(missing_ok=True)  # of the model before
         print(f"model in {options.model}")
     choose_distribution().wait_for_all()
 

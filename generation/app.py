@@ -57,7 +57,7 @@ def build_app(make, keep, model, base_flags):
     settings = Settings.load(model / "settings.json")
     with gr.Blocks(title="Generative Music") as app:
         gr.Markdown(f"# Generative Music\nThe model in `{model}`, on this machine.")
-        texture = gr.Checkbox(True, label="Texture: put back the scatter that the network loses")
+        detail = gr.Checkbox(True, label="Detail: draw what the network loses")
         for name, button, inputs, to_flags in list_tabs(gr, read_prior(model)):
             show = functools.partial(show_sound, gr, make, settings, base_flags, to_flags)
             with gr.Tab(name):
@@ -68,7 +68,7 @@ def build_app(make, keep, model, base_flags):
                     trigger = gr.Button(button, variant="primary").click
                 else:
                     trigger = functools.partial(gr.on, [slider.release for slider in inputs])
-                add_outputs(gr, keep, show, texture, inputs, trigger)
+                add_outputs(gr, keep, show, detail, inputs, trigger)
         app.load(lambda: [*make(["--sample", "1"])] and None)  # imports and compiles
     return app
 
@@ -151,21 +151,21 @@ def tell_gap(path, begin, end, *how):
     return ["--fill", check_upload(path), f"{begin or 0:g}", f"{end or 0:g}", *tell_manner(*how)]
 
 
-def add_outputs(gr, keep, show, texture, inputs, trigger):
+def add_outputs(gr, keep, show, detail, inputs, trigger):
     """The lower half of a tab."""
     with gr.Row():
         sound = gr.Audio(label="Sound", interactive=False, format="wav", autoplay=True)
         figure = gr.Plot(label="Spectrogram")
     command = gr.Textbox(label="The command that makes it again", interactive=False)
     result, kept = gr.State(), gr.Textbox(label="Kept", interactive=False)
-    trigger(show, [texture, *inputs], [sound, figure, command, result])
+    trigger(show, [detail, *inputs], [sound, figure, command, result])
     gr.Button("Keep it").click(functools.partial(keep_result, gr, keep), result, kept)
 
 
-def show_sound(gr, make, settings, base_flags, to_flags, with_texture, *values):
+def show_sound(gr, make, settings, base_flags, to_flags, with_detail, *values):
     """The outputs of a tab: player, picture, command, result."""
     with show_errors(gr):
-        flags = [*to_flags(*values), *([] if with_texture else ["--no-texture"])]
+        flags = [*to_flags(*values), *([] if with_detail else ["--no-detail"])]
         item = next(iter(make(flags)))
         if isinstance(item, UserError):
             raise item

@@ -184,22 +184,15 @@ class Evaluator:
         floor) and noise (the ceiling)."""
         generator = self.sound_generator
         nominal = {"min": -generator.top_db, "max": 0.0}  # dB
-        images, ranges = generator.fit_images(self.held_out, [nominal] * len(self.held_out))
+        images, _ = generator.fit_images(self.held_out, [nominal] * len(self.held_out))
         reconstructed, _ = generator.autoencoder.reconstruct(images)
-        log_spectrograms = (
-            generator.add_texture(generator.restore_log_spectrogram(image, nominal))
-            for image in reconstructed
-        )
-        textured, _ = generator.fit_images(
-            [(each + generator.top_db) / generator.top_db for each in log_spectrograms], ranges
-        )
         rng = np.random.default_rng(0)
         noise = (rng.standard_normal(generator.n_samples, np.float32) for _ in self.held_out)
         starts = choose_evenly(max(1, len(self._tracks.bands) - self._length))
         pieces = [self._tracks.bands[start : start + self._length] / 255 for start in starts]
         sets = {
             "new pieces": self._excerpts,
-            "reconstructions": self._extract_all(textured),
+            "reconstructions": self._extract_all(map(generator.add_detail, reconstructed)),
             "training pieces": pieces,
             "noise": [self._hear(each)[: self._length] for each in noise],
         }

@@ -154,8 +154,8 @@ def compare_pieces(sound_generator, recordings, spectrograms, min_max_values, ke
             "original": generator.restore_log_spectrogram(
                 spectrograms[index], min_max_values[index]
             ),
-            "generated": generator.add_texture(
-                generator.restore_log_spectrogram(generated[index], ranges[index])
+            "generated": generator.restore_log_spectrogram(
+                generator.add_detail(generated[index]), ranges[index]
             ),
         }
         figures = {"image error": float(np.square(generated[index] - images[index]).mean())}

@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ MIN_MAX_VALUES_NAME = "min_max_values.pkl"
 MAX_NAME_BYTES = 255  # of a file name, on most file systems
 UNSAFE_KEY = re.compile(r"^$|\0|^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
 FEATURE_NAME = re.compile(r"(?P<track>.+)\.\d{3,}\.npy", re.DOTALL)
+PARSING = threading.Lock()  # Python 3.11's parser, which NumPy reads headers with, can fail beside
+# another thread's ("AST constructor recursion depth mismatch")
 
 
 def get_settings_path(saved_data):
@@ -152,7 +155,7 @@ def load_array(path):
     """The array in an .npy file, mapped, so that a header that lies takes no memory."""
     os.close(open_regular(path))
     try:
-        with np.errstate(over="raise"):  # of the sides that a header gives
+        with PARSING, np.errstate(over="raise"):  # of the sides that a header gives
             return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a damaged header can raise many kinds
         raise UserError("is damaged") from error

@@ -1,9 +1,9 @@
 """A flow: a network that draws sequences, given what is known of them.
 
 In:  noise, what is given at each step, and a style.
-Out: sequences, float32 (n, steps, n_drawn).
+Out: sequences, float32 (n, steps, n_drawn); the file of what has learned with a flow.
 
-    flow = Flow(n_drawn=128, n_given=1, n_style=129, filters=256)
+    flow = Flow(n_drawn=128, n_given=1, n_style=129, filters=256, dilations=(1, 2, 4))
     sequences = flow.draw(noise, given, style, known)
 
 Rectified flow (Liu et al. 2022, Lipman et al. 2022): on the straight lines from noise, at time 0,
@@ -11,14 +11,16 @@ to data, at time 1, the network has learned the mean velocity at each place and 
 """
 
 import dataclasses
+import json
 
 import numpy as np
 
+from support.errors import UserError
+from support.files import load_arrays, write_arrays
 from support.keras import keras
 
 layers, ops = keras.layers, keras.ops
 
-DILATIONS = (1, 2, 4, 8, 4, 2)  # of a block each: 42 steps to either side are seen
 N_EULER = 32  # steps from noise to data
 N_FREQUENCIES = 32  # that tell the network the time
 
@@ -30,7 +32,7 @@ class Flow:
     Args:
         n_drawn: numbers drawn at each step.
         n_given: numbers that are given at each step.
-        n_style: numbers of a style, which a sequence has as a whole or at each step.
+        n_style: numbers of a style, which a sequence has as a whole or at each step; 0: none.
         filters: of each convolution.
         dilations: steps from tap to tap, of a block of two convolutions each.
     """
@@ -39,19 +41,22 @@ class Flow:
     n_given: int
     n_style: int
     filters: int
-    dilations: tuple = DILATIONS
+    dilations: tuple
 
     def __post_init__(self):
         self.dilations = tuple(self.dilations)
         place = keras.Input((None, self.n_drawn), name="place")
         given = keras.Input((None, self.n_given), name="given")
-        style = keras.Input((None, self.n_style), name="style")
         time = keras.Input((1,), name="time")
         frequencies = np.geomspace(1, 1000, N_FREQUENCIES, dtype=np.float32)
         angles = layers.Reshape((1, N_FREQUENCIES))(time * frequencies)
         waves = layers.Concatenate()([ops.sin(angles), ops.cos(angles)])
         how = layers.Dense(self.filters)(layers.Dense(self.filters, "silu")(waves))
-        how = layers.Activation("silu")(how + layers.Dense(self.filters)(style))
+        inputs = {"place": place, "given": given, "time": time}
+        if self.n_style:
+            inputs["style"] = keras.Input((None, self.n_style), name="style")
+            how = how + layers.Dense(self.filters)(inputs["style"])
+        how = layers.Activation("silu")(how)
         # Scales and shifts of what each convolution sees, 0 at first.
         n_convs = 2 * len(self.dilations)
         changes = layers.Dense(2 * n_convs * self.filters, kernel_initializer="zeros")(how)
@@ -62,7 +67,6 @@ class Flow:
             x = x + self._convolve(y, next(changes), next(changes), dilation, "zeros")
         x = layers.LayerNormalization()(x)
         velocity = layers.Dense(self.n_drawn, kernel_initializer="zeros", name="velocity")(x)
-        inputs = {"place": place, "given": given, "style": style, "time": time}
         self.network = keras.Model(inputs, velocity, name="flow")
 
     def _convolve(self, x, scale, shift, dilation, initializer="glorot_uniform"):
@@ -73,18 +77,23 @@ class Flow:
         return layers.Conv1D(self.filters, 3, dilation_rate=dilation, **options)(x)
 
     @property
+    def reach(self):
+        """Steps to either side that a velocity depends on."""
+        return 2 * sum(self.dilations)
+
+    @property
     def parameters(self):
         """The constructor's arguments by name."""
         return dataclasses.asdict(self)
 
-    def draw(self, noise, given, style, known=None, *, n_euler=N_EULER, guidance=1.0):
+    def draw(self, noise, given, style=None, known=None, *, n_euler=N_EULER, guidance=1.0):
         """Sequences that go with what is given.
 
         Args:
             noise: float32 (n, steps, n_drawn): standard normal, or less for what is more typical;
                 where steps are known, these.
             given: float32 (n, steps, n_given).
-            style: float32 (n, 1 or steps, n_style); zeros: none.
+            style: float32 (n, 1 or steps, n_style); zeros: none; None for a flow without styles.
             known: bool (n, steps), which stay; None: none.
             guidance: how much further than without the style the velocity goes towards it: 1 is
                 as learned (Ho and Salimans 2022).
@@ -107,6 +116,34 @@ class Flow:
 
     def _measure_velocity(self, place, given, style, time):
         place = np.tile(place, (len(given) // len(place), 1, 1))
-        inputs = {"place": place, "given": given, "style": style}
+        inputs = {"place": place, "given": given}
         inputs["time"] = np.full((len(place), 1), time, np.float32)
+        if self.n_style:
+            inputs["style"] = style
         return self.network.predict_on_batch(inputs)
+
+
+def save_learned(path, learned):
+    """Write a NamedTuple that has a Flow and arrays."""
+    arrays = {f"weight_{i}": w for i, w in enumerate(learned.flow.network.get_weights())}
+    arrays |= {name: value for name, value in learned._asdict().items() if name != "flow"}
+    write_arrays(path, flow=json.dumps(learned.flow.parameters), **arrays)
+
+
+def load_learned(kind, path, if_missing="it is not there"):
+    """The NamedTuple of a kind that save_learned() wrote.
+
+    Raises:
+        FileNotFoundError: there is none; if_missing is the remedy.
+        UserError: it is damaged, or of an earlier version.
+    """
+    arrays = load_arrays(path, if_missing)
+    try:
+        flow = Flow(**json.loads(arrays.pop("flow").item()))
+        n_weights = len(flow.network.weights)
+        flow.network.set_weights([arrays.pop(f"weight_{i}") for i in range(n_weights)])
+        return kind(flow, **arrays)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged, or of another version ({error!r}): run train.py again"
+        ) from error

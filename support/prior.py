@@ -8,7 +8,6 @@ Out: all of them; model/prior.npz.
 """
 
 import difflib
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from support.errors import UserError
-from support.files import load_arrays, write_arrays
 
 PRIOR = "prior.npz"  # in a model folder
 WINDOW_STEPS = 64  # that are drawn together: 12 s
 FILTERS = 32, 256  # of the flow, at least and at most
+DILATIONS = (1, 2, 4, 8, 4, 2)  # of a block each: 42 steps to either side are seen
 CONTEXT = 0.375  # share of them, at least, that is known in a long piece
 TEMPERATURE = 0.9  # factor on the noise that is the start
 GUIDANCE = 1.5  # see Flow.draw
@@ -77,7 +76,7 @@ class Prior(NamedTuple):
         d, window = len(mean), int(min(WINDOW_STEPS, np.median(n_steps)))
         nothing = np.ones(d, np.float32), np.empty((0, d), np.float32)
         whose = tracks.tracks, tracks.genres, n_steps, tracks.peaks
-        flow = Flow(d, 1, d + 1, choose_filters(len(together)))
+        flow = Flow(d, 1, d + 1, choose_filters(len(together)), DILATIONS)
         prior = cls(flow, window, mean, scale, *nothing, *whose)
         styles = np.array([*map(prior.find_style, latents)])
         style_scale = np.maximum(styles.std(axis=0), MIN_DEVIATION)
@@ -151,9 +150,9 @@ class Prior(NamedTuple):
 
     def save(self, folder):
         """Write prior.npz."""
-        arrays = {f"weight_{i}": w for i, w in enumerate(self.flow.network.get_weights())}
-        arrays |= {name: value for name, value in self._asdict().items() if name != "flow"}
-        write_arrays(Path(folder) / PRIOR, flow=json.dumps(self.flow.parameters), **arrays)
+        from support.flow import save_learned
+
+        save_learned(Path(folder) / PRIOR, self)
 
     @classmethod
     def load(cls, folder):
@@ -163,19 +162,9 @@ class Prior(NamedTuple):
             FileNotFoundError: prior.npz does not exist.
             UserError: it is damaged, or of an earlier version.
         """
-        from support.flow import Flow
+        from support.flow import load_learned
 
-        path = Path(folder) / PRIOR
-        arrays = load_arrays(path, f"it needs music; {MORE_AUDIO}")
-        try:
-            flow = Flow(**json.loads(arrays.pop("flow").item()))
-            n_weights = len(flow.network.weights)
-            flow.network.set_weights([arrays.pop(f"weight_{i}") for i in range(n_weights)])
-            return cls(flow, int(arrays.pop("window")), **arrays)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path} is damaged, or of another version ({error!r}): run train.py again"
-            ) from error
+        return load_learned(cls, Path(folder) / PRIOR, f"it needs music; {MORE_AUDIO}")
 
 
 def choose_filters(n_steps):

@@ -106,7 +106,7 @@ class Settings:
         parts = self.make_loader(), Padder(), self.make_extractor(), MinMaxNormaliser(0, 1), saver
         return PreprocessingPipeline(*parts, segments=self.segments, **options)
 
-    def make_sound_generator(self, autoencoder, seed=0, texture=None):
+    def make_sound_generator(self, autoencoder, seed=0, detail=None):
         from soundgenerator import SoundGenerator
 
         return SoundGenerator(
@@ -117,7 +117,7 @@ class Settings:
             sample_rate=self.sample_rate,
             top_db=self.top_db,
             seed=seed,
-            texture=texture,
+            detail=detail,
         )
 
     def save(self, path):

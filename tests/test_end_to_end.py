@@ -10,7 +10,7 @@ from support import command_line
 
 SMALL = ["--frame_size", "256", "--hop_length", "64", "--duration", "0.5", "--jobs", "1"]
 QUICK = ["--epochs", "2", "--conv_filters", "4", "16", "16", "--latent_space_dim", "8"]
-QUICK += ["--prior_epochs", "1"]
+QUICK += ["--flow_epochs", "1"]
 
 
 @pytest.fixture

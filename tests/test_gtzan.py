@@ -219,6 +219,7 @@ def test_train_learns_from_one_part_and_keeps_another(
     capfd.readouterr()
 
     flags = ["--saved_data", "saved", "--epochs", "1", "--split", str(SPLIT), "--no-logs"]
+    flags += ["--flow_epochs", "0"]
     train.main([*flags, "--conv_filters", "4", "8", "--latent_space_dim", "4"])
 
     printed = capfd.readouterr().out

@@ -505,17 +505,19 @@ def test_new_music_needs_tracks_that_differ(tmp_path):
         next(tour_components(None, Sources(tmp_path, None, None), 3, manner=Manner()))
 
 
-def test_a_model_without_texture_makes_music_without_it(tmp_path, trained):
+def test_a_model_without_detail_makes_music_without_it(tmp_path, trained):
     shutil.copytree(trained / "model", tmp_path / "model")
-    (tmp_path / "model" / "texture.json").unlink()
-    samples = tmp_path / "samples"
-    flags = ["--model", str(tmp_path / "model"), "--samples", str(samples), "--explore", "1"]
+    sounds = []
+    for flags in ([], ["--no-detail"], []):
+        samples = tmp_path / f"samples{len(sounds)}"
+        folders = ["--model", str(tmp_path / "model"), "--samples", str(samples)]
+        generate.main([*folders, "--explore", "1", *flags])
+        (path,) = (samples / "new").glob("explore-*.wav")
+        sounds.append(path.read_bytes())
+        if flags:
+            (tmp_path / "model" / "detail.npz").unlink()
 
-    with pytest.raises(FileNotFoundError, match="or add --no-texture"):
-        generate.main(flags)
-    generate.main([*flags, "--no-texture"])
-
-    assert len([*(samples / "new").glob("explore-*.wav")]) == 1
+    assert sounds[0] != sounds[1] and sounds[1] == sounds[2]
 
 
 def test_pieces_that_were_not_trained_on_are_held_out(trained):

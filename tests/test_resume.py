@@ -49,7 +49,7 @@ BestWeights.on_epoch_begin = stop_itself
 run_script(train.main, train.IF_INTERRUPTED)
 """  # train.py, but that it sends itself a signal when its fifth epoch begins
 SMALL = ["--conv_filters", "8", "16", "--latent_space_dim", "6", "--batch_size", "2"]
-SMALL += ["--validation_split", "0.25", "--prior_epochs", "1"]
+SMALL += ["--validation_split", "0.25", "--flow_epochs", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,7 @@ def finished(tmp_path_factory):
     for track in range(8):
         soundfile.write(folder / "audio" / f"{track}.wav", make_music(1.2, seed=track), SAMPLE_RATE)
     preprocess.preprocess_folder(folder / "audio", folder / "saved_data", make_settings(), jobs=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "PRIOR_BATCHES", (1, 20))  # as conftest.py has it for each test
-        run_training(folder, "model", "--epochs", "12", "--logs")
+    run_training(folder, "model", "--epochs", "12", "--logs")
     return folder
 
 
@@ -137,7 +135,6 @@ def test_a_killed_run_resumes_and_ends_as_if_unbroken(folder, capsys, sent):
     np.testing.assert_allclose(rows, unbroken, atol=1e-6)
 
 
-@pytest.mark.real_prior
 def test_resume_of_a_finished_run_changes_nothing(folder, capsys):
     before = read_all(folder / "model")
 
@@ -145,7 +142,7 @@ def test_resume_of_a_finished_run_changes_nothing(folder, capsys):
 
     assert "epoch " not in capsys.readouterr().out
     after = read_all(folder / "model")
-    for name in ("history.csv", "checkpoint.npz", "tracks.npz", "prior.npz", "parameters.json"):
+    for name in ("history.csv", "checkpoint.npz", "tracks.npz", "parameters.json"):
         assert after[name] == before[name], name
 
 
@@ -191,7 +188,7 @@ def test_a_run_is_replaced_only_when_asked(folder, kept):
     assert read_all(folder) == before
 
 
-@pytest.mark.parametrize("n_replaced", [None, 0, 1, 3])
+@pytest.mark.parametrize("n_replaced", [None, 0, 3])
 def test_a_model_that_is_replaced_is_whole_or_not_there(folder, monkeypatch, n_replaced):
     def stop(self, epoch, logs=None):
         raise KeyboardInterrupt

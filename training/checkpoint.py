@@ -18,6 +18,7 @@ from support.files import load_arrays, write_arrays
 
 CHECKPOINT = "checkpoint.npz"  # of a model folder that holds a run
 PRIOR_CHECKPOINT = "prior_checkpoint.npz"  # of one whose autoencoder is ready
+DETAIL_CHECKPOINT = "detail_checkpoint.npz"  # of one whose prior is ready, too
 PARAMETERS = "parameters.json"  # of a model folder that holds a whole model
 EXTENDABLE = ("epochs", "patience")  # may change when a run is resumed
 

@@ -1,7 +1,7 @@
 """What a run leaves beside its weights.
 
 In:  its windows, what the model makes of them, its history.
-Out: model/history.csv, history.png, tracks.npz, texture.json, split.json; a fingerprint; latents.
+Out: model/history.csv, history.png, tracks.npz, split.json; a fingerprint; latents.
 
     tracks, latents = describe_tracks(autoencoder, windows, keys, 22050)
 """
@@ -15,11 +15,9 @@ from support import dataset
 from support.bands import extract_bands
 from support.command_line import show_progress
 from support.files import write_csv, write_json
-from support.texture import measure_texture
 from support.tracks import TrainingTracks
 from training.splits import PARTS
 
-TEXTURE_PIECES = 100  # that the missing texture is measured on
 MAX_VARIATION = 0.06  # of a track's time and frequencies, as a logarithm: a semitone
 
 
@@ -39,24 +37,6 @@ def save_history(folder, callbacks):
     (rows,) = (callback.rows for callback in callbacks if isinstance(callback, History))
     write_csv(folder / "history.csv", rows[0].keys(), [row.values() for row in rows])
     plot_history(folder / "history.png", rows)
-
-
-def measure_missing_texture(reconstruct, windows, settings):
-    """The Texture that the reconstructions of some of these Windows' pieces lack.
-
-    Args:
-        reconstruct: as Autoencoder.reconstruct.
-    """
-    n = windows.shape[0]
-    chosen = np.unique(np.linspace(0, n - 1, TEXTURE_PIECES).astype(int))
-    images = windows.cut(chosen)
-    peaks = windows.peaks[chosen].astype(float)
-    ranges = [{"min": peak - windows.top_db, "max": peak} for peak in peaks]
-    restore = settings.make_sound_generator(None).restore_log_spectrogram
-    log_spectrograms, reconstructed = (
-        [*map(restore, kind, ranges)] for kind in (images, reconstruct(images)[0])
-    )
-    return measure_texture(log_spectrograms, reconstructed, settings.make_extractor())
 
 
 def describe_tracks(autoencoder, windows, keys, sample_rate):
@@ -116,15 +96,14 @@ def encode_track(autoencoder, windows, first, rng=None):
         yield latents, image[:, (start - before) * step : (stop - before) * step]
 
 
-def save_all(folder, autoencoder, settings, callbacks, texture, tracks, prior, parts):
+def save_all(folder, autoencoder, settings, callbacks, tracks, flows, parts):
     """Write a model folder."""
     autoencoder.save(folder)
     settings.save(folder / "settings.json")
     save_history(folder, callbacks)
-    texture.save(folder)
     tracks.save(folder)
-    if prior:
-        prior.save(folder)
+    for learned in filter(None, flows):
+        learned.save(folder)
     save_split(folder / "split.json", parts)
 
 

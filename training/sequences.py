@@ -1,46 +1,40 @@
-"""What a prior learns from: windows of tracks' latents, on their way from noise.
+"""What flows learn from: sequences on their way from noise.
 
-In:  a Prior, and latents of tracks.
+In:  a Prior and latents of tracks, or a Detail and Windows.
 Out: batches for Keras.
 
-    network.fit(Sequences(prior, latents, batch_size=32, n_batches=100, seed=0))
+    network.fit(LatentSequences(prior, latents, batch_size=32, n_batches=100, seed=0))
 """
 
 import hashlib
 
 import numpy as np
 
+from support.detail import Detail, to_frames
 from support.keras import keras
 from support.prior import STYLE_NOISE
+from training.windows import make_images
 
 PLAIN = 0.15  # share of the sequences whose style is not told
 MASKED = 0.5  # share of the sequences of which some steps are known
 MOST_KNOWN = 0.75  # share of a sequence's steps
+N_PREPARED = 128  # windows that a Detail is prepared with
 
 
 class Sequences(keras.utils.PyDataset):
-    """Windows at any step of tracks, each at a random time between noise and itself.
+    """Sequences, each at a random time between noise and itself.
 
-    Of some, steps at the beginning, at the end or on both sides are known. What each batch holds
-    follows from the seed, the epoch and its number.
+    What each batch holds follows from the seed, the epoch and its number.
 
     Args:
-        prior: the Prior that standardises them.
-        latents: a list of float32 (steps, d), each of a track; one that is shorter than a window
-            is repeated.
         batch_size: sequences.
         n_batches: of an epoch.
         seed: of all chance.
-        is_training: whether each epoch has other batches, and styles are varied or left out.
+        is_training: whether each epoch has other batches.
     """
 
-    def __init__(self, prior, latents, batch_size, n_batches, seed, *, is_training=True):
+    def __init__(self, batch_size, n_batches, seed, is_training=True):
         super().__init__(workers=1)
-        self.window = prior.window
-        self.places = prior.standardise(np.concatenate(latents)).astype(np.float16)
-        self.n_steps = np.array([*map(len, latents)])
-        self.firsts = np.cumsum(self.n_steps) - self.n_steps
-        self.styles = np.array([*map(prior.find_style, latents)])
         self.batch_size = batch_size
         self.n_batches = n_batches
         self.seed = seed
@@ -50,8 +44,8 @@ class Sequences(keras.utils.PyDataset):
     @property
     def fingerprint(self):
         """A checksum of what the batches depend on."""
-        digest = hashlib.sha256(repr((self.window, self.batch_size, len(self), self.seed)).encode())
-        for array in (self.places, self.n_steps):
+        digest = hashlib.sha256(repr((self.batch_size, len(self), self.seed)).encode())
+        for array in self.list_arrays():
             digest.update(array.tobytes())
         return digest.hexdigest()[:16]
 
@@ -60,27 +54,60 @@ class Sequences(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         rng = np.random.default_rng((self.seed, self.epoch if self.is_training else 0, index))
+        places, known, inputs = self.cut(rng)
+        noise = rng.standard_normal(places.shape, np.float32)
+        time = 1 / (1 + np.exp(-rng.standard_normal((len(places), 1, 1), np.float32)))
+        place = (1 - time) * noise + time * places  # of logit-normal times
+        inputs |= {"place": np.where(known[..., np.newaxis], places, place), "time": time[:, :, 0]}
+        is_drawn = 1 - known.astype(np.float32)
+        return inputs, places - noise, is_drawn / is_drawn.mean()  # what is known does not count
+
+    def start_epoch(self, epoch, logs=None):
+        """Choose the epoch that the batches are drawn for."""
+        self.epoch = epoch
+
+    def make_callback(self):
+        """The callback that starts each epoch."""
+        return keras.callbacks.LambdaCallback(on_epoch_begin=self.start_epoch)
+
+
+class LatentSequences(Sequences):
+    """Windows at any step of tracks' latents.
+
+    Of some, steps at the beginning, at the end or on both sides are known.
+
+    Args:
+        prior: the Prior that standardises them.
+        latents: a list of float32 (steps, d), each of a track; one that is shorter than a window
+            is repeated.
+        is_training: whether styles are varied or left out, too.
+    """
+
+    def __init__(self, prior, latents, *how, is_training=True):
+        super().__init__(*how, is_training)
+        self.window = prior.window
+        self.places = prior.standardise(np.concatenate(latents)).astype(np.float16)
+        self.n_steps = np.array([*map(len, latents)])
+        self.firsts = np.cumsum(self.n_steps) - self.n_steps
+        self.styles = np.array([*map(prior.find_style, latents)])
+
+    def list_arrays(self):
+        return [np.array(self.window), self.places, self.n_steps]
+
+    def cut(self, rng):
+        """(places float32 (n, window, d), which are known bool (n, window), what else is given)."""
         n, window = self.batch_size, self.window
         tracks = rng.choice(len(self.n_steps), n, p=self.n_steps / self.n_steps.sum())
         lengths = self.n_steps[tracks, np.newaxis]
         starts = (rng.random((n, 1)) * np.maximum(1, lengths - window + 1)).astype(int)
         steps = self.firsts[tracks, np.newaxis] + (starts + np.arange(window)) % lengths
-        places = self.places[steps].astype(np.float32)  # (n, window, d)
-        noise = rng.standard_normal(places.shape, np.float32)
-        time = 1 / (1 + np.exp(-rng.standard_normal((n, 1, 1), np.float32)))  # logit-normal
-        known = self._mask(rng)[..., np.newaxis]
+        known = self._mask(rng)
         styles = np.pad(self.styles[tracks], [(0, 0), (0, 1)], constant_values=1)
         if self.is_training:
             styles[:, :-1] += STYLE_NOISE * rng.standard_normal(styles[:, :-1].shape, np.float32)
             styles *= rng.random((n, 1)) >= PLAIN
-        inputs = {
-            "place": np.where(known, places, (1 - time) * noise + time * places),
-            "given": known.astype(np.float32),
-            "style": styles[:, np.newaxis],
-            "time": time[:, :, 0],
-        }
-        is_drawn = 1 - known[..., 0].astype(np.float32)
-        return inputs, places - noise, is_drawn / is_drawn.mean()  # what is known does not count
+        given = {"given": known[..., np.newaxis].astype(np.float32), "style": styles[:, np.newaxis]}
+        return self.places[steps].astype(np.float32), known, given
 
     def _mask(self, rng):
         """Which steps are known, bool (n, window)."""
@@ -90,10 +117,38 @@ class Sequences(keras.utils.PyDataset):
         before, after = (counts * [sides & 1, sides >> 1]).astype(int)[..., np.newaxis]
         return (steps < before) | (steps >= self.window - after)
 
-    def start_epoch(self, epoch, logs=None):
-        """Choose the epoch that the batches are drawn for."""
-        self.epoch = epoch
 
-    def make_callback(self):
-        """The callback that starts each epoch."""
-        return keras.callbacks.LambdaCallback(on_epoch_begin=self.start_epoch)
+class FrameSequences(Sequences):
+    """What the frames of windows lose in an autoencoder.
+
+    Args:
+        detail: the Detail that scales it; None prepares one of these windows.
+        autoencoder: has an encode and a decode method.
+        windows: the Windows.
+        batch_size: windows.
+    """
+
+    def __init__(self, detail, autoencoder, windows, *how, is_training=True):
+        super().__init__(*how, is_training)
+        self.autoencoder, self.windows = autoencoder, windows
+        self.detail = detail or Detail.prepare(
+            *self._draw_pairs(np.random.default_rng(self.seed), N_PREPARED)
+        )
+
+    def list_arrays(self):
+        return [*self.autoencoder.model.get_weights(), self.detail.scale]
+
+    def cut(self, rng):
+        """(what frames lose, float32 (n, width, height); none are known; the rest of them)."""
+        frames, reconstructed = self._draw_pairs(rng, self.batch_size)
+        lost = (frames - reconstructed) / self.detail.scale
+        known = np.zeros(lost.shape[:2], bool)
+        return lost, known, {"given": self.detail.standardise(reconstructed)}
+
+    def _draw_pairs(self, rng, count):
+        """Frames of windows and of their reconstructions."""
+        indices = rng.integers(self.windows.shape[0], size=count)
+        how = rng if self.windows.shift else None
+        images = make_images(self.windows.gather(indices, how), self.windows.top_db)
+        images = keras.ops.convert_to_numpy(images)
+        return [*map(to_frames, (images, self.autoencoder.reconstruct(images)[0]))]

@@ -59,7 +59,7 @@ PRIOR_BATCH_SIZE = 32  # sequences
 PRIOR_PASSES = 300  # over the latents of the tracks
 PRIOR_BATCHES = 1000, 5000  # in all, at least and at most: 20 to 25 minutes on two cores
 N_VARIATIONS = 3  # of each track: a little faster or slower, higher or lower
-VALIDATION_SPLIT = 0.1  # share of the tracks
+VALIDATION_SPLIT = 0.1  # share of the pieces
 WARM_UP = 0.05  # share of the steps
 SHIFT_WINDOWS = True
 SEED = 0
@@ -354,7 +354,7 @@ def get_parser():
     add("--epochs", default=EPOCHS, help=help_text, **size)
     help_text = "of what draws detail and new music; 0: neither, in half of the time"
     add("--flow_epochs", type=number(int, 0), default=FLOW_EPOCHS, help=help_text)
-    help_text = "share of the tracks to validate on"
+    help_text = "share of the pieces to validate on"
     split = parser.add_mutually_exclusive_group()
     flag = {"type": number(float, 0, 0.9), "default": VALIDATION_SPLIT, "help": help_text}
     split.add_argument("--validation_split", **flag)
@@ -402,7 +402,7 @@ def fit_and_save(options, checkpoint, is_first):
     spectrograms_path, keys, settings, min_max_values = features = load_features(options.saved_data)
     how = options.split, options.validation_split, options.seed
     parts = split_keys(spectrograms_path, keys, *how)
-    print(f"reading {len(parts['train']) + len(parts['valid'])} pieces", flush=True)
+    print_parts(parts, settings.duration)
     sizes = options.target_shape, options.batch_size
     drawing = {"seed": options.seed, "shift": options.shift_windows}
     windows = make_windows(features, parts["train"], *sizes, **drawing)
@@ -452,6 +452,16 @@ def fit_and_save(options, checkpoint, is_first):
                 (options.model / name).unlink(missing_ok=True)  # of the model before
         print(f"model in {options.model}")
     choose_distribution().wait_for_all()
+
+
+def print_parts(parts, duration):
+    """Say how much is trained and validated on; a piece has a duration in seconds."""
+    amounts = [
+        f"{len({*map(dataset.get_track, parts[part])})} tracks ({len(parts[part])} pieces, "
+        f"{len(parts[part]) * duration / 3600:.2f} h) to {use} on"
+        for part, use in (("train", "train"), ("valid", "validate"))
+    ]
+    print(f"reading {', '.join(amounts)}", flush=True)
 
 
 def make_run(options, shape, settings, fingerprint):

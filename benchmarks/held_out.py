@@ -113,20 +113,19 @@ class SoundComparison:
         self.names = make_file_names([split.held_out_keys[i] for i in self.indices])
         self.generator = split.settings.make_sound_generator(None)
 
-    def measure(self, images, texture=None, save_dir=None):
+    def measure(self, images, detail=None, save_dir=None):
         """How near images' sounds are to the recordings.
 
         Args:
             images: float32 (n, height, width, channels), of all held-out pieces.
-            texture: the Texture that they lack, or None.
+            detail: the Detail that they lost, or None.
             save_dir: folder to write the sounds into, or None.
         Returns:
             a Nearness.
         """
-        self.generator.texture = texture
-        signals = self.generator.convert_spectrograms_to_audio(
-            images[self.indices], self.min_max_values, is_generated=True
-        )
+        self.generator.detail = detail
+        chosen = map(self.generator.add_detail, images[self.indices])
+        signals = self.generator.convert_spectrograms_to_audio(chosen, self.min_max_values)
         return self._measure_signals(signals, save_dir)
 
     def save_recordings(self, save_dir):

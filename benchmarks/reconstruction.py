@@ -22,8 +22,8 @@ import train
 from benchmarks.held_out import Nearness, SoundComparison, Split, measure_error
 from preprocess import SAVED_DATA
 from support.command_line import make_parser, number, run_script
+from support.detail import Detail
 from support.files import write_csv, write_figure
-from training.outputs import measure_missing_texture
 
 LATENT_SPACE_DIMS = (128,)
 BUDGET_S = 240.0  # of training, for each trained method and bottleneck
@@ -61,6 +61,7 @@ class Fitted(NamedTuple):
     parameters: int = 0
     operations: int = 0  # for one piece
     curve: tuple = ()  # (seconds, held-out error) over its training
+    detail: object = None  # that it has learned to draw
 
 
 def fit_mean(images):
@@ -189,6 +190,7 @@ def load_ours(model):
         0,
         autoencoder.model.count_params(),
         count_operations(autoencoder),
+        detail=Detail.load(model),
     )
 
 
@@ -256,29 +258,33 @@ def make_bounds(split, comparison):
         yield row | measure(split.x_held_out)._asdict()
 
 
-def make_row(name, fitted, split, comparison, save_dir):
-    """The errors of the held-out and of as many training pieces, the sound, and the effort.
+def make_rows(name, fitted, split, comparison, sounds):
+    """Yield the errors of the held-out and of as many training pieces, the sound, and the effort;
+    then the same with the sound of detail, if it is drawn.
 
-    Each method's sounds get the texture that its reconstructions of training pieces lack.
+    Args:
+        sounds: folder to write into, or None.
     """
     reconstructed = fitted.reconstruct(split.x_held_out)
     count = min(len(split.x_train), len(split.x_held_out))
     chosen = split.x_train[np.linspace(0, len(split.x_train) - 1, count).astype(int)]
     chosen = chosen.astype(np.float32)
-    texture = measure_missing_texture(
-        lambda images: (fitted.reconstruct(images), None), split.windows, split.settings
-    )
-    return {
+    row = {
         "method": name,
         "latent_space_dim": fitted.latent_space_dim,
         "held_out_error": measure_error(split.x_held_out, reconstructed, split.row_weights),
         "training_error": measure_error(chosen, fitted.reconstruct(chosen), split.row_weights),
-        **comparison.measure(reconstructed, texture, save_dir)._asdict(),
         "seconds": fitted.seconds,
         "steps": fitted.steps,
         "parameters": fitted.parameters,
         "operations_per_piece": fitted.operations,
     }
+    for detail in (None, fitted.detail) if fitted.detail else (None,):
+        row["method"] = f"{name}, with detail" if detail else name
+        folder = f"{row['method'].replace(',', '')} {fitted.latent_space_dim}".replace(" ", "_")
+        nearness = comparison.measure(reconstructed, detail, sounds and sounds / folder)
+        full = row | nearness._asdict()
+        yield {column: full[column] for column in COLUMNS}
 
 
 def print_row(row):
@@ -403,12 +409,9 @@ def main(argv=None):
         options.seed,
         options.model,
     ):
-        save_dir = None
-        if options.sounds:
-            save_dir = options.sounds / f"{method} {fitted.latent_space_dim}".replace(" ", "_")
-        row = make_row(method, fitted, split, comparison, save_dir)
-        print_row(row)
-        rows.append(row)
+        for row in make_rows(method, fitted, split, comparison, options.sounds):
+            print_row(row)
+            rows.append(row)
         if fitted.curve:
             curves[method, fitted.latent_space_dim] = fitted.curve
     print_speedup(curves)

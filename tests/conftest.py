@@ -9,14 +9,10 @@ import preprocess
 import train
 from helpers import SAMPLE_RATE
 
-QUICK = 1, 20  # batches of a flow's training
-
 
 @pytest.fixture(autouse=True)
 def quick_flows(request, monkeypatch):
     """Leaves the flow as it begins, unless a test is marked: to trace its training takes 5 s."""
-    for name in ("PRIOR_BATCHES", "DETAIL_BATCHES"):
-        monkeypatch.setattr(train, name, QUICK)
     if "real_flow" not in request.keywords:
         monkeypatch.setattr(train, "fit_flow", lambda *_: None)
 
@@ -65,8 +61,7 @@ def trained(tmp_path_factory):
     )
     small = ["--conv_filters", "16", "32", "--latent_space_dim", "12", "--epochs", "3"]
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("PRIOR_BATCHES", "DETAIL_BATCHES"):
-            patch.setattr(train, name, QUICK)
+        patch.setattr(train, "fit_flow", lambda *_: None)
         train.main(
             [*helpers.name_folders(folder), *small, "--no-logs", "--validation_split", "0.2"]
         )

@@ -82,7 +82,7 @@ def make_arguments(folder, model, *flags):
 def go_all_the_way(tmp_path, folder, flags):
     """Train an epoch, be interrupted, resume, and make sound; the loaded model's latents."""
     model, samples = tmp_path / "model", tmp_path / "samples"
-    flags = ["--no-logs", "--epochs", "2", "--batch_size", "4", *flags]
+    flags = ["--no-logs", "--epochs", "2", "--batch_size", "4", "--flow_epochs", "0", *flags]
     arguments = make_arguments(folder, model, *flags)
     save = Checkpoint.save
 
@@ -94,13 +94,12 @@ def go_all_the_way(tmp_path, folder, flags):
         patch.setattr(Checkpoint, "save", save_and_stop)
         train.main(arguments)
     train.main([*arguments, "--resume"])
-    for flags in (("--num_spectrograms", "1"), ("--sample", "1")):
-        generate.main(make_arguments(folder, model, "--samples", str(samples), *flags))
+    pairs = "--samples", str(samples), "--num_spectrograms", "1"
+    generate.main(make_arguments(folder, model, *pairs))
 
     assert [row["epoch"] for row in Checkpoint.load(model / "checkpoint.npz").rows] == [0, 1, 2]
-    for kind, count in (("generated", 1), ("new", 1)):
-        paths = [*(samples / kind).glob("*.wav")]
-        assert len(paths) == count and all(soundfile.read(path)[0].any() for path in paths)
+    (path,) = (samples / "generated").glob("*.wav")
+    assert soundfile.read(path)[0].any()
     loaded = autoencoder.Autoencoder.load(model)
     images = train.load_fsdd(folder / "saved_data" / "spectrograms")
     reconstructed, latents = loaded.reconstruct(images)

@@ -223,13 +223,13 @@ def test_guidance_goes_further_toward_the_style(walking):
     assert none == pytest.approx(0, abs=1e-3) and 0 < half < whole
 
 
-def test_a_new_flow_stands_still():
+def test_a_new_flow_takes_the_data_for_noise_and_leaves_it():
     flow = Flow(3, 1, 4, filters=8, dilations=(1, 2))
     noise = np.random.default_rng(0).standard_normal((2, 9, 3)).astype(np.float32)
 
     drawn = flow.draw(noise, np.zeros((2, 9, 1), np.float32), np.ones((2, 1, 4), np.float32))
 
-    np.testing.assert_array_equal(drawn, noise)
+    np.testing.assert_allclose(drawn, noise, rtol=0.05)
 
 
 def test_a_prior_whose_training_was_interrupted_goes_on_as_if_it_had_not_stopped(

@@ -81,10 +81,44 @@ def test_split_follows_the_seed():
     assert first == again != other
 
 
-def test_split_rounds_the_tracks_to_validate_on_up():
-    keys = [f"t{track}.wav.000.npy" for track in range(21)]
+def make_keys(sizes):
+    """Keys of tracks that have so many pieces."""
+    return [f"{track}.{i:03d}.npy" for track, size in sizes.items() for i in range(size)]
 
-    assert len(split_by_track(keys, 0.1, seed=0)["valid"]) == 3
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "sizes, least, most",
+    [
+        ({"mix.wav": 1200} | {f"{i}.wav": 60 for i in range(4)}, 120, 120),
+        ({f"{i}.wav": 1 for i in range(21)}, 2, 2),
+        ({f"{i}.wav": 9 for i in range(3)}, 9, 9),  # a third, but there is none without one
+        ({f"{i}.wav": i for i in range(1, 60)}, 155, 205),
+    ],
+)
+def test_a_tenth_of_the_pieces_is_held_out(sizes, least, most, seed):
+    assert least <= len(split_by_track(make_keys(sizes), 0.1, seed)["valid"]) <= most
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_genre_is_trained_on_and_is_held_out_where_there_is_room(seed):
+    sizes = {f"big/{i}.wav": 10 for i in range(30)} | {"one/0.wav": 10}
+    sizes |= {f"small{genre}/{i}.wav": 10 for genre in range(2) for i in range(2)}
+
+    parts = split_by_track(make_keys(sizes), 0.1, seed)
+
+    genres = [{dataset.get_genre(key) for key in parts[part]} for part in ("train", "valid")]
+    assert genres == [{"big", "small0", "small1", "one"}, {"big", "small0", "small1"}]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_large_group_of_twins_is_no_likelier_to_be_held_out(seed):
+    sizes = {f"{i}.wav": 1 for i in range(100)}
+    twins = [[f"{i}.wav" for i in range(60)]]
+
+    valid = split_by_track(make_keys(sizes), 0.1, seed, twins)["valid"]
+
+    assert len(valid) == 10 and not {*map(dataset.get_track, valid)} & {*twins[0]}
 
 
 def test_split_leaves_one_track_to_train_on():

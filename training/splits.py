@@ -7,7 +7,7 @@ Out: the keys of each part.
 """
 
 import collections
-import math
+import itertools
 import os
 import sys
 
@@ -19,6 +19,7 @@ from support.files import make_printable, read_json
 from training.twins import find_twins
 
 PARTS = ("train", "valid", "test")  # of a split
+MOST_HELD_OUT = 1.5  # times the share that is asked for
 MAX_SPLIT_BYTES = 1 << 26  # of its file
 
 
@@ -28,7 +29,7 @@ def split_keys(spectrograms_path, keys, split, validation_split, seed):
     Args:
         spectrograms_path: folder that holds the pieces.
         split: file of the tracks of each part; None: at random, with twins in the same part.
-        validation_split: share of the tracks to validate on, at random.
+        validation_split: share of the pieces to validate on, at random.
         seed: of the random split.
     Raises:
         FileNotFoundError: split does not exist.
@@ -45,22 +46,25 @@ def split_keys(spectrograms_path, keys, split, validation_split, seed):
 def split_by_track(keys, validation_split, seed, twins=()):
     """The keys of each part of a random split, {part: [key]}; no recording is in two parts.
 
-    A recording is a track with its twins. A share of them is for validation, none if there is only
-    one; the rest is for training.
+    A recording is a track with its twins. A share of the pieces is for validation, as near as whole
+    recordings bring it and at most half as much again, but one recording at least if there are
+    two; the rest is for training. Each genre keeps one to train on, if another has one to spare.
 
     Args:
         twins: groups of tracks, as find_twins gives them.
     """
     first_twins = {track: tracks[0] for tracks in twins for track in tracks}
-    tracks = sorted({dataset.get_track(key) for key in keys})
-    shuffled = np.random.default_rng(seed).permutation(tracks).tolist()
-    recordings = [*dict.fromkeys(first_twins.get(track, track) for track in shuffled)]
-    n_valid = math.ceil(validation_split * len(recordings))
-    valid_recordings = {*recordings[: min(n_valid, len(recordings) - 1)]}
+    recordings = {}  # {first of its tracks: keys}
+    for key in keys:
+        track = dataset.get_track(key)
+        recordings.setdefault(first_twins.get(track, track), []).append(key)
+    held_out = choose_held_out(
+        {name: len(recordings[name]) for name in sorted(recordings)}, validation_split, seed
+    )
     parts = {part: [] for part in PARTS}
     for key in keys:
         track = dataset.get_track(key)
-        is_valid = first_twins.get(track, track) in valid_recordings
+        is_valid = first_twins.get(track, track) in held_out
         parts["valid" if is_valid else "train"].append(key)
     if twins:
         first, second = map(make_printable, twins[0][:2])
@@ -70,6 +74,31 @@ def split_by_track(keys, validation_split, seed, twins=()):
             flush=True,
         )
     return parts
+
+
+def choose_held_out(sizes, share, seed):
+    """The names of the recordings to validate on; see split_by_track().
+
+    Args:
+        sizes: {name: pieces}.
+        share: of the pieces.
+    """
+    by_genre = {}
+    for name in np.random.default_rng(seed).permutation([*sizes]).tolist():
+        by_genre.setdefault(dataset.get_genre(name), []).append(name)
+    # The first of each genre, then the second of each, and so on, but for the last of each.
+    spare = [names[:-1] for names in by_genre.values()]
+    order = [name for names in itertools.zip_longest(*spare) for name in names if name]
+    order = order or [name for names in by_genre.values() for name in names][:-1]
+    wanted, chosen, n_chosen = share * sum(sizes.values()), set(), 0
+    for name in order:
+        n_with = n_chosen + sizes[name]
+        if n_with <= MOST_HELD_OUT * wanted and abs(n_with - wanted) < abs(n_chosen - wanted):
+            chosen.add(name)
+            n_chosen = n_with
+    if share and order and not chosen:
+        chosen = {min(order, key=sizes.get)}
+    return chosen
 
 
 def load_split(path):

@@ -8,38 +8,56 @@ Out: groups of tracks.
 
 import concurrent.futures
 import functools
+from pathlib import Path
 
 import numpy as np
 
 from support import dataset
+from support.settings import Settings
 
-N_PIECES = 2  # that are compared, at a track's start
+N_PIECES = 2  # that all tracks are compared by, at their start
 N_BINS, N_FRAMES = 256, 8  # cells of a piece's lower half
 MIN_SIMILARITY = 0.75  # most copies in lossy formats have over 0.85, other music at most 0.5
+MIN_SECONDS = 2.0  # different drum hits can be as alike as copies
 BLOCK_SIZE = 256  # tracks compared with all others at once
 
 
 def find_twins(spectrograms_path, keys):
-    """The tracks that are twins, [[track, ...], ...]; the twin of a twin is one, too.
+    """The tracks that are twins of a group's first one, [[track, ...], ...].
 
-    Two tracks are twins if the cosine similarity of their fingerprints is MIN_SIMILARITY or more.
+    Twins begin alike: the cosine similarity of their fingerprints is MIN_SIMILARITY or more. They
+    are as long, and so alike in the middle and at the end, too: a jingle makes no twins.
 
     Args:
-        spectrograms_path: folder that holds the pieces.
+        spectrograms_path: folder that holds the pieces, and their settings.
         keys: of all pieces of the tracks, in the order of dataset.list_keys.
     Raises:
         UserError: a piece that is compared is damaged.
     """
+    duration = Settings.load(Path(spectrograms_path) / "settings.json").duration
     pieces = {}  # {track: keys}
     for key in keys:
         pieces.setdefault(dataset.get_track(key), []).append(key)
+    pieces = {track: own for track, own in pieces.items() if len(own) * duration >= MIN_SECONDS}
     fingerprints = np.empty((len(pieces), N_PIECES * (N_BINS - 1) * N_FRAMES), np.float32)
     extract = functools.partial(extract_fingerprint, spectrograms_path)
     with concurrent.futures.ThreadPoolExecutor() as executor:
-        for index, fingerprint in enumerate(executor.map(extract, pieces.values())):
+        starts = (own[:N_PIECES] for own in pieces.values())
+        for index, fingerprint in enumerate(executor.map(extract, starts)):
             fingerprints[index] = fingerprint
+    tracks = [*pieces]
+
+    def go_on_alike(first, second):
+        counts = len(pieces[tracks[first]]), len(pieces[tracks[second]])
+        least = min(counts)
+        return max(counts) <= least + 1 and all(
+            extract([pieces[tracks[first]][place]]) @ extract([pieces[tracks[second]][place]])
+            >= MIN_SIMILARITY
+            for place in (least // 2, least - 1)
+        )
+
     groups = {}  # {index of a group's first track: tracks}
-    for track, first in zip(pieces, label_groups(fingerprints), strict=True):
+    for track, first in zip(tracks, label_groups(fingerprints, go_on_alike), strict=True):
         groups.setdefault(first, []).append(track)
     return [tracks for tracks in groups.values() if len(tracks) > 1]
 
@@ -52,14 +70,14 @@ def extract_fingerprint(spectrograms_path, keys):
     keep best. Their square roots are taken so that a few strong partials do not decide.
 
     Args:
-        keys: of the track's pieces.
+        keys: of at most N_PIECES of the track's pieces.
     Returns:
         float32 (N_PIECES * (N_BINS - 1) * N_FRAMES,), a vector of length 1; 0 for silence.
     Raises:
         UserError: a piece is damaged.
     """
     slopes = np.zeros((N_PIECES, N_BINS - 1, N_FRAMES), np.float32)
-    for index, key in enumerate(keys[:N_PIECES]):
+    for index, key in enumerate(keys):
         image = dataset.load_spectrogram(spectrograms_path, key)  # (n_bins, n_frames, n_channels)
         image = image[: (len(image) + 1) // 2].mean(axis=-1)
         cells = average_cells(average_cells(image, N_FRAMES).T, N_BINS)  # (N_FRAMES, N_BINS)
@@ -77,13 +95,21 @@ def average_cells(rows, n_cells):
     return np.add.reduceat(rows, edges[:-1], axis=1) / np.maximum(np.diff(edges), 1)
 
 
-def label_groups(fingerprints):
-    """For each track the index of the first one of its group, int (n_tracks,)."""
+def label_groups(fingerprints, go_on_alike):
+    """For each track the index of the first one of its group, int (n_tracks,).
+
+    Args:
+        go_on_alike: a function from two indices to whether these tracks are alike beyond what their
+            fingerprints tell.
+    """
     labels = np.arange(len(fingerprints))
     for start in range(0, len(fingerprints), BLOCK_SIZE):
         block = fingerprints[start : start + BLOCK_SIZE]
-        are_twins = block @ fingerprints[start:].T >= MIN_SIMILARITY  # (block, tracks from start)
-        for row in are_twins[are_twins.sum(axis=1) > 1]:  # more than itself
-            joined = np.unique(labels[start:][row])
-            labels[np.isin(labels, joined)] = joined[0]
+        begin_alike = block @ fingerprints[start:].T >= MIN_SIMILARITY  # (block, tracks from start)
+        for first, row in enumerate(begin_alike, start):
+            if labels[first] != first:
+                continue
+            for second in start + np.flatnonzero(row):
+                if second > first and labels[second] == second and go_on_alike(first, second):
+                    labels[second] = first
     return labels

@@ -279,7 +279,10 @@ def make_items(sound_generator, sources, modes, flags):
     flags = {**flags, "manner": manner}
     for name in modes:
         make, names = MODES[name]
-        yield from make(sound_generator, sources, flags[name], **{n: flags[n] for n in names})
+        for item in make(sound_generator, sources, flags[name], **{n: flags[n] for n in names}):
+            if not flags["detail"] and not isinstance(item, UserError):
+                item = item._replace(name=f"{item.name}-no_detail")  # another sound, another file
+            yield item
 
 
 def make_evaluator(sound_generator, sources):

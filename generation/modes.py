@@ -389,7 +389,7 @@ def reconstruct_files(sound_generator, sources, audio_files):
         audio_files: paths of files, and of folders of them.
     """
     audio_files = [*itertools.chain.from_iterable(map(list_songs, audio_files))]
-    names = make_file_names([Path(path).name for path in audio_files])
+    names = make_file_names([*map(shorten, audio_files)])
     for path, name in zip(audio_files, names, strict=True):
         remarks = []
         try:

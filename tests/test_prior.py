@@ -52,7 +52,7 @@ def shallow(monkeypatch):
 def walking():
     """A Prior that has learned such walks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "PRIOR_BATCHES", (1, 250))
+        patch.setattr(train, "PRIOR_BATCHES", (350, 350))
         tracks, latents = make_walks()
         return train.train_prior(tracks, latents, held_out=make_walks(2, seed=1)[1])
 

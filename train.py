@@ -52,9 +52,10 @@ FLOW_EPOCHS = 20
 FLOW_LEARNING_RATE = 1e-3
 FLOW_BETA_2 = 0.98  # of Adam
 FLOW_PATIENCE = 5  # epochs
-DETAIL_BATCH_FRAMES = 2048
-DETAIL_PASSES = 5  # over the frames of the windows
-DETAIL_BATCHES = 100, 1500  # in all, at least and at most: 8 minutes on two cores
+DETAIL_BATCH_SIZE = 32  # windows
+DETAIL_PASSES = 12  # over the windows
+DETAIL_BATCHES = 100, 900  # in all, at least and at most: 10 minutes on two cores
+DETAIL_CHECKED = 16  # batches of what is held out, at most
 PRIOR_BATCH_SIZE = 32  # sequences
 PRIOR_PASSES = 300  # over the latents of the tracks
 PRIOR_BATCHES = 1000, 5000  # in all, at least and at most: 20 to 25 minutes on two cores
@@ -197,14 +198,12 @@ def train_detail(autoencoder, windows, held_out=None, *, epochs=FLOW_EPOCHS, pat
     keras.utils.set_random_seed(seed)
     if epochs == 0:
         return None
-    n_pieces, _, width, channels = windows.shape
-    batch_size = max(1, DETAIL_BATCH_FRAMES // (width * channels))  # windows
-    n_batches = choose_batches(DETAIL_PASSES * n_pieces / batch_size, DETAIL_BATCHES)
-    x_train = FrameSequences(None, autoencoder, windows, batch_size, n_batches, seed)
+    n_batches = choose_batches(DETAIL_PASSES * windows.shape[0] / DETAIL_BATCH_SIZE, DETAIL_BATCHES)
+    x_train = FrameSequences(None, autoencoder, windows, DETAIL_BATCH_SIZE, n_batches, seed)
     detail, x_validation = x_train.detail, None
     if held_out:
-        n_checked = min(n_batches, -(-held_out.shape[0] // batch_size))
-        how = batch_size, n_checked, seed
+        n_checked = min(DETAIL_CHECKED, -(-held_out.shape[0] // DETAIL_BATCH_SIZE))
+        how = DETAIL_BATCH_SIZE, n_checked, seed
         x_validation = FrameSequences(detail, autoencoder, held_out, *how, is_training=False)
     print(f"detail: {detail.flow.network.count_params():,} parameters", flush=True)
     fit_flow(detail.flow.network, x_train, x_validation, epochs, path)
@@ -392,10 +391,8 @@ def main(argv=None):
 
 def fit_and_save(options, checkpoint, is_first):
     """Train as the options say, and write the model."""
-    from support.detail import DETAIL
-    from support.prior import PRIOR
     from training.callbacks import make_callbacks
-    from training.outputs import describe_tracks, encode_tracks, make_fingerprint, save_all
+    from training.outputs import make_fingerprint
     from training.tensorboard import TensorBoard
 
     # The data.
@@ -433,25 +430,34 @@ def fit_and_save(options, checkpoint, is_first):
         seed=options.seed,
     )
 
-    # The model, by all processes, for they compute together.
+    if is_first:
+        autoencoder = choose_distribution().localise(autoencoder)
+        finish(options, autoencoder, windows, validation, parts, settings, callbacks)
+        print(f"model in {options.model}")
+    choose_distribution().wait_for_all()
+
+
+def finish(options, autoencoder, windows, validation, parts, settings, callbacks):
+    """Fit what makes detail and new music, and write the whole model."""
+    from support.detail import DETAIL
+    from support.prior import PRIOR
+    from training.outputs import describe_tracks, encode_tracks, save_all
+
+    how = {"epochs": options.flow_epochs, "seed": options.seed}
+    path = options.model / DETAIL_CHECKPOINT
+    detail = train_detail(autoencoder, windows, validation, path=path, **how)
     tracks, latents = describe_tracks(autoencoder, windows, parts["train"], settings.sample_rate)
     varied, held_out = [], []
     if options.flow_epochs:
         varied = encode_tracks(autoencoder, windows, N_VARIATIONS, options.seed)
         held_out = encode_tracks(autoencoder, validation) if validation else []
-    if is_first:
-        how = {"epochs": options.flow_epochs, "seed": options.seed}
-        path = options.model / PRIOR_CHECKPOINT
-        prior = train_prior(tracks, latents, varied, held_out, path=path, **how)
-        path = options.model / DETAIL_CHECKPOINT
-        detail = train_detail(autoencoder, windows, validation, path=path, **how)
-        with replace_together(options.model, PARAMETERS) as folder:
-            save_all(folder, autoencoder, settings, callbacks, tracks, (detail, prior), parts)
-        for learned, name in ((detail, DETAIL), (prior, PRIOR)):
-            if not learned:
-                (options.model / name).unlink(missing_ok=True)  # of the model before
-        print(f"model in {options.model}")
-    choose_distribution().wait_for_all()
+    path = options.model / PRIOR_CHECKPOINT
+    prior = train_prior(tracks, latents, varied, held_out, path=path, **how)
+    with replace_together(options.model, PARAMETERS) as folder:
+        save_all(folder, autoencoder, settings, callbacks, tracks, (detail, prior), parts)
+    for learned, name in ((detail, DETAIL), (prior, PRIOR)):
+        if not learned:
+            (options.model / name).unlink(missing_ok=True)  # of the model before
 
 
 def print_parts(parts, duration):

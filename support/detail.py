@@ -8,8 +8,9 @@ Out: images with what they had lost; model/detail.npz.
 
 The least squared error is a mean's, so a reconstruction is smooth where the sound was grainy, and
 too quiet, for the mean of decibels lies below the decibels of the mean. No latent can carry the
-grain; but a flow can draw some that goes with the mean: scatter where there was noise, none on
-tones, and sharper attacks.
+grain; but a flow can draw some that goes with the mean: scatter where there was noise, little on
+tones, and sharper attacks. The noise that it begins with is as alike from cell to cell as what is
+lost is: neighbouring cells of a spectrogram are of overlapping samples and frequencies.
 """
 
 import functools
@@ -19,11 +20,12 @@ from typing import NamedTuple
 import numpy as np
 
 DETAIL = "detail.npz"  # in a model folder
-FILTERS = 320  # of the flow
+FILTERS = 32, 320  # of the flow, at least and at most
 DILATIONS = (1, 2, 4, 1)
 N_EULER = 8
 MIN_DEVIATION = 1e-3  # of an image's row: what hardly varies is not blown up
 NOISE_FRAMES = 256  # that are made together
+REACH = 8  # frames and rows to either side, over which noise is alike
 
 
 class Detail(NamedTuple):
@@ -35,17 +37,24 @@ class Detail(NamedTuple):
         flow: the Flow.
         mean, deviation: float32 (height,), of reconstructed frames.
         scale: float32 (height,), the deviation of what they lost.
+        kernel: float32 (2 * REACH + 1, 2 * REACH + 1), what white noise is filtered with.
     """
 
     flow: object
     mean: np.ndarray
     deviation: np.ndarray
     scale: np.ndarray
+    kernel: np.ndarray
 
     @classmethod
-    def prepare(cls, frames, reconstructed):
-        """The Detail of frames, float32 (n, steps, height), whose flow has learned nothing yet."""
-        from support.flow import Flow  # it takes seconds to import Keras
+    def prepare(cls, frames, reconstructed, n_frames):
+        """A Detail whose flow has learned nothing yet.
+
+        Args:
+            frames, reconstructed: float32 (n, steps, height), some of those to train on.
+            n_frames: how many there are in all.
+        """
+        from support.flow import Flow, choose_filters  # it takes seconds to import Keras
 
         mean = reconstructed.mean(axis=(0, 1))
         deviation, scale = (
@@ -53,7 +62,9 @@ class Detail(NamedTuple):
             for each in (reconstructed, frames - reconstructed)
         )
         height = len(mean)
-        return cls(Flow(height, height, 0, FILTERS, DILATIONS), mean, deviation, scale)
+        flow = Flow(height, height, 0, choose_filters(n_frames, FILTERS), DILATIONS)
+        kernel = find_kernel((frames - reconstructed) / scale)
+        return cls(flow, mean, deviation, scale, kernel)
 
     @property
     def reach(self):
@@ -64,6 +75,13 @@ class Detail(NamedTuple):
         """Reconstructed frames as they are given to the flow."""
         return (reconstructed - self.mean) / self.deviation
 
+    def filter_noise(self, white):
+        """Noise to begin with, float32 (n, steps, height), of white noise that is REACH wider on
+        each side."""
+        from scipy.signal import fftconvolve
+
+        return fftconvolve(white, self.kernel[np.newaxis], mode="valid", axes=(1, 2))
+
     def add(self, image, seed=0, first_frame=0):
         """An image with detail.
 
@@ -73,7 +91,8 @@ class Detail(NamedTuple):
             first_frame: where it begins in a longer one, whose parts fit together.
         """
         frames = to_frames(image[np.newaxis])
-        noise = make_noise(seed, first_frame, frames.shape[1:])
+        white = make_white_noise(seed, first_frame, frames.shape[1:])
+        noise = self.filter_noise(white[np.newaxis])
         given = self.standardise(frames)
         lost = self.flow.draw(np.tile(noise, (len(frames), 1, 1)), given, n_euler=N_EULER)
         return np.clip(frames + self.scale * lost, 0, 1).transpose(2, 1, 0)
@@ -103,20 +122,40 @@ def to_frames(images):
     return images.transpose(0, 3, 2, 1).reshape(n * channels, width, height)
 
 
-def make_noise(seed, first, shape):
-    """Standard normal noise that goes on from part to part, float32 (n_frames, height).
+def find_kernel(lost):
+    """The kernel that makes white noise as alike from cell to cell as what is lost.
+
+    Args:
+        lost: float32 (n, steps, height), of variance 1.
+    """
+    from scipy import fft
+
+    size = 2 * REACH + 1
+    shape = [n + size for n in lost.shape[1:]]
+    power = np.square(np.abs(fft.rfft2(lost, shape))).mean(axis=0)
+    kernel = np.roll(fft.irfft2(np.sqrt(power), shape), (REACH, REACH), (0, 1))[:size, :size]
+    window = np.hanning(size + 2)[1:-1]
+    kernel = kernel * np.outer(window, window)
+    return (kernel / (np.linalg.norm(kernel) or 1)).astype(np.float32)
+
+
+def make_white_noise(seed, first, shape):
+    """Standard normal noise that goes on from part to part, REACH wider on each side.
 
     Args:
         first: the frame that it begins with.
+        shape: (n_frames, height) without the sides.
+    Returns:
+        float32 (n_frames + 2 * REACH, height + 2 * REACH).
     """
-    n_frames, height = shape
+    n_frames, width = (size + 2 * REACH for size in shape)
     blocks = range(first // NOISE_FRAMES, -(-(first + n_frames) // NOISE_FRAMES))
-    noise = np.concatenate([make_block(seed, block, height) for block in blocks])
+    noise = np.concatenate([make_block(seed, block, width) for block in blocks])
     return noise[first - blocks[0] * NOISE_FRAMES :][:n_frames]
 
 
 @functools.lru_cache(maxsize=16)
-def make_block(seed, block, height):
+def make_block(seed, block, width):
     """NOISE_FRAMES of noise."""
     rng = np.random.default_rng((seed, block))
-    return rng.standard_normal((NOISE_FRAMES, height), np.float32)
+    return rng.standard_normal((NOISE_FRAMES, width), np.float32)

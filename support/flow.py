@@ -14,6 +14,7 @@ Karras et al. 2022 have it for diffusion).
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 
@@ -129,6 +130,11 @@ class Flow:
         if self.n_style:
             inputs["style"] = style
         return self.network.predict_on_batch(inputs)
+
+
+def choose_filters(n_steps, limits):
+    """About as many as the root of the training steps, within limits: few learn less by heart."""
+    return int(np.clip(2 ** round(math.log2(math.sqrt(n_steps))), *limits))
 
 
 def save_learned(path, learned):

@@ -8,7 +8,6 @@ Out: all of them; model/prior.npz.
 """
 
 import difflib
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +65,7 @@ class Prior(NamedTuple):
         Raises:
             UserError: no two steps differ.
         """
-        from support.flow import Flow  # it takes seconds to import Keras
+        from support.flow import Flow, choose_filters  # it takes seconds to import Keras
 
         n_steps, together = np.array([*map(len, latents)]), np.concatenate(latents)
         check_variety(together)
@@ -76,7 +75,7 @@ class Prior(NamedTuple):
         d, window = len(mean), int(min(WINDOW_STEPS, np.median(n_steps)))
         nothing = np.ones(d, np.float32), np.empty((0, d), np.float32)
         whose = tracks.tracks, tracks.genres, n_steps, tracks.peaks
-        flow = Flow(d, 1, d + 1, choose_filters(len(together)), DILATIONS)
+        flow = Flow(d, 1, d + 1, choose_filters(len(together), FILTERS), DILATIONS)
         prior = cls(flow, window, mean, scale, *nothing, *whose)
         styles = np.array([*map(prior.find_style, latents)])
         style_scale = np.maximum(styles.std(axis=0), MIN_DEVIATION)
@@ -165,11 +164,6 @@ class Prior(NamedTuple):
         from support.flow import load_learned
 
         return load_learned(cls, Path(folder) / PRIOR, f"it needs music; {MORE_AUDIO}")
-
-
-def choose_filters(n_steps):
-    """About as many as the root of the training steps: few learn less by heart."""
-    return int(np.clip(2 ** round(math.log2(math.sqrt(n_steps))), *FILTERS))
 
 
 def find_stretch(known, window):

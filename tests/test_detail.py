@@ -5,12 +5,11 @@ import pytest
 from scipy.ndimage import uniform_filter1d
 
 import train
-from support import detail as detail_module
-from support.detail import Detail, make_noise
-from training.sequences import FrameSequences
+from support.detail import REACH, Detail, find_kernel, make_white_noise
+from training.sequences import N_FRAMES, FrameSequences
 from training.windows import Windows
 
-HEIGHT, WIDTH = 24, 64
+HEIGHT, WIDTH = 24, 80
 TONE, NOISE = slice(0, 8), slice(8, 20)  # rows; those above are silent
 
 pytestmark = pytest.mark.real_flow
@@ -40,7 +39,6 @@ def make_pieces(n=60, channels=1, seed=0):
 def learned():
     """The Detail that such pieces lose."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detail_module, "FILTERS", 48)
         patch.setattr(train, "DETAIL_BATCHES", (1, 160))
         return train.train_detail(Blur(), Windows(make_pieces(), seed=0, shift=False))
 
@@ -93,13 +91,31 @@ def test_channels_that_are_alike_stay_alike(learned):
 
 
 def test_noise_goes_on_from_part_to_part():
-    whole = make_noise(0, 200, (400, 3))
+    whole = make_white_noise(0, 200, (400, 3))
 
-    parts = [make_noise(0, start, (100, 3)) for start in range(200, 600, 100)]
+    parts = [make_white_noise(0, start, (100, 3)) for start in range(200, 600, 100)]
 
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    inner = np.concatenate([part[REACH:-REACH] for part in parts])
+    np.testing.assert_array_equal(inner, whole[REACH:-REACH])
     assert abs(whole.mean()) < 0.1 and whole.std() == pytest.approx(1, abs=0.1)
     assert np.abs(np.corrcoef(np.ravel(parts[0]), np.ravel(parts[1]))[0, 1]) < 0.2
+
+
+def test_noise_is_as_alike_from_cell_to_cell_as_what_is_lost():
+    rng = np.random.default_rng(0)
+    lost = uniform_filter1d(rng.standard_normal((50, 100, 40), np.float32), 3, axis=1)
+    lost /= lost.std()
+    detail = Detail(None, None, None, None, find_kernel(lost))
+
+    noise = detail.filter_noise(rng.standard_normal((50, 116, 56), np.float32))
+
+    assert noise.shape == lost.shape and noise.std() == pytest.approx(1, abs=0.02)
+    for axis, lag in ((1, 1), (1, 2), (1, 4), (2, 1)):
+        found, expected = (
+            (np.take(each, range(lag, 40), axis) * np.take(each, range(40 - lag), axis)).mean()
+            for each in (noise, lost)
+        )
+        assert found == pytest.approx(expected, abs=0.1)
 
 
 def test_detail_is_saved_and_loaded(learned, tmp_path):
@@ -119,7 +135,7 @@ def test_batches_follow_from_the_seed_and_those_held_out_stay():
     def get(sequences, epoch=0):
         sequences.start_epoch(epoch)
         inputs, velocity, weights = sequences[1]
-        assert velocity.shape == (8, WIDTH, HEIGHT) and (weights == 1).all()
+        assert velocity.shape == (8, N_FRAMES, HEIGHT) and (weights == 1).all()
         return inputs["place"]
 
     np.testing.assert_array_equal(get(first), get(again))

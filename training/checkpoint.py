@@ -17,8 +17,8 @@ from support.errors import UserError
 from support.files import load_arrays, write_arrays
 
 CHECKPOINT = "checkpoint.npz"  # of a model folder that holds a run
-PRIOR_CHECKPOINT = "prior_checkpoint.npz"  # of one whose autoencoder is ready
-DETAIL_CHECKPOINT = "detail_checkpoint.npz"  # of one whose prior is ready, too
+DETAIL_CHECKPOINT = "detail_checkpoint.npz"  # of one whose autoencoder is ready
+PRIOR_CHECKPOINT = "prior_checkpoint.npz"  # of one whose detail is ready, too
 PARAMETERS = "parameters.json"  # of a model folder that holds a whole model
 EXTENDABLE = ("epochs", "patience")  # may change when a run is resumed
 

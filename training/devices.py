@@ -109,6 +109,14 @@ class Distribution(NamedTuple):
                 copy.trainable = layer.trainable
         return replica
 
+    def localise(self, autoencoder):
+        """The same autoencoder for this process alone, which need not wait for others."""
+        if self.n_devices == 1:
+            return autoencoder
+        copy = type(autoencoder)(**autoencoder.parameters)
+        copy.model.set_weights(autoencoder.model.get_weights())
+        return copy
+
     def wait_for_all(self):
         """Return when all processes of the run have come here."""
         if self.share[1] > 1:

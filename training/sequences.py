@@ -10,7 +10,7 @@ import hashlib
 
 import numpy as np
 
-from support.detail import Detail, to_frames
+from support.detail import REACH, Detail, to_frames
 from support.keras import keras
 from support.prior import STYLE_NOISE
 from training.windows import make_images
@@ -18,6 +18,7 @@ from training.windows import make_images
 PLAIN = 0.15  # share of the sequences whose style is not told
 MASKED = 0.5  # share of the sequences of which some steps are known
 MOST_KNOWN = 0.75  # share of a sequence's steps
+N_FRAMES = 64  # of a window that are learned from: more windows are worth more than longer ones
 N_PREPARED = 128  # windows that a Detail is prepared with
 
 
@@ -55,12 +56,16 @@ class Sequences(keras.utils.PyDataset):
     def __getitem__(self, index):
         rng = np.random.default_rng((self.seed, self.epoch if self.is_training else 0, index))
         places, known, inputs = self.cut(rng)
-        noise = rng.standard_normal(places.shape, np.float32)
+        noise = self.draw_noise(rng, places.shape)
         time = 1 / (1 + np.exp(-rng.standard_normal((len(places), 1, 1), np.float32)))
         place = (1 - time) * noise + time * places  # of logit-normal times
         inputs |= {"place": np.where(known[..., np.newaxis], places, place), "time": time[:, :, 0]}
         is_drawn = 1 - known.astype(np.float32)
         return inputs, places - noise, is_drawn / is_drawn.mean()  # what is known does not count
+
+    def draw_noise(self, rng, shape):
+        """The noise that sequences come from, float32."""
+        return rng.standard_normal(shape, np.float32)
 
     def start_epoch(self, epoch, logs=None):
         """Choose the epoch that the batches are drawn for."""
@@ -119,7 +124,7 @@ class LatentSequences(Sequences):
 
 
 class FrameSequences(Sequences):
-    """What the frames of windows lose in an autoencoder.
+    """What frames lose in an autoencoder: at most N_FRAMES at any place of windows.
 
     Args:
         detail: the Detail that scales it; None prepares one of these windows.
@@ -131,19 +136,32 @@ class FrameSequences(Sequences):
     def __init__(self, detail, autoencoder, windows, *how, is_training=True):
         super().__init__(*how, is_training)
         self.autoencoder, self.windows = autoencoder, windows
-        self.detail = detail or Detail.prepare(
-            *self._draw_pairs(np.random.default_rng(self.seed), N_PREPARED)
-        )
+        if not detail:
+            n, _, width, channels = windows.shape
+            pairs = self._draw_pairs(np.random.default_rng(self.seed), N_PREPARED)
+            detail = Detail.prepare(*pairs, n * width * channels)
+        self.detail = detail
 
     def list_arrays(self):
         return [*self.autoencoder.model.get_weights(), self.detail.scale]
 
     def cut(self, rng):
-        """(what frames lose, float32 (n, width, height); none are known; the rest of them)."""
-        frames, reconstructed = self._draw_pairs(rng, self.batch_size)
+        """(what frames lose, float32 (n, n_frames, height); none are known; the rest of them)."""
+        pairs = self._draw_pairs(rng, self.batch_size)
+        n, width = pairs[0].shape[:2]
+        n_frames = min(N_FRAMES, width)
+        places = rng.integers(width - n_frames + 1, size=(n, 1)) + np.arange(n_frames)
+        frames, reconstructed = (
+            np.take_along_axis(each, places[..., np.newaxis], axis=1) for each in pairs
+        )
         lost = (frames - reconstructed) / self.detail.scale
         known = np.zeros(lost.shape[:2], bool)
         return lost, known, {"given": self.detail.standardise(reconstructed)}
+
+    def draw_noise(self, rng, shape):
+        n, width, height = shape
+        shape = n, width + 2 * REACH, height + 2 * REACH
+        return self.detail.filter_noise(rng.standard_normal(shape, np.float32))
 
     def _draw_pairs(self, rng, count):
         """Frames of windows and of their reconstructions."""

@@ -52,8 +52,8 @@ FLOW_EPOCHS = 20
 FLOW_LEARNING_RATE = 1e-3
 FLOW_BETA_2 = 0.98  # of Adam
 FLOW_PATIENCE = 5  # epochs
-DETAIL_BATCH_SIZE = 32  # windows
-DETAIL_PASSES = 12  # over the windows
+DETAIL_BATCH_SIZE = 32  # sequences
+DETAIL_PASSES = 3  # over the frames of the windows
 DETAIL_BATCHES = 100, 900  # in all, at least and at most: 10 minutes on two cores
 DETAIL_CHECKED = 16  # batches of what is held out, at most
 PRIOR_BATCH_SIZE = 32  # sequences
@@ -193,16 +193,17 @@ def train_detail(autoencoder, windows, held_out=None, *, epochs=FLOW_EPOCHS, pat
         The Detail with its best weights by what is held out, or None without epochs.
     """
     from autoencoder import keras
-    from training.sequences import FrameSequences
+    from training.sequences import N_FRAMES, FrameSequences
 
     keras.utils.set_random_seed(seed)
     if epochs == 0:
         return None
-    n_batches = choose_batches(DETAIL_PASSES * windows.shape[0] / DETAIL_BATCH_SIZE, DETAIL_BATCHES)
+    n_frames, batch_frames = len(windows.frames), DETAIL_BATCH_SIZE * N_FRAMES
+    n_batches = choose_batches(DETAIL_PASSES * n_frames / batch_frames, DETAIL_BATCHES)
     x_train = FrameSequences(None, autoencoder, windows, DETAIL_BATCH_SIZE, n_batches, seed)
     detail, x_validation = x_train.detail, None
     if held_out:
-        n_checked = min(DETAIL_CHECKED, -(-held_out.shape[0] // DETAIL_BATCH_SIZE))
+        n_checked = min(DETAIL_CHECKED, -(-len(held_out.frames) // batch_frames))
         how = DETAIL_BATCH_SIZE, n_checked, seed
         x_validation = FrameSequences(detail, autoencoder, held_out, *how, is_training=False)
     print(f"detail: {detail.flow.network.count_params():,} parameters", flush=True)

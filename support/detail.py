@@ -25,7 +25,7 @@ DILATIONS = (1, 2, 4, 1)
 N_EULER = 8
 MIN_DEVIATION = 1e-3  # of an image's row: what hardly varies is not blown up
 NOISE_FRAMES = 256  # that are made together
-REACH = 8  # frames and rows to either side, over which noise is alike
+NOISE_REACH = 8  # frames and rows to either side, over which noise is alike
 
 
 class Detail(NamedTuple):
@@ -37,7 +37,7 @@ class Detail(NamedTuple):
         flow: the Flow.
         mean, deviation: float32 (height,), of reconstructed frames.
         scale: float32 (height,), the deviation of what they lost.
-        kernel: float32 (2 * REACH + 1, 2 * REACH + 1), what white noise is filtered with.
+        kernel: float32, of 2 * NOISE_REACH + 1 on each side, what white noise is filtered with.
     """
 
     flow: object
@@ -76,8 +76,11 @@ class Detail(NamedTuple):
         return (reconstructed - self.mean) / self.deviation
 
     def filter_noise(self, white):
-        """Noise to begin with, float32 (n, steps, height), of white noise that is REACH wider on
-        each side."""
+        """Noise to begin with, float32 (n, steps, height).
+
+        Args:
+            white: white noise that is NOISE_REACH wider on each side.
+        """
         from scipy.signal import fftconvolve
 
         return fftconvolve(white, self.kernel[np.newaxis], mode="valid", axes=(1, 2))
@@ -130,25 +133,27 @@ def find_kernel(lost):
     """
     from scipy import fft
 
-    size = 2 * REACH + 1
+    size = 2 * NOISE_REACH + 1
     shape = [n + size for n in lost.shape[1:]]
     power = np.square(np.abs(fft.rfft2(lost, shape))).mean(axis=0)
-    kernel = np.roll(fft.irfft2(np.sqrt(power), shape), (REACH, REACH), (0, 1))[:size, :size]
+    kernel = np.roll(fft.irfft2(np.sqrt(power), shape), (NOISE_REACH, NOISE_REACH), (0, 1))[
+        :size, :size
+    ]
     window = np.hanning(size + 2)[1:-1]
     kernel = kernel * np.outer(window, window)
     return (kernel / (np.linalg.norm(kernel) or 1)).astype(np.float32)
 
 
 def make_white_noise(seed, first, shape):
-    """Standard normal noise that goes on from part to part, REACH wider on each side.
+    """Standard normal noise that goes on from part to part, NOISE_REACH wider on each side.
 
     Args:
         first: the frame that it begins with.
         shape: (n_frames, height) without the sides.
     Returns:
-        float32 (n_frames + 2 * REACH, height + 2 * REACH).
+        float32 (n_frames + 2 * NOISE_REACH, height + 2 * NOISE_REACH).
     """
-    n_frames, width = (size + 2 * REACH for size in shape)
+    n_frames, width = (size + 2 * NOISE_REACH for size in shape)
     blocks = range(first // NOISE_FRAMES, -(-(first + n_frames) // NOISE_FRAMES))
     noise = np.concatenate([make_block(seed, block, width) for block in blocks])
     return noise[first - blocks[0] * NOISE_FRAMES :][:n_frames]

@@ -5,7 +5,8 @@ import pytest
 from scipy.ndimage import uniform_filter1d
 
 import train
-from support.detail import REACH, Detail, find_kernel, make_white_noise
+from support.detail import NOISE_REACH, Detail, find_kernel, make_white_noise
+from training import sequences
 from training.sequences import N_FRAMES, FrameSequences
 from training.windows import Windows
 
@@ -95,8 +96,8 @@ def test_noise_goes_on_from_part_to_part():
 
     parts = [make_white_noise(0, start, (100, 3)) for start in range(200, 600, 100)]
 
-    inner = np.concatenate([part[REACH:-REACH] for part in parts])
-    np.testing.assert_array_equal(inner, whole[REACH:-REACH])
+    inner = np.concatenate([part[NOISE_REACH:-NOISE_REACH] for part in parts])
+    np.testing.assert_array_equal(inner, whole[NOISE_REACH:-NOISE_REACH])
     assert abs(whole.mean()) < 0.1 and whole.std() == pytest.approx(1, abs=0.1)
     assert np.abs(np.corrcoef(np.ravel(parts[0]), np.ravel(parts[1]))[0, 1]) < 0.2
 
@@ -135,10 +136,18 @@ def test_batches_follow_from_the_seed_and_those_held_out_stay():
     def get(sequences, epoch=0):
         sequences.start_epoch(epoch)
         inputs, velocity, weights = sequences[1]
-        assert velocity.shape == (8, N_FRAMES, HEIGHT) and (weights == 1).all()
+        assert velocity.shape == (4, N_FRAMES, HEIGHT) and (weights == 1).all()
         return inputs["place"]
 
     np.testing.assert_array_equal(get(first), get(again))
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert (get(first) != get(other)).any() and (get(first) != get(first, 1)).any()
     np.testing.assert_array_equal(get(held_out), get(held_out, 1))
+
+
+def test_long_pieces_pass_through_the_autoencoder_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(sequences, "N_DECODED", WIDTH)
+
+    long = FrameSequences(None, Blur(), Windows(make_pieces(20), seed=0), 4, 3, 0)
+
+    assert long.n_windows == 1 and long[0][1].shape == (4, N_FRAMES, HEIGHT)

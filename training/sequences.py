@@ -10,7 +10,7 @@ import hashlib
 
 import numpy as np
 
-from support.detail import REACH, Detail, to_frames
+from support.detail import NOISE_REACH, Detail, to_frames
 from support.keras import keras
 from support.prior import STYLE_NOISE
 from training.windows import make_images
@@ -19,7 +19,8 @@ PLAIN = 0.15  # share of the sequences whose style is not told
 MASKED = 0.5  # share of the sequences of which some steps are known
 MOST_KNOWN = 0.75  # share of a sequence's steps
 N_FRAMES = 64  # of a window that are learned from: more windows are worth more than longer ones
-N_PREPARED = 128  # windows that a Detail is prepared with
+N_DECODED = 8192  # frames, at most, that pass through the autoencoder for a batch
+N_PREPARED = 32768  # frames, at most, that a Detail is prepared with
 
 
 class Sequences(keras.utils.PyDataset):
@@ -130,15 +131,15 @@ class FrameSequences(Sequences):
         detail: the Detail that scales it; None prepares one of these windows.
         autoencoder: has an encode and a decode method.
         windows: the Windows.
-        batch_size: windows.
     """
 
     def __init__(self, detail, autoencoder, windows, *how, is_training=True):
         super().__init__(*how, is_training)
         self.autoencoder, self.windows = autoencoder, windows
+        n, _, width, channels = windows.shape
+        self.n_windows = min(-(-self.batch_size // channels), max(1, N_DECODED // width))
         if not detail:
-            n, _, width, channels = windows.shape
-            pairs = self._draw_pairs(np.random.default_rng(self.seed), N_PREPARED)
+            pairs = self._draw_pairs(np.random.default_rng(self.seed), max(1, N_PREPARED // width))
             detail = Detail.prepare(*pairs, n * width * channels)
         self.detail = detail
 
@@ -147,20 +148,19 @@ class FrameSequences(Sequences):
 
     def cut(self, rng):
         """(what frames lose, float32 (n, n_frames, height); none are known; the rest of them)."""
-        pairs = self._draw_pairs(rng, self.batch_size)
-        n, width = pairs[0].shape[:2]
+        pairs = self._draw_pairs(rng, self.n_windows)
+        n, (n_sequences, width, _) = self.batch_size, pairs[0].shape
+        which = np.arange(n)[:, np.newaxis] % n_sequences
         n_frames = min(N_FRAMES, width)
         places = rng.integers(width - n_frames + 1, size=(n, 1)) + np.arange(n_frames)
-        frames, reconstructed = (
-            np.take_along_axis(each, places[..., np.newaxis], axis=1) for each in pairs
-        )
+        frames, reconstructed = (each[which, places] for each in pairs)
         lost = (frames - reconstructed) / self.detail.scale
         known = np.zeros(lost.shape[:2], bool)
         return lost, known, {"given": self.detail.standardise(reconstructed)}
 
     def draw_noise(self, rng, shape):
         n, width, height = shape
-        shape = n, width + 2 * REACH, height + 2 * REACH
+        shape = n, width + 2 * NOISE_REACH, height + 2 * NOISE_REACH
         return self.detail.filter_noise(rng.standard_normal(shape, np.float32))
 
     def _draw_pairs(self, rng, count):

@@ -7,9 +7,9 @@ Out: sequences, float32 (n, steps, n_drawn); the file of what has learned with a
     sequences = flow.draw(noise, given, style, known)
 
 Rectified flow (Liu et al. 2022, Lipman et al. 2022): on the straight lines from noise, at time 0,
-to data, at time 1, the network has learned the mean velocity at each place and time. It begins with
-that of independent data of variance 1, so that it need not learn how each number is passed on (as
-Karras et al. 2022 have it for diffusion).
+to data, at time 1, the network has learned the mean velocity at each place and time. One with fewer
+filters than numbers could not pass each of these on: it begins with the velocity of independent
+data of variance 1 (as Karras et al. 2022 have it for diffusion), and scales each number.
 """
 
 import dataclasses
@@ -64,18 +64,20 @@ class Flow:
         n_convs = 2 * len(self.dilations)
         changes = layers.Dense(2 * n_convs * self.filters, kernel_initializer="zeros")(how)
         changes = iter(ops.split(changes, 2 * n_convs, axis=-1))
-        # Where data has variance 1, a place has this one, and its velocity the slope at its time.
         t = layers.Reshape((1, 1))(time)
-        variance = ops.square(t) + ops.square(1 - t)
-        mean_slope = (2 * t - 1) / variance
-        x = layers.Concatenate()([place / ops.sqrt(variance), given])
-        x = layers.Dense(self.filters)(x)
+        variance = ops.square(t) + ops.square(1 - t)  # of a place, if that of data is 1
+        is_narrow = self.n_drawn > self.filters
+        seen = place / ops.sqrt(variance) if is_narrow else place
+        x = layers.Dense(self.filters)(layers.Concatenate()([seen, given]))
         for dilation in self.dilations:
             y = self._convolve(x, next(changes), next(changes), dilation)
             x = x + self._convolve(y, next(changes), next(changes), dilation, "zeros")
         x = layers.LayerNormalization()(x)
-        slope, shift = (layers.Dense(self.n_drawn, kernel_initializer="zeros")(x) for _ in range(2))
-        velocity = (mean_slope + slope) * place + shift
+        if is_narrow:
+            slope = (2 * t - 1) / variance
+            slope = (slope + layers.Dense(self.n_drawn, kernel_initializer="zeros")(x)) * place
+        velocity = layers.Dense(self.n_drawn, kernel_initializer="zeros")(x)
+        velocity = slope + velocity if is_narrow else velocity
         self.network = keras.Model(inputs, velocity, name="flow")
 
     def _convolve(self, x, scale, shift, dilation, initializer="glorot_uniform"):

@@ -223,8 +223,9 @@ def test_guidance_goes_further_toward_the_style(walking):
     assert none == pytest.approx(0, abs=1e-3) and 0 < half < whole
 
 
-def test_a_new_flow_takes_the_data_for_noise_and_leaves_it():
-    flow = Flow(3, 1, 4, filters=8, dilations=(1, 2))
+@pytest.mark.parametrize("filters", [2, 8])  # fewer than numbers, and more
+def test_a_new_flow_leaves_noise_as_it_is(filters):
+    flow = Flow(3, 1, 4, filters, dilations=(1, 2))
     noise = np.random.default_rng(0).standard_normal((2, 9, 3)).astype(np.float32)
 
     drawn = flow.draw(noise, np.zeros((2, 9, 1), np.float32), np.ones((2, 1, 4), np.float32))

@@ -73,11 +73,10 @@ class Flow:
             y = self._convolve(x, next(changes), next(changes), dilation)
             x = x + self._convolve(y, next(changes), next(changes), dilation, "zeros")
         x = layers.LayerNormalization()(x)
-        if is_narrow:
-            slope = (2 * t - 1) / variance
-            slope = (slope + layers.Dense(self.n_drawn, kernel_initializer="zeros")(x)) * place
         velocity = layers.Dense(self.n_drawn, kernel_initializer="zeros")(x)
-        velocity = slope + velocity if is_narrow else velocity
+        if is_narrow:
+            change = layers.Dense(self.n_drawn, kernel_initializer="zeros")(x)
+            velocity = velocity + ((2 * t - 1) / variance + change) * place
         self.network = keras.Model(inputs, velocity, name="flow")
 
     def _convolve(self, x, scale, shift, dilation, initializer="glorot_uniform"):

@@ -8,6 +8,7 @@ Out: files; bytes, arrays and JSON values of a bounded size.
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import threading
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from support.errors import TemporaryError, UserError
 
 MAX_JSON_BYTES = 1 << 20
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")  # of what is being written
+SYSTEM_NAMES = "desktop.ini", "Thumbs.db", "lost+found"
+NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP
 LOCK = ".generative-music.lock"  # held by the run that writes a folder; marks it as ours
 
 
@@ -255,6 +259,8 @@ def is_ours(folder, *products):
 def lock(folder, *products):
     """Keep a folder for this run alone, until it ends in whatever way; tidy up after earlier ones.
 
+    Where the file system has no locks, as on some clusters, the user is told.
+
     Args:
         products: see is_ours.
     Raises:
@@ -263,18 +269,36 @@ def lock(folder, *products):
     import filelock
 
     path = Path(folder) / LOCK
-    if os.path.isdir(folder) and os.listdir(folder) and not is_ours(folder, *products):
+    if not is_ours(folder, *products) and any(map(is_of_others, list_names(folder))):
         raise UserError(f"{folder} is not empty and was not written here: name another folder")
     Path(folder).mkdir(parents=True, exist_ok=True)
+    file_lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
     try:
-        with filelock.FileLock(path, timeout=0):
-            remove_temporaries(folder)
-            yield
-        path.touch()  # Windows deletes it
+        file_lock.acquire()
     except filelock.Timeout as error:
         raise UserError(
             f"another run is writing {folder}: wait for its end, or name another folder"
         ) from error
+    except (NotImplementedError, OSError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise
+        text = f"note: the file system of {folder} has no locks: keep two runs out of it yourself"
+        print(text, file=sys.stderr)
+    try:
+        remove_temporaries(folder)
+        yield
+    finally:
+        file_lock.release()
+        path.touch()  # it marks the folder, and Windows deletes it
+
+
+def list_names(folder):
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
+def is_of_others(name):
+    """Whether a file is not one that systems put into every folder."""
+    return not name.startswith(".") and name not in SYSTEM_NAMES
 
 
 class NativeSilence:

@@ -9,6 +9,7 @@ Out: blocks of samples, float32, at the file's own rate; remarks on what is miss
 import math
 import os
 import re
+import struct
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from support.files import native_silence
 
 READ_BLOCK = 1 << 18  # samples decoded at a time, all channels together
 NOTED_S = 0.1  # seconds; when more is missing, the user is told
+NOTED_BYTES = 1 << 12  # behind the last chunk of a WAV
 STREAMED_BYTES = 0x7FFF0000  # a WAV header with this length or more: its writer did not know it
 CUT_LOG = re.compile(  # lines in libsndfile's log about a header that promises another length
     r"^ *(?:data|SSND|Data Size|riff)\b.*?(?P<promised>\d+) \(should be (?P<has>\d+)|"
@@ -24,9 +26,16 @@ CUT_LOG = re.compile(  # lines in libsndfile's log about a header that promises 
     re.MULTILINE,
 )
 
+ARCHIVES = {0: (b"PK\3\4", b"Rar!", b"7z\xbc\xaf"), 257: (b"ustar",)}  # {where: what they begin with}
+DTS_WORDS = (  # that frames of it begin with, in 16 or 14 bits of a sample, or behind another word
+    *(b"\x7f\xfe\x80\x01", b"\xfe\x7f\x01\x80", b"\x1f\xff\xe8\x00", b"\xff\x1f\x00\xe8"),
+    b"\x72\xf8\x1f\x4e",
+)
+HEAD_BYTES = 1 << 16  # of a file, in which DTS is looked for
+CHUNK_NAME = re.compile(rb".?[ -~]{4}", re.DOTALL)  # of a WAV, with or without a byte to fill up
 FFMPEG_FORMATS = (  # none that refers to other files, or takes pictures or text for audio
-    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,matroska,mov,mp3,mpc,mpc8,mpeg,"
-    "mpegts,ogg,tak,tta,w64,wav,wv"
+    "aac,ac3,adx,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,iff,matroska,mlp,mov,mp3,mpc,"
+    "mpc8,mpeg,mpegts,nut,ogg,oma,rm,shn,sox,tak,truehd,tta,voc,w64,wav,wv"
 )
 FULL_SCALES = {"u8": 1 << 7, "s16": 1 << 15, "s32": 1 << 31, "flt": 1, "dbl": 1}
 DEFAULT_LAYOUTS = {  # of files that do not name their channels, by number of channels
@@ -54,21 +63,56 @@ def read_blocks(file, duration, remarks):
     """Yield (sample rate, float32 (n, n_channels)), by the library that reads the file best.
 
     FFmpeg knows the channels' loudspeakers, and reads compressed formats to their end: libsndfile
-    1.2 takes lengths of MP3 on trust, stops in a damaged FLAC, and may lose the end of an OGG.
+    1.2 takes lengths of MP3 on trust, stops in a damaged FLAC, and may lose the end of an OGG. It
+    finds MPEG frames in archives, too, whose files lie beside them.
+
+    Raises:
+        UserError: neither reads it.
     """
     import soundfile
 
+    head, is_read = file.read(HEAD_BYTES), False
+    if any(head.startswith(names, place) for place, names in ARCHIVES.items()):
+        raise UserError("is an archive: unpack it")
+    file.seek(0)
+    is_longer = head.startswith(b"RIFF") and is_longer_than_told(file)
     try:
         with native_silence:
             sound_file = soundfile.SoundFile(file.fileno(), closefd=False)
     except (soundfile.LibsndfileError, TypeError):  # not a format of its own, or headerless
         sound_file = None
-    if sound_file is None or sound_file.format in ("MP3", "FLAC", "OGG") or sound_file.channels > 2:
+    if (
+        sound_file is None
+        or sound_file.format in ("MP3", "FLAC", "OGG")
+        or sound_file.channels > 2
+        or is_longer
+        or any(word in head for word in DTS_WORDS)
+    ):
         file.seek(0)
-        yield from read_with_ffmpeg(file, duration, remarks)
-    else:
+        try:
+            for block in read_with_ffmpeg(file, duration, remarks, is_longer):
+                is_read = True
+                yield block
+        except UserError:
+            if is_read or sound_file is None:
+                raise
+    if not is_read and sound_file is not None:
         with sound_file:
             yield from read_with_libsndfile(sound_file, duration, remarks)
+
+
+def is_longer_than_told(file):
+    """Whether a WAV goes on behind the length that its header gives, with no other chunk.
+
+    Recorders leave it so when they are cut off, and 32 bits count 6.8 hours of a CD's samples.
+    """
+    n_bytes, place, name = os.fstat(file.fileno()).st_size, 12, b""
+    while place + 8 <= n_bytes and name != b"data":
+        file.seek(place)
+        name, size = struct.unpack("<4sI", file.read(8))
+        place += 8 + size
+    file.seek(place)
+    return place < n_bytes - NOTED_BYTES and not CHUNK_NAME.match(file.read(5))
 
 
 def read_with_libsndfile(sound_file, duration, remarks):
@@ -117,16 +161,20 @@ def remark_shortage(missing_s, remarks):
         remarks.append(f"ends {missing_s:.1f} s before the length that its header gives")
 
 
-def read_with_ffmpeg(file, duration, remarks):
+def read_with_ffmpeg(file, duration, remarks, is_longer=False):
     """Yield (sample rate, float32 (n, n_channels)) of the first audio stream of a file.
 
     More than two channels become two, if the places of their loudspeakers are known.
+
+    Args:
+        is_longer: see is_longer_than_told().
     """
     import av
 
     try:
         # With a file object, PyAV 18.1 prints the errors of seeks in damaged files.
         options = {"fd": str(file.fileno()), "format_whitelist": FFMPEG_FORMATS}
+        options |= {"ignore_length": "1"} if is_longer else {}
         container = av.open("fd:", container_options=options, metadata_errors="replace")
     except av.error.FFmpegError as error:
         raise UserError("not readable as audio") from error

@@ -59,9 +59,10 @@ NUM_SPECTROGRAMS = 5
 COMPONENTS = 3  # directions of a tour
 SEED = 0
 
-PRODUCTS = ("pictures/generated",)  # in samples of versions that had no lock
+PRODUCTS = ("items.json",)  # in samples that were copied without hidden files
 WRITTEN_SAMPLES = 1 << 20  # scaled and written together
 HEADROOM = 0.99  # peak of a sound that would have clipped
+SAME_PEAK = 0.01  # dB
 BATCH_SIZE = 8  # pieces reconstructed at a time
 PRINTED_FIGURES = ("image error", "spectral convergence of the generated, dB", "mel distance, dB")
 
@@ -216,8 +217,7 @@ def load_spectrograms(sources):
 
 def check_settings(sources):
     """Raise a UserError if the model was trained on features of other settings."""
-    settings = Settings.load(sources.model / "settings.json")
-    if Settings.load(sources.spectrograms_path / "settings.json") != settings:
+    if Settings.load(sources.spectrograms_path / "settings.json") != sources.settings:
         raise UserError(
             f"{sources.model} was trained on features of other settings than "
             f"{sources.spectrograms_path}: run train.py again"
@@ -285,6 +285,23 @@ def make_items(sound_generator, sources, modes, flags):
             yield item
 
 
+def check_audio(sources, tracks):
+    """Raise a UserError if features of TrainingTracks are of other audio, of the same names."""
+    keys = dataset.list_keys(sources.spectrograms_path)
+    min_max_values, peaks = dataset.load_min_max_values(sources.min_max_values_path, keys), {}
+    for key, entry in min_max_values.items():
+        track = dataset.get_track(key)
+        peaks[track] = max(entry["max"], peaks.get(track, -np.inf))
+    if any(
+        abs(peaks.get(track, peak) - peak) > SAME_PEAK
+        for track, peak in zip(tracks.tracks.tolist(), tracks.peaks, strict=True)
+    ):
+        raise UserError(
+            f"{sources.spectrograms_path} is of other audio than {sources.model} was trained on: "
+            "name its own folder with --saved_data"
+        )
+
+
 def make_evaluator(sound_generator, sources):
     """The Evaluator of new pieces; without the model's features it knows none that was held out."""
     from generation.evaluation import Evaluator
@@ -293,6 +310,7 @@ def make_evaluator(sound_generator, sources):
     held_out = []
     try:
         check_settings(sources)
+        check_audio(sources, tracks)
         held_out = load_held_out(sources)
     except (OSError, UserError) as error:
         say(f"new pieces are not compared with held-out ones: {error}", sys.stderr)
@@ -451,7 +469,7 @@ def main(argv=None):
 
     return_freed_memory()
     autoencoder = Autoencoder.load(options.model)
-    settings = Settings.load(options.model / "settings.json")
+    settings = sources.settings
     detail = Detail.load(options.model) if options.detail or options.app else None
 
     def make_generator(options):
@@ -470,7 +488,7 @@ def main(argv=None):
             return page, save_items(items, page, save_dirs, make_generator(options), sources)
 
     if options.app:
-        run_app(make, save, options, folder)
+        run_app(make, save, options, sources, folder)
         return
     page, n_skipped = save(make(options, modes))
     index = make_printable(folder / "index.html")
@@ -479,14 +497,14 @@ def main(argv=None):
         raise UserError(f"{n_skipped} songs could not be read")
 
 
-def run_app(make, save, options, folder):
+def run_app(make, save, options, sources, folder):
     """Play with a model in the browser, until Ctrl-C.
 
     Args:
-        make, save: see main().
+        make, save, sources: see main().
         folder: of samples, for what is kept.
     """
-    from generation.app import MAX_UPLOAD, build_app, format_command
+    from generation.app import build_app, format_command, launch
 
     parser = get_parser()
 
@@ -508,10 +526,9 @@ def run_app(make, save, options, folder):
     flags = ["--model", str(options.model)]
     flags += ["--saved_data", str(options.saved_data)] if options.saved_data else []
     flags += ["--samples", str(folder)] if options.samples else []
-    app = build_app(
-        lambda argv: make(*read_options(parser, argv)), keep, Path(options.model), flags
-    )
-    app.launch(server_name="127.0.0.1", max_file_size=MAX_UPLOAD, share=False)
+    how = {"seed": options.seed, "detail": options.detail}
+    app = build_app(lambda argv: make(*read_options(parser, argv)), keep, sources, flags, **how)
+    launch(app)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import itertools
 import os
 import pickle
 import sys
-import zlib
 from pathlib import Path
 
 import librosa
@@ -63,6 +62,7 @@ MONO = True
 SEGMENTS = "all"  # every piece of a track, or only the "first"
 TOP_DB = 80.0  # dB kept below a piece's own peak
 DTYPE = "float16"  # of features on disk: it rounds by at most 0.02 of 80 dB
+MOST_PADDING = 0.5  # share of the pieces; with more the user is told
 JOBS = -1  # processes; -1 takes every core
 
 AUDIO_FILES_DIR = "data/demo/audio"
@@ -247,16 +247,15 @@ class Saver:
         """Write (key, array) pairs; none appears before all of them are written.
 
         Returns:
-            (bytes of one file, the CRC-32 of each).
+            bytes of one file.
         """
-        n_bytes, checksums = 0, []
-        with FileSet(is_durable=False) as files:
+        n_bytes = 0
+        with FileSet() as files:
             for key, feature in features:
                 header, array = format_array(feature.astype(self.dtype, copy=False))
                 n_bytes = len(header) + array.nbytes
-                checksums.append(zlib.crc32(array, zlib.crc32(header)))
                 files.add(self.feature_save_dir / check_key(key), header, array)
-        return n_bytes, checksums
+        return n_bytes
 
     def save_min_max_values(self, min_max_values):
         """Write {key: {"min": dB, "max": dB}}, sorted by key."""
@@ -359,11 +358,11 @@ class PreprocessingPipeline:
         Returns:
             the Outcome.
         """
-        ranges, remarks = [], []
+        ranges, remarks, lengths = [], [], []
         try:
-            n_bytes, checksums = self.saver.save_features(
-                self._make_features(find_audio(folders, name), name, ranges, remarks)
-            )
+            path = find_audio(folders, name)
+            features = self._make_features(path, name, ranges, remarks, lengths)
+            n_bytes = self.saver.save_features(features)
         except TemporaryError as error:
             return Outcome.skip(str(error))
         except MemoryError:
@@ -375,22 +374,28 @@ class PreprocessingPipeline:
                 raise
             reason = "has a path that the folder of features cannot hold: rename it"
             return Outcome.skip(reason, stamp)
-        return Outcome(stamp, n_bytes, checksums, ranges, "", "; ".join(remarks))
+        seconds = sum(lengths) / self.loader.sample_rate
+        return Outcome(stamp, n_bytes, ranges, "", "; ".join(remarks), seconds)
 
-    def _make_features(self, path, name, ranges, remarks):
+    def _make_features(self, path, name, ranges, *noted):
         """Yield the (key, image) of each piece of a file, and append its [min, max] to ranges."""
-        for segment, signal in enumerate(self.load_extended(path, remarks)):
+        for segment, signal in enumerate(self.load_extended(path, *noted)):
             log_spectrogram = self.extractor.extract(signal, is_extended=True)
             image, min_max = to_image(log_spectrogram, self.normaliser)
             ranges.append([min_max["min"], min_max["max"]])
             yield make_key(name, segment), image
 
-    def load_extended(self, path, remarks=None):
-        """Yield the signals of a file's pieces, padded, with half a frame more at both ends."""
-        signals = map(self._apply_padding, self._load(path, remarks))
+    def load_extended(self, path, remarks=None, lengths=None):
+        """Yield the signals of a file's pieces, padded, with half a frame more at both ends.
+
+        Args:
+            remarks, lengths: lists, to which what the user should know of the file, and the samples
+                of each piece without padding are appended.
+        """
+        signals = map(self._apply_padding, self._load(path, remarks, lengths))
         return extend_pieces(signals, self.extractor.frame_size // 2)
 
-    def _load(self, path, remarks):
+    def _load(self, path, remarks, lengths):
         """Yield the signals of a file's pieces."""
         if self.segments == "all":
             signals = self.loader.load_pieces(path, remarks)
@@ -399,6 +404,8 @@ class PreprocessingPipeline:
         for segment, signal in enumerate(signals):
             if segment == 0:
                 check_length(signal, self.extractor.frame_size)
+            if lengths is not None:
+                lengths.append(signal.shape[-1])
             yield signal
 
     def _apply_padding(self, signal):
@@ -433,10 +440,18 @@ def print_summary(outcomes, skipped, settings):
     for name, reason in skipped:
         print(f"skipped {name!r}: {reason}", file=sys.stderr)
     n_pieces = sum(len(outcome.ranges) for outcome in outcomes.values())
-    hours = n_pieces * settings.duration / 3600
+    seconds = sum(outcome.seconds for outcome in outcomes.values())
     print(
-        f"{len(outcomes)} files, {n_pieces} pieces, {hours:.2f} h of audio, {len(skipped)} skipped"
+        f"{len(outcomes)} files, {n_pieces} pieces, {seconds / 3600:.2f} h of audio, "
+        f"{len(skipped)} skipped"
     )
+    padding = 1 - seconds / max(1e-9, n_pieces * settings.duration)
+    if n_pieces and padding > MOST_PADDING:
+        print(
+            f"note: {padding:.0%} of what is learned is silence behind sounds of "
+            f"{seconds / n_pieces:.2f} s: a --duration nearer to that would spare it",
+            file=sys.stderr,
+        )
     for reason, count in collections.Counter(reason for _, reason in skipped).most_common():
         print(f"  {count} skipped: {reason}")
 

@@ -26,6 +26,7 @@ from support.settings import Settings
 from training.checkpoint import (
     CHECKPOINT,
     DETAIL_CHECKPOINT,
+    OLD_CHECKPOINT,
     PARAMETERS,
     PRIOR_CHECKPOINT,
     Checkpoint,
@@ -407,8 +408,12 @@ def fit_and_save(options, checkpoint, is_first):
     validation = make_windows(features, parts["valid"], *sizes) if parts["valid"] else None
 
     fingerprint = make_fingerprint(parts, min_max_values)
-    architecture, run = make_run(options, windows.shape, settings, fingerprint)
+    n_epochs = options.epochs or (checkpoint and checkpoint.run["epochs"])
+    n_epochs = n_epochs or choose_epochs(windows.shape)
+    architecture, run = make_run(options, n_epochs, windows.shape, settings, fingerprint)
     checkpoint = checkpoint and checkpoint.continue_as(run)
+    if checkpoint:
+        print(f"going on after epoch {len(checkpoint.rows) - 1} of {n_epochs}", flush=True)
 
     # The training.
     measured, names = (validation or windows), (parts["valid"] or parts["train"])
@@ -423,7 +428,7 @@ def fit_and_save(options, checkpoint, is_first):
         windows,
         options.learning_rate,
         options.batch_size,
-        run["epochs"],
+        n_epochs,
         x_validation=validation,
         architecture=architecture,
         start=checkpoint or options.start,
@@ -454,6 +459,7 @@ def finish(options, autoencoder, windows, validation, parts, settings, callbacks
         held_out = encode_tracks(autoencoder, validation) if validation else []
     path = options.model / PRIOR_CHECKPOINT
     prior = train_prior(tracks, latents, varied, held_out, path=path, **how)
+    (options.model / OLD_CHECKPOINT).unlink(missing_ok=True)
     with replace_together(options.model, PARAMETERS) as folder:
         save_all(folder, autoencoder, settings, callbacks, tracks, (detail, prior), parts)
     for learned, name in ((detail, DETAIL), (prior, PRIOR)):
@@ -471,7 +477,7 @@ def print_parts(parts, duration):
     print(f"reading {', '.join(amounts)}", flush=True)
 
 
-def make_run(options, shape, settings, fingerprint):
+def make_run(options, n_epochs, shape, settings, fingerprint):
     """(the Autoencoder's arguments, all that a run's weights depend on) for images of a shape.
 
     Args:
@@ -487,7 +493,7 @@ def make_run(options, shape, settings, fingerprint):
         precision=choose_precision(options.precision, options.coordinator),
     )
     run = {**architecture, **{name: getattr(options, name) for name in RUN_FLAGS}}
-    run["epochs"] = options.epochs or choose_epochs(shape)
+    run["epochs"] = n_epochs
     run["devices"] = choose_distribution().n_devices
     run["features"] = fingerprint
     return architecture, run

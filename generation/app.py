@@ -3,7 +3,7 @@
 In:  what makes Items of flags, and what keeps them.
 Out: sounds and their spectrograms, to hear at once; those that are kept go to the samples folder.
 
-    build_app(make, keep, "model", ["--model", "model"]).launch(server_name="127.0.0.1")
+    build_app(make, keep, sources, ["--model", "model"]).launch(server_name="127.0.0.1")
 """
 
 import contextlib
@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from generation.modes import Item, read_prior
+from generation.modes import Item
 from generation.page import plot_spectrogram
 from support.errors import UserError
 from support.prior import TEMPERATURE
-from support.settings import Settings
 
 DIRECTIONS = 8  # sliders, at most
 MAX_OFFSET = 3.0  # standard deviations along a direction
@@ -26,6 +25,7 @@ MAX_TEMPERATURE = 1.5
 MAX_SECONDS = 600  # of new music; --compose makes more
 MAX_UPLOAD = "200mb"
 ANY = "any"  # style
+CACHE_S = 3600  # seconds that uploads and sounds stay which are not kept
 
 
 class Result(NamedTuple):
@@ -36,14 +36,15 @@ class Result(NamedTuple):
     uploads: list  # paths among the flags, which the browser sent
 
 
-def build_app(make, keep, model, base_flags):
+def build_app(make, keep, sources, base_flags, *, seed=0, detail=True):
     """The gradio.Blocks of one model; launch() starts it.
 
     Args:
         make: from flags of generate.py to the Items that it makes.
         keep: (Item, flags, uploads) to the line that says where it went.
-        model: its folder.
+        sources: the Sources.
         base_flags: of generate.py, that name the model.
+        seed, detail: what it begins with.
     Raises:
         UserError: gradio is not installed.
         FileNotFoundError: the model has no prior.
@@ -54,12 +55,11 @@ def build_app(make, keep, model, base_flags):
     except ImportError as error:
         raise UserError("--app needs gradio: pip install -r requirements-extra.txt") from error
 
-    settings = Settings.load(model / "settings.json")
-    with gr.Blocks(title="Generative Music") as app:
-        gr.Markdown(f"# Generative Music\nThe model in `{model}`, on this machine.")
-        detail = gr.Checkbox(True, label="Detail: draw what the network loses")
-        for name, button, inputs, to_flags in list_tabs(gr, read_prior(model)):
-            show = functools.partial(show_sound, gr, make, settings, base_flags, to_flags)
+    with gr.Blocks(title="Generative Music", delete_cache=(CACHE_S, CACHE_S)) as app:
+        gr.Markdown(f"# Generative Music\nThe model in `{sources.model}`, on this machine.")
+        detail = gr.Checkbox(detail, label="Detail: draw what the network loses")
+        for name, button, inputs, to_flags in list_tabs(gr, sources.prior, seed):
+            show = functools.partial(show_sound, gr, make, sources.settings, base_flags, to_flags)
             with gr.Tab(name):
                 with gr.Row():
                     for component in inputs:
@@ -73,7 +73,17 @@ def build_app(make, keep, model, base_flags):
     return app
 
 
-def list_tabs(gr, prior):
+def launch(app):
+    """Serve an app to this machine alone, and to no page of another site."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    trusted = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+    options = {"max_file_size": MAX_UPLOAD, "app_kwargs": {"middleware": [trusted]}}
+    app.launch(server_name="127.0.0.1", share=False, **options)
+
+
+def list_tabs(gr, prior, seed):
     """(name, button or None, inputs, what makes flags of their values) of each tab."""
     styles = [ANY, *sorted({*prior.genres.tolist()} - {""})]
     n_directions = min(DIRECTIONS, len(prior.find_directions()))
@@ -94,14 +104,14 @@ def list_tabs(gr, prior):
             gr.Dropdown(styles, value=ANY, label="Style", **hidden),
             upload("Or the style of a recording"),
             gr.Slider(0, MAX_TEMPERATURE, TEMPERATURE, label="Temperature", **hidden),
-            gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed", **hidden),
+            gr.Number(seed, precision=0, minimum=0, maximum=2**32 - 1, label="Seed", **hidden),
         ]
 
     return [
         ("New piece", "Make", manner(), lambda *how: ["--sample", "1", *tell_manner(*how)]),
         (
             *("Compose", "Compose", [seconds(30), *manner()]),
-            lambda length, *how: ["--compose", f"{length:g}", *tell_manner(*how)],
+            lambda length, *how: ["--compose", tell(length), *tell_manner(*how)],
         ),
         ("Loop", "Make a loop", [seconds(6), number("Beats per minute"), *manner()], tell_loop),
         (
@@ -109,7 +119,7 @@ def list_tabs(gr, prior):
             lambda path, more, *how: [
                 "--continue",
                 check_upload(path),
-                f"{more:g}",
+                tell(more),
                 *tell_manner(*how),
             ],
         ),
@@ -122,11 +132,11 @@ def list_tabs(gr, prior):
                 )
                 for i in range(n_directions)
             ],
-            lambda *offsets: ["--explore", *(f"{offset:g}" for offset in offsets)],
+            lambda *offsets: ["--explore", *map(tell, offsets)],
         ),
         (
             *("Morph", "Morph", [upload("From"), upload("To"), seconds(4)]),
-            lambda a, b, time: ["--interpolate", check_upload(a), check_upload(b), f"{time:g}"],
+            lambda a, b, time: ["--interpolate", check_upload(a), check_upload(b), tell(time)],
         ),
         (
             *("Through the model", "Send it through", [upload()]),
@@ -139,16 +149,23 @@ def tell_manner(style, recording, temperature, seed):
     """The flags of what new music is to be like."""
     like = recording or (style if style != ANY else None)
     flags = ["--like", like] if like else []
-    return [*flags, "--temperature", f"{temperature:g}", "--seed", str(int(seed or 0))]
+    return [*flags, "--temperature", tell(temperature), "--seed", str(int(seed or 0))]
 
 
 def tell_loop(length, bpm, *how):
-    tempo = ["--bpm", f"{bpm:g}"] if bpm else []
-    return ["--loop", f"{length:g}", *tempo, *tell_manner(*how)]
+    tempo = ["--bpm", tell(bpm)] if bpm else []
+    return ["--loop", tell(length), *tempo, *tell_manner(*how)]
 
 
 def tell_gap(path, begin, end, *how):
-    return ["--fill", check_upload(path), f"{begin or 0:g}", f"{end or 0:g}", *tell_manner(*how)]
+    return ["--fill", check_upload(path), tell(begin), tell(end), *tell_manner(*how)]
+
+
+def tell(number):
+    """A number as a flag's text; a UserError if its field is empty."""
+    if number is None:
+        raise UserError("fill in each number")
+    return f"{number:g}"
 
 
 def add_outputs(gr, keep, show, detail, inputs, trigger):

@@ -18,7 +18,8 @@ MEL_FRAME_SIZE = 1024  # samples
 MEL_HOP_LENGTH = 256  # samples
 MEL_TOP_DB = 80.0  # dB under the reference's peak, the floor of both
 POOLED_FRAMES = 8  # that a mel statistic is taken over
-REPLAY = 0.22  # similarity to training audio above which an excerpt is called a replay of it
+REPLAY = 0.22  # similarity to training audio above which REPLAY_STEPS are called a replay of it
+REPLAY_STEPS = 64  # those of 2.97 s; of fewer, other music is more alike by chance
 SEARCH_BLOCK = 4096  # steps of training audio, transformed together
 SEARCH_BATCH = 8  # excerpts that are searched for together
 MIN_ENERGY = 1e-3  # of the changes of an excerpt that is not silent
@@ -38,6 +39,9 @@ def measure_spectral_convergence(amplitude, signal, frame_size, hop_length):
         signal: float32 (n_samples,) or (n_channels, n_samples).
     """
     stft = librosa.stft(np.atleast_2d(signal), n_fft=frame_size, hop_length=hop_length)
+    edge = -(-frame_size // (2 * hop_length))  # frames, which see what lies beyond the signal
+    inside = slice(edge, -edge) if stft.shape[-1] > 2 * edge else slice(None)
+    amplitude, stft = amplitude[..., inside], stft[..., inside]
     error = np.linalg.norm(amplitude - np.abs(stft))
     if error == 0:
         return -np.inf
@@ -96,6 +100,7 @@ class Evaluator:
         width = sound_generator.autoencoder.input_shape[1]
         self._length = -(-width // FRAMES_PER_STEP)  # steps of an excerpt, which is a piece
         self._step_s = sound_generator.n_samples / sound_generator.sample_rate / self._length
+        self._replay = REPLAY * np.sqrt(REPLAY_STEPS / self._length)
         self._form_length = round(FORM_S / self._step_s)  # of one that has a form
         self._search = ReplaySearch(tracks.bands, self._length)
         self._excerpts, self._long_excerpts = [], []  # of the new pieces so far
@@ -115,11 +120,12 @@ class Evaluator:
             for track, place, similarity in zip(tracks, places, similarities, strict=True)
         ]
         name, place, similarity = origins[similarities.argmax()]
+        n_copies = (similarities > self._replay).sum()
         figures = {
             **item.figures,
             "nearest training audio": f"{name} at {place} s",
-            f"similarity to it (a copy: above {REPLAY})": similarity,
-            "copies of training audio": f"{(similarities > REPLAY).sum()} of {len(steps)} excerpts",
+            f"similarity to it (a copy: above {self._replay:.2g})": similarity,
+            "copies of training audio": f"{n_copies} of {len(steps)} excerpts",
             "longest verbatim run, s": self._measure_run(bands, steps, hop) * self._step_s,
         }
         if len(bands) >= self._form_length:

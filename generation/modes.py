@@ -7,11 +7,13 @@ Out: Items: sounds with names, titles and figures.
 """
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import itertools
 import os
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +22,11 @@ import numpy as np
 from preprocess import check_length
 from soundgenerator import CONTEXT_S
 from support import dataset
-from support.audio import find_audio, list_audio_files
+from support.audio import decode, find_audio, list_audio_files
 from support.command_line import number, show_progress
 from support.dataset import add_channel_axis
 from support.errors import UserError
-from support.files import read_json
+from support.files import make_printable, read_json
 from support.prior import TEMPERATURE, Prior, list_similar
 from support.settings import Settings
 from support.spectrograms import to_amplitude, to_image
@@ -34,6 +36,7 @@ LOOP_START_S = 4.5  # seconds, at most, that a loop begins with, and comes back 
 MAX_SECONDS = 1e6
 MAX_LABEL = 40  # characters
 MAX_WAV_NAME_BYTES = 200  # file systems end at 255
+SOME_RATE = 22050  # Hz, at which it is tried whether a file holds audio
 SAME_IMAGE = 1e-3  # mean absolute difference, in [0, 1]: more than float16 rounds
 RESERVED = '\\:*?"<>|'  # characters that some system does not allow in a name
 
@@ -50,12 +53,23 @@ class Item(NamedTuple):
     origins: list = ()  # [training track, its second, similarity] that each second is nearest to
 
 
-class Sources(NamedTuple):
-    """What generate.py may read from."""
+@dataclasses.dataclass
+class Sources:
+    """What generate.py may read from. What it has read of a model stays, if another replaces it."""
 
     model: Path  # folder
     spectrograms_path: Path
     min_max_values_path: Path
+
+    @functools.cached_property
+    def settings(self):
+        """The Settings of the model's features."""
+        return Settings.load(self.model / "settings.json", "run train.py --resume")
+
+    @functools.cached_property
+    def prior(self):
+        """The model's Prior."""
+        return Prior.load(self.model)
 
 
 class Manner(NamedTuple):
@@ -273,7 +287,7 @@ def interpolate(sound_generator, sources, sounds, names, duration, *, manner):
 
 def tour_components(sound_generator, sources, count, *, manner):
     """Yield a continuous sound for each of the main directions in which styles differ."""
-    prior = read_prior(sources.model)
+    prior = sources.prior
     directions, mean = prior.find_directions(), prior.styles.mean(axis=0)
     for index, direction in enumerate(directions[:count]):
         title = f"Direction {index + 1}, from {TOUR[0]} to {TOUR[-1]} standard deviations"
@@ -289,7 +303,7 @@ def explore(sound_generator, sources, offsets, *, manner):
     Args:
         offsets: of the first directions; the others are at their mean.
     """
-    prior = read_prior(sources.model)
+    prior = sources.prior
     directions = prior.find_directions()
     if len(offsets) > len(directions):
         raise UserError(f"there are {len(directions)} directions to explore, got {len(offsets)}")
@@ -312,7 +326,7 @@ def make_new(
         way: styles that it passes through; none: those that the manner names or, if it names none,
             those of what is known on both sides or, if nothing is, one near a training track's.
     """
-    prior = read_prior(sources.model)
+    prior = sources.prior
     rng = np.random.default_rng((manner.seed, *os.fsencode(f"{mode} {name}")))
     figures, peak = manner.describe(), float(np.median(prior.peaks))
     is_known = not isinstance(signal, int)
@@ -363,7 +377,7 @@ def find_style(sound_generator, sources, name, rng):
     Raises:
         UserError: it is none of these; it lists similar ones.
     """
-    prior = read_prior(sources.model)
+    prior = sources.prior
     if name is not None and Path(name).is_file():
         latents, min_max = sound_generator.encode(load_song(sound_generator, sources, name))
         return prior.find_style(latents), min_max["max"], str(name)
@@ -403,31 +417,39 @@ def reconstruct_files(sound_generator, sources, audio_files):
 
 
 def list_songs(path):
-    """The path of a file, or those of all files below a folder."""
+    """The path of a file, or those of the audio below a folder; what else it holds is named."""
     if not Path(path).is_dir():
         return [path]
-    return [str(Path(path, name)) for name in list_audio_files(path)[0]]
+    stamps, refused, _ = list_audio_files(path)
+    songs = []
+    for name in stamps:
+        try:
+            next(decode(Path(path, name), SOME_RATE, mono=True))
+            songs.append(str(Path(path, name)))
+        except UserError as error:
+            refused[name] = error
+    for name, reason in refused.items():
+        print(f"skipped {make_printable(Path(path, name))}: {reason}", file=sys.stderr)
+    return songs
 
 
 def load_song(sound_generator, sources, path, remarks=None):
     """The signal of a whole audio file, as the model's features were loaded; see Loader.load().
 
+    What the user should know of it is printed, too.
+
     Raises:
         UserError: it cannot be read, or is shorter than a frame; it names the file.
     """
-    loader = Settings.load(sources.model / "settings.json").make_loader()
+    remarks = [] if remarks is None else remarks
     try:
-        signal = loader.load_whole(path, remarks)
+        signal = sources.settings.make_loader().load_whole(path, remarks)
         check_length(signal, sound_generator.frame_size)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    for remark in remarks:
+        print(f"note: {make_printable(path)} {remark}", file=sys.stderr)
     return signal
-
-
-@functools.cache
-def read_prior(model):
-    """The Prior of a model folder, read once: an app draws from it at each move of a slider."""
-    return Prior.load(model)
 
 
 def parse_seconds(flag, text, least=0.0):

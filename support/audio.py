@@ -80,7 +80,9 @@ def list_in_folders(folders):
 
 
 def list_audio_files(audio_files_dir):
-    """All files below a folder that are not hidden; links are left alone.
+    """All files below a folder that are not hidden.
+
+    Links are followed; what several names lead to is listed once.
 
     Returns:
         ({path relative to the folder, with /: [bytes, time of change]}, {path: reason} of what
@@ -88,7 +90,7 @@ def list_audio_files(audio_files_dir):
         sorted by path.
     """
     root = check_folder(audio_files_dir)
-    stamps, refused, unreachable = {}, {}, set()
+    stamps, refused, unreachable, seen = {}, {}, set(), set()
 
     def refuse_unreachable(error):
         if error.filename == os.fspath(root):
@@ -97,20 +99,36 @@ def list_audio_files(audio_files_dir):
         refused[name] = f"cannot be opened ({error.strerror})"
         unreachable.add(name)
 
-    for prefix, folder, subfolders, names in walk(root, onerror=refuse_unreachable):
-        subfolders[:] = [name for name in subfolders if not is_left_out(folder, name)]
-        names = [name for name in names if not name.startswith(".")]
-        for name in [*subfolders, *names]:
-            try:
-                status = os.lstat(os.path.join(folder, name))
-            except OSError as error:  # it is gone, or the disk has failed
-                refuse_unreachable(error)
-                continue
-            name = prefix + name
-            if fault := find_fault(name, status.st_mode):
-                refused[name] = fault
-            elif not stat.S_ISDIR(status.st_mode):
-                stamps[name] = [status.st_size, status.st_mtime_ns]
+    def look(path):
+        """List what is at a path, and tell whether it is a folder that was not seen before."""
+        try:
+            status = os.stat(path)
+        except OSError as error:  # it is gone, or the disk has failed
+            refuse_unreachable(error)
+            return False
+        name, place = Path(path).relative_to(root).as_posix(), (status.st_dev, status.st_ino)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if place in seen and (is_folder or os.path.islink(path)):
+            return False
+        seen.add(place)
+        if fault := find_fault(name, status.st_mode):
+            refused[name] = fault
+        elif not is_folder:
+            stamps[name] = [status.st_size, status.st_mtime_ns]
+        return is_folder
+
+    folders, links = [*filter(look, [os.fspath(root)])], []
+    while folders:
+        for _, folder, subfolders, names in walk(folders.pop(), onerror=refuse_unreachable):
+            names = [name for name in names if not name.startswith(".")]
+            names += [name for name in subfolders if not is_left_out(folder, name)]
+            paths = [os.path.join(folder, name) for name in names]
+            links += filter(os.path.islink, paths)
+            walked = [path for path in paths if not os.path.islink(path) and look(path)]
+            subfolders[:] = map(os.path.basename, walked)
+        links.sort()
+        while links and not folders:  # what they lead to may be listed by its own name
+            folders += filter(look, [links.pop(0)])
     for name in [name for name in stamps if ".npy/" in name]:
         # One file's feature would need the name of another file's folder.
         matches = (FEATURE_NAME.fullmatch(str(path)) for path in PurePosixPath(name).parents)
@@ -122,8 +140,6 @@ def list_audio_files(audio_files_dir):
 
 def find_fault(name, mode):
     """Why a file or folder cannot be used, by its name and mode, or None."""
-    if stat.S_ISLNK(mode):
-        return "is a link"
     if stat.S_ISDIR(mode):
         return None
     if not stat.S_ISREG(mode):

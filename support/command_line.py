@@ -69,7 +69,8 @@ def run_script(main, if_interrupted="what is written stays", if_out_of_memory="a
     except (OSError, UserError) as error:
         text = f"error: {make_printable(' '.join(str(error).split()))}"
         if getattr(error, "errno", None) in NO_ROOM:
-            text += f": make room there; {if_interrupted}"
+            where = "there" if error.filename else "on the disk and, for --jobs, in /dev/shm"
+            text += f": make room {where}; {if_interrupted}"
         if getattr(error, "errno", None) in NO_WRITING:
             text += ": allow this, or name another folder"
         sys.exit(text)

@@ -166,7 +166,7 @@ def add_channel_axis(spectrogram):
     return np.expand_dims(spectrogram, -1) if spectrogram.ndim == 2 else spectrogram
 
 
-class PlainUnpickler(pickle.Unpickler):
+class PlainUnpickler(pickle._Unpickler):  # in C, nine bytes can ask for gigabytes
     """Reads pickles of plain Python values, and calls nothing that a pickle names."""
 
     def find_class(self, module, name):

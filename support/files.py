@@ -36,14 +36,9 @@ class FileSet:
 
     At every moment a name holds the old content or all of the new. Used in a with statement,
     which removes the temporary files after an error.
-
-    Args:
-        is_durable: whether this must survive a power failure; the new content then reaches the
-            disk before its name does.
     """
 
-    def __init__(self, is_durable=True):
-        self.is_durable = is_durable
+    def __init__(self):
         self._paths = {}  # {temporary: final}
 
     def add(self, path, *chunks):
@@ -63,19 +58,12 @@ class FileSet:
 
     def __exit__(self, kind, error, traceback):
         try:
-            if kind is None:
-                self._commit()
+            for temporary, path in [*self._paths.items()] if kind is None else ():
+                os.replace(temporary, path)
+                del self._paths[temporary]
         finally:
             for temporary in self._paths:
                 temporary.unlink(missing_ok=True)
-
-    def _commit(self):
-        for temporary in self._paths if self.is_durable else ():
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-        for temporary, path in [*self._paths.items()]:
-            os.replace(temporary, path)
-            del self._paths[temporary]
 
 
 def write_atomically(path, data):
@@ -214,6 +202,8 @@ def load_arrays(path, if_missing="it is not there"):
         raise FileNotFoundError(f"there is no {path}: {if_missing}")
     try:
         with open(open_regular(path), "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if any(member.compress_type for member in arrays.zip.infolist()):
+                raise UserError("it is compressed, and may be of any size")
             return dict(arrays)
     except Exception as error:  # of numpy, zipfile, zlib and tokenize
         raise UserError(f"{path} is damaged ({error})") from error
@@ -236,14 +226,6 @@ def remove_temporaries(*folders):
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-
-
-def get_boot_id():
-    """An id that changes at every boot; used to detect a power failure."""
-    import psutil
-
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else str(round(psutil.boot_time()))
 
 
 def is_ours(folder, *products):
@@ -272,7 +254,8 @@ def lock(folder, *products):
     if not is_ours(folder, *products) and any(map(is_of_others, list_names(folder))):
         raise UserError(f"{folder} is not empty and was not written here: name another folder")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    file_lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
+    how = {"fallback_to_soft": False, "preserve_lock_file": True}  # the file marks the folder
+    file_lock = filelock.FileLock(path, timeout=0, **how)
     try:
         file_lock.acquire()
     except filelock.Timeout as error:
@@ -289,7 +272,6 @@ def lock(folder, *products):
         yield
     finally:
         file_lock.release()
-        path.touch()  # it marks the folder, and Windows deletes it
 
 
 def list_names(folder):

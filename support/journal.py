@@ -10,14 +10,13 @@ Out: tracks.jsonl: a line for the features' origin, and one for each file that i
 import contextlib
 import json
 import os
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 from support.audio import is_at_or_below
 from support.dataset import check_min_max, is_feature_name, make_key
 from support.errors import UserError
-from support.files import TEMPORARY_NAME, get_boot_id, read_file, walk, write_atomically
+from support.files import TEMPORARY_NAME, read_file, walk, write_atomically
 
 MAX_JOURNAL_BYTES = 1 << 30  # the lines of ten million pieces
 
@@ -27,15 +26,15 @@ class Outcome(NamedTuple):
 
     stamp: list | None  # its size and time of change; None if the next run is to try it again
     n_bytes: int  # of each of its features
-    checksums: list  # of its features, CRC-32
     ranges: list  # [min, max] of each of its features, dB
     reason: str  # why it was skipped, or ""
     remark: str = ""  # what the user should know of a file that was used
+    seconds: float = 0.0  # of sound in its features, without silence at their ends
 
     @classmethod
     def skip(cls, reason, stamp=None):
         """The Outcome of a file that gives no features."""
-        return cls(stamp, 0, [], [], reason)
+        return cls(stamp, 0, [], reason)
 
     def list_keys(self, name):
         return [make_key(name, segment) for segment in range(len(self.ranges))]
@@ -49,9 +48,8 @@ class Outcome(NamedTuple):
         """(name, Outcome) of a line; a UserError if it is not one."""
         name, *fields = json.loads(line)
         outcome = cls(*fields)
-        kinds = (list | None, int, list, list, str, str)
-        is_valid = isinstance(name, str) and all(map(isinstance, outcome, kinds))
-        if not is_valid or len(outcome.checksums) != len(outcome.ranges):
+        kinds = (list | None, int, list, str, str, float)
+        if not isinstance(name, str) or not all(map(isinstance, outcome, kinds)):
             raise UserError("not a line of a journal")
         for low, high in outcome.ranges:
             check_min_max({"min": low, "max": high})
@@ -78,51 +76,42 @@ class Journal:
         Raises:
             UserError: tracks are gone, and perhaps just out of reach; nothing was changed.
         """
-        recorded_origin, outcomes, is_rebooted = self._load()
+        recorded_origin, outcomes = self._load()
         check_gone(audio_files_dir, outcomes, stamps, unreachable)
         if recorded_origin != json.loads(json.dumps(origin)):
             outcomes = {}
         kept = {}
         for name, outcome in outcomes.items():
             is_current = stamps.get(name) == outcome.stamp or is_at_or_below(name, unreachable)
-            if outcome.stamp and is_current and self._has_features(name, outcome, is_rebooted):
+            if outcome.stamp and is_current and self._has_features(name, outcome):
                 kept[name] = outcome
         n_waiting = len(stamps.keys() - kept.keys())
         if kept:
             print(f"{len(kept)} files are done already, {n_waiting} are new or changed")
-        if n_waiting or is_rebooted or kept.keys() != outcomes.keys():
+        if n_waiting or kept.keys() != outcomes.keys():
             self.save(origin, kept)
         return kept
 
     def _load(self):
-        """(origin; {name: Outcome} as far as the file is whole; whether the machine was started
-        anew since, so that features may not have reached its disk)."""
-        origin, outcomes, boot_id = None, {}, None
+        """(origin, {name: Outcome} as far as the file is whole)."""
+        origin, outcomes = None, {}
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             # What is suppressed is an incomplete last line; the work it recorded is done again.
             first, *lines = read_file(self.path, MAX_JOURNAL_BYTES).splitlines()
-            origin, boot_id = json.loads(first)
+            origin = json.loads(first)
             for line in lines:
                 name, outcome = Outcome.parse(line)
                 outcomes[name] = outcome
-        return origin, outcomes, boot_id != get_boot_id()
+        return origin, outcomes
 
-    def _has_features(self, name, outcome, checks_content):
-        """Whether all features of an Outcome exist, by their length or by their content."""
-        try:
-            for key, checksum in zip(outcome.list_keys(name), outcome.checksums, strict=True):
-                path = os.path.join(self.feature_save_dir, key)
-                if os.stat(path).st_size != outcome.n_bytes:
-                    return False
-                if checks_content and zlib.crc32(Path(path).read_bytes()) != checksum:
-                    return False
-        except OSError:
-            return False
-        return True
+    def _has_features(self, name, outcome):
+        """Whether all features of an Outcome exist, as far as their lengths tell."""
+        paths = (self.feature_save_dir / key for key in outcome.list_keys(name))
+        return all(path.exists() and path.stat().st_size == outcome.n_bytes for path in paths)
 
     def save(self, origin, outcomes):
         """Write the file anew, sorted by name."""
-        lines = [json.dumps([origin, get_boot_id()])]
+        lines = [json.dumps(origin)]
         lines += [outcome.format(name) for name, outcome in sorted(outcomes.items())]
         write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode())
 

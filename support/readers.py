@@ -26,7 +26,7 @@ CUT_LOG = re.compile(  # lines in libsndfile's log about a header that promises 
     re.MULTILINE,
 )
 
-ARCHIVES = {0: (b"PK\3\4", b"Rar!", b"7z\xbc\xaf"), 257: (b"ustar",)}  # {where: what they begin with}
+ARCHIVES = {0: (b"PK\3\4", b"Rar!", b"7z\xbc\xaf"), 257: (b"ustar",)}  # {place: what is there}
 DTS_WORDS = (  # that frames of it begin with, in 16 or 14 bits of a sample, or behind another word
     *(b"\x7f\xfe\x80\x01", b"\xfe\x7f\x01\x80", b"\x1f\xff\xe8\x00", b"\xff\x1f\x00\xe8"),
     b"\x72\xf8\x1f\x4e",
@@ -74,8 +74,8 @@ def read_blocks(file, duration, remarks):
     head, is_read = file.read(HEAD_BYTES), False
     if any(head.startswith(names, place) for place, names in ARCHIVES.items()):
         raise UserError("is an archive: unpack it")
-    file.seek(0)
     is_longer = head.startswith(b"RIFF") and is_longer_than_told(file)
+    file.seek(0)
     try:
         with native_silence:
             sound_file = soundfile.SoundFile(file.fileno(), closefd=False)

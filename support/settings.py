@@ -125,21 +125,22 @@ class Settings:
         write_json(path, dataclasses.asdict(self))
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path, remedy="run preprocess.py --force"):
         """The Settings in a settings.json.
 
+        Args:
+            remedy: if they are missing or damaged.
         Raises:
             FileNotFoundError: it does not exist.
             UserError: it is damaged, or of another version.
         """
         if not Path(path).exists():
-            raise FileNotFoundError(f"no settings at {path}: run preprocess.py first")
+            raise FileNotFoundError(f"no settings at {path}: {remedy}")
         try:
             return cls(**read_json(path))
         except (TypeError, UserError) as error:
             raise UserError(
-                f"{path} is not a settings file of this version ({error}): "
-                "run preprocess.py --force"
+                f"{path} is not a settings file of this version ({error}): {remedy}"
             ) from error
 
 

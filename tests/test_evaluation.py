@@ -203,8 +203,8 @@ def test_a_sound_that_replays_a_track_is_told_where(monkeypatch):
 
     track, _, seconds = copied["nearest training audio"].removesuffix(" s").rpartition(" at ")
     assert track == "2.wav" and float(seconds) == pytest.approx(start / 22050, abs=0.05)
-    similarity = f"similarity to it (a copy: above {REPLAY})"
-    assert copied[similarity] > 0.9 > REPLAY > other[similarity]
+    similarity = "similarity to it (a copy: above 0.35)"  # of short pieces
+    assert copied[similarity] > 0.9 > 0.35 > other[similarity]
     assert copied["copies of training audio"] == "1 of 1 excerpts"
     assert copied["longest verbatim run, s"] == 0  # it is shorter than VERBATIM_S
     assert other["copies of training audio"] == "0 of 2 excerpts"  # one a second

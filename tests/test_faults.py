@@ -1,6 +1,8 @@
 """Preprocessing that is killed, interrupted, out of room, or begun again over changed audio."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import random
 import shutil
@@ -460,44 +462,26 @@ def test_the_second_of_two_runs_at_once_stops(small, tmp_path):
     assert process() == before  # the lock is gone
 
 
-def test_a_file_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
-    order = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: (order.append("content"), fsync(file)))
-    monkeypatch.setattr(os, "replace", lambda *paths: (order.append("name"), replace(*paths)))
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_said_and_used(small, monkeypatch, capsys, error):
+    def refuse(*_):
+        raise OSError(error, os.strerror(error))
 
-    files.write_atomically(tmp_path / "a", b"a")
-
-    assert order == ["content", "name"]
-
-
-def test_features_that_a_power_failure_took_are_made_again(small, tmp_path, monkeypatch):
     _, process = small
+    monkeypatch.setattr(fcntl, "flock", refuse)
     before = process()
-    path = tmp_path / "saved" / "spectrograms" / "1.wav.001.npy"
-    path.write_bytes(bytes(path.stat().st_size))  # its blocks were never written
-    monkeypatch.setattr(journal, "get_boot_id", lambda: "the machine's next start")
 
-    after = process()
-
-    name = "min_max_values/tracks.jsonl"
-    assert b"next start" in after.pop(name) and b"next start" not in before.pop(name)
-    assert after == before
+    assert process() == before
+    assert capsys.readouterr().err.count("has no locks: keep two runs out of it yourself") == 2
 
 
-def test_a_restart_of_the_machine_alone_costs_no_work(small, monkeypatch):
+def test_files_that_systems_leave_in_a_folder_are_not_those_of_others(small, tmp_path):
     _, process = small
-    process()
-    monkeypatch.setattr(journal, "get_boot_id", lambda: "the machine's next start")
+    (tmp_path / "saved").mkdir()
+    for name in (".DS_Store", "desktop.ini"):
+        (tmp_path / "saved" / name).touch()
 
-    def refuse(loader, path, remarks):
-        raise AssertionError(f"{path} was read again")
-
-    monkeypatch.setattr(preprocess.Loader, "load_pieces", refuse)
-    after = process()
-
-    monkeypatch.setattr(journal.zlib, "crc32", refuse)  # the next run need not read them
-    assert process() == after
+    assert "min_max_values/min_max_values.pkl" in process()
 
 
 def test_features_of_a_track_that_turns_out_bad_do_not_appear(tmp_path):

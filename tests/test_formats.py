@@ -1,5 +1,9 @@
 """What is read of audio files of many formats, whole, cut, joined and damaged."""
 
+import shutil
+import struct
+import zipfile
+
 import av
 import numpy as np
 import pytest
@@ -8,7 +12,7 @@ import soundfile
 
 import preprocess
 from helpers import SAMPLE_RATE, make_music, make_tone, write_with_ffmpeg
-from support import audio, dataset
+from support import audio, dataset, readers
 from support.errors import UserError
 
 TOLERANCE_S = 0.1  # seconds by which a length may differ: codecs add up to two of their frames
@@ -63,6 +67,10 @@ def high_pass(signal):
         ("a.webm", "libopus"),
         ("a.avi", "mp2"),
         ("a.wv", "wavpack"),
+        ("a.adx", "adpcm_adx"),
+        ("a.nut", "mp2"),
+        ("a.rm", "ac3"),
+        ("a.sox", "pcm_s32le"),
     ],
 )
 def test_what_libsndfile_cannot_read_is_read(tmp_path, name, codec):
@@ -94,6 +102,57 @@ def test_the_first_sound_of_a_video_is_read(tmp_path):
     signal, _ = read(tmp_path / "a.mp4")
 
     assert measure_pitch(signal) == pytest.approx(440, abs=2)
+
+
+def test_what_ffmpeg_refuses_is_read_by_libsndfile(tmp_path, write_audio, monkeypatch):
+    path = write_audio("a.ogg", make_tone(440, 1.0))
+    monkeypatch.setattr(readers, "FFMPEG_FORMATS", "mp3")
+
+    assert measure_pitch(read(path)[0]) == pytest.approx(440, abs=2)
+    with pytest.raises(UserError, match="not readable as audio"):
+        read(write_with_ffmpeg(tmp_path / "a.m4a", make_tone()[None], "aac"))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_of_songs_is_refused(tmp_path, kind):
+    (tmp_path / "songs").mkdir()
+    write_mp3(tmp_path / "songs" / "a.mp3")
+    path = shutil.make_archive(tmp_path / "album", kind, tmp_path / "songs")
+    if kind == "zip":  # without compression, as shops send it
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(tmp_path / "songs" / "a.mp3")
+
+    with pytest.raises(UserError, match="is an archive: unpack it"):
+        read(path)
+
+
+@pytest.mark.parametrize("begins, is_asked", [(b"\xfe\x7f\x01\x80", True), (b"", False)])
+def test_ffmpeg_is_asked_what_a_wav_with_a_word_of_dts_is(tmp_path, monkeypatch, begins, is_asked):
+    def read_with_ffmpeg(*_):
+        asked.append(True)
+        yield 44100, np.zeros((9, 1), np.float32)
+
+    asked, samples = [], np.frombuffer(begins * 9 + bytes(400), np.int16)
+    soundfile.write(tmp_path / "a.wav", samples.reshape(-1, 2), 44100)
+    monkeypatch.setattr(readers, "read_with_ffmpeg", read_with_ffmpeg)
+
+    read(tmp_path / "a.wav")
+
+    assert bool(asked) == is_asked  # the wheels of PyAV have no encoder to test the rest with
+
+
+@pytest.mark.parametrize("told, chunk, seconds", [(1.0, b"", 3.0), (3.0, b"LIST", 3.0)])
+def test_a_wav_that_is_longer_than_its_header_tells_is_read_to_its_end(
+    tmp_path, told, chunk, seconds
+):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, make_tone(440, 3.0), SAMPLE_RATE)
+    data = bytearray(path.read_bytes())
+    data[40:44] = struct.pack("<I", round(told * SAMPLE_RATE) * 2)
+    data += struct.pack("<4sI20000x", chunk, 20000) if chunk else b""
+    path.write_bytes(data)
+
+    assert measure_length(path) == pytest.approx(seconds, abs=0.001)
 
 
 def test_a_picture_is_refused(tmp_path):

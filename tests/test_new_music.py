@@ -295,13 +295,15 @@ def test_songs_that_cannot_be_read_cost_only_themselves(tmp_path, trained, monke
     assert names == ["component-any-t0.9-seed0-001.wav", "song-song.wav.wav"]
 
 
-def test_a_folder_of_songs_is_sent_through_whole(tmp_path, trained):
+def test_a_folder_of_songs_is_sent_through_whole(tmp_path, trained, capsys):
     (tmp_path / "songs" / "deep").mkdir(parents=True)
+    (tmp_path / "songs" / "cover.jpg").write_text("no song")
     for name in ("a.wav", "deep/a.wav"):
         shutil.copy(trained / "song.wav", tmp_path / "songs" / name)
 
     run_generate(trained, tmp_path / "samples", "--audio_files", str(tmp_path / "songs"))
 
+    assert "cover.jpg: not readable as audio" in capsys.readouterr().err
     run_generate(trained, tmp_path / "samples", "--audio_files", str(trained / "song.wav"))
     shutil.copy(trained / "song.wav", tmp_path / "songs" / "song.wav")
     run_generate(
@@ -318,7 +320,9 @@ def test_a_song_that_is_cut_is_made_and_its_shortage_is_said(tmp_path, trained, 
 
     run_generate(trained, tmp_path / "samples", "--audio_files", str(tmp_path / "cut.wav"))
 
-    assert "cut.wav (ends 1.1 s before the length" in capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert "cut.wav (ends 1.1 s before the length" in printed
+    assert "cut.wav ends 1.1 s before the length that its header gives" in said
 
 
 def test_a_recording_goes_on_in_several_ways(tmp_path, trained):
@@ -436,9 +440,10 @@ def sources(monkeypatch):
     styles, names = np.array([[1, 0], [2, 0]], np.float32), ["calm/0.wav", "wild/1.wav"]
     fields = Prior.prepare(make_tracks(names, [1, 2]), [np.eye(2)] * 2)
     prior = Styles(*fields)._replace(styles=styles)
-    monkeypatch.setattr(modes, "read_prior", lambda model: prior)
     monkeypatch.setattr(prior_module, "STYLE_NOISE", 0)
-    return Sources(None, None, None)
+    sources = Sources(None, None, None)
+    sources.prior = prior
+    return sources
 
 
 def test_new_pieces_are_in_the_style_of_a_track_and_as_loud(sources):
@@ -541,6 +546,16 @@ def test_pieces_that_were_not_trained_on_are_held_out(trained):
     assert len(images) == len(expected) > 0
     for image, key in zip(images, expected, strict=True):
         np.testing.assert_array_equal(image, dataset.load_spectrogram(spectrograms_path, key))
+
+
+def test_audio_of_the_same_names_is_not_taken_for_what_was_held_out(trained):
+    saved = trained / "saved_data"
+    folders = saved / "spectrograms", dataset.get_min_max_path(saved)
+    sources, tracks = Sources(trained / "model", *folders), TrainingTracks.load(trained / "model")
+    generate.check_audio(sources, tracks)
+
+    with pytest.raises(UserError, match="is of other audio than .*model was trained on"):
+        generate.check_audio(sources, tracks._replace(peaks=tracks.peaks + 1))
 
 
 @pytest.mark.parametrize("flags", [("--temperature", "-1"), ("--compose", "0"), ("--sample", "0")])

@@ -302,7 +302,7 @@ def break_file(kind, write_audio):
         ("nan", "not finite"),
         ("sample", "shorter than one frame"),
         ("no_samples", "no samples"),
-        ("link", "is a link"),
+        ("link", "cannot be opened"),
         ("fifo", "is not a regular file"),
     ],
 )
@@ -510,3 +510,14 @@ def test_the_frames_of_pieces_are_those_of_their_whole_track(tmp_path):
     whole = whole[:, : joined.shape[1]]
     loud = whole > -40  # above the floor of every piece
     np.testing.assert_allclose(joined[loud], whole[loud], atol=0.01)
+
+
+def test_how_much_is_silence_is_said_if_it_is_most(tmp_path, write_audio, make_settings, capsys):
+    for index in range(2):
+        write_audio(f"{index}.wav", make_tone(duration=0.1))
+
+    for duration, is_said in ((0.3, True), (0.15, False)):
+        folders = tmp_path / "audio", tmp_path / f"saved {duration}"
+        preprocess.preprocess_folder(*folders, make_settings(duration=duration))
+
+        assert ("67% of what is learned is silence" in capsys.readouterr().err) == is_said

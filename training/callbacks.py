@@ -124,6 +124,8 @@ class BestWeights(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def on_train_end(self, logs=None):
+        if find_best_row(self.history.rows) == 0 < len(self.history.rows) - 1:
+            print("no epoch was better than the start, which is kept: train longer", flush=True)
         self.model.set_weights(self.weights)
 
 

@@ -17,6 +17,7 @@ from support.errors import UserError
 from support.files import load_arrays, write_arrays
 
 CHECKPOINT = "checkpoint.npz"  # of a model folder that holds a run
+OLD_CHECKPOINT = "old_checkpoint.npz"  # that of a model which --force is about to replace
 DETAIL_CHECKPOINT = "detail_checkpoint.npz"  # of one whose autoencoder is ready
 PRIOR_CHECKPOINT = "prior_checkpoint.npz"  # of one whose detail is ready, too
 PARAMETERS = "parameters.json"  # of a model folder that holds a whole model
@@ -103,6 +104,8 @@ def load_checkpoint(folder, *, resume, force):
     """
     folder = Path(folder)
     is_whole, is_begun = (folder / PARAMETERS).exists(), (folder / CHECKPOINT).exists()
+    if force and is_whole and is_begun and not (folder / OLD_CHECKPOINT).exists():
+        (folder / CHECKPOINT).rename(folder / OLD_CHECKPOINT)
     if force or not (is_whole or is_begun):
         if resume:
             print(f"nothing to resume in {folder}: this run begins at the beginning", flush=True)
@@ -150,6 +153,10 @@ def find_best_row(rows):
 
 
 def count_epochs_since_best(rows):
-    """Epochs since the best one or, if that is later, since the peak of the learning rate."""
+    """Epochs since the best one or, if that is later, since the peak of the learning rate.
+
+    The start does not count: a good one is first lost, and found again at a lower rate.
+    """
     peak = int(np.argmax([row["learning_rate"] for row in rows]))
-    return len(rows) - 1 - max(find_best_row(rows), peak)
+    best = 1 + find_best_row(rows[1:]) if len(rows) > 1 else 0
+    return len(rows) - 1 - max(best, peak)

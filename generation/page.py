@@ -17,6 +17,7 @@ import librosa
 import numpy as np
 
 from soundgenerator import cut_samples
+from support.bands import find_mel_rows
 from support.dataset import check_key
 from support.errors import UserError
 from support.files import (
@@ -30,6 +31,7 @@ from support.files import (
 
 MAX_ITEMS_BYTES = 1 << 28  # of items.json: about 100 000 items
 MAX_COLUMNS = 2000  # of a picture
+TICKS = 0, 250, 500, 1000, 2000, 4000, 8000, 16000, 32000  # Hz
 MAX_PAIRS = 5  # in spectrograms.png
 KINDS = {  # of sounds, and what the page calls them
     "recorded": "Recorded",
@@ -181,13 +183,15 @@ def plot_spectrogram(signal, settings):
     figure = Figure(figsize=(4.6, 2.6), layout="constrained")
     axes = figure.add_subplot()
     shown = show_spectrogram(axes, signal, settings)
-    axes.set(xlabel="seconds", ylabel="Hz")
+    axes.set(xlabel="seconds", ylabel="Hz, on the mel scale")
     figure.colorbar(shown, label="dB")
     return figure
 
 
 def show_spectrogram(axes, signal, settings):
-    """Show a sound's log spectrogram, down to top_db under its peak; of a long one some frames.
+    """Show a sound's log spectrogram over the mel scale, down to top_db under its peak.
+
+    Of a long one, some frames are shown.
 
     Args:
         signal: float32 (n_samples,) or (2, n_samples).
@@ -199,18 +203,21 @@ def show_spectrogram(axes, signal, settings):
     spectra = np.abs(np.fft.rfft(frames * np.hanning(frame_size)))  # (n, ..., bins)
     amplitude = spectra.reshape(len(frames), -1, spectra.shape[-1]).mean(axis=1).T
     image = librosa.amplitude_to_db(amplitude, top_db=settings.top_db)
+    most = librosa.hz_to_mel(settings.sample_rate / 2)
+    ticks = [hertz for hertz in TICKS if hertz <= settings.sample_rate / 2]
+    axes.set_yticks(librosa.hz_to_mel(ticks), ticks)
     return axes.imshow(
-        image,
+        image[find_mel_rows(len(image), settings.sample_rate)],
         origin="lower",
         aspect="auto",
-        extent=(0, n_samples / settings.sample_rate, 0, settings.sample_rate / 2),
+        extent=(0, n_samples / settings.sample_rate, 0, most),
         cmap="magma",
         interpolation="nearest",
     )
 
 
 def plot_pairs(path, items, settings):
-    """Write a picture: each original log spectrogram above its reconstruction, in Hz and s."""
+    """Write a picture: each original log spectrogram above its reconstruction."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.2 * len(items), 5), layout="constrained")

@@ -31,6 +31,13 @@ def extract_bands(image, sample_rate):
     return np.add.reduceat(rows, starts, axis=1).T / np.diff([*starts, width])[:, np.newaxis]
 
 
+def find_mel_rows(height, sample_rate):
+    """The rows of an image that lie even on the mel scale, as many as it has, for pictures."""
+    frequencies = librosa.mel_frequencies(height, fmax=sample_rate / 2)
+    rows = np.rint(frequencies / (sample_rate / 2) * height).astype(int)
+    return np.minimum(rows, height - 1)
+
+
 @functools.cache
 def make_weights(sample_rate, height, n_bands):
     """What each band takes of each row, float32 (n_bands, height); each band's sum is 1."""

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,14 @@ class Tab:
         links = self.wait.until(lambda b: self.panel.find_elements(By.XPATH, path))
         text = self.browser.execute_async_script(READ_SOUND, links[-1].get_attribute("href"))
         return soundfile.read(io.BytesIO(base64.b64decode(text)))
+
+
+@pytest.mark.slow
+def test_a_page_of_another_site_is_refused(app):
+    request = urllib.request.Request(app[0], headers={"Host": "evil.example"})
+
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(request, timeout=WAIT_S)
 
 
 @pytest.mark.slow

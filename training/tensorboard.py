@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from autoencoder import keras
+from support.bands import find_mel_rows
 from support.files import make_printable, write_atomically
 
 N_LOGGED = 10  # times in a run that pictures and sounds of pieces are logged
@@ -88,7 +89,8 @@ class TensorBoard(keras.callbacks.Callback):
 
         reconstructed, _ = self.autoencoder.reconstruct(self.images)
         for name, *pair in zip(self.names, self.images, reconstructed, strict=True):
-            picture = color_spectrogram(np.concatenate(pair[::-1]))
+            rows = find_mel_rows(len(pair[0]), self.sample_rate)
+            picture = color_spectrogram(np.concatenate([each[rows] for each in pair[::-1]]))
             self._log(image(f"original_above/{name}", picture, dataformats="HWC"), step)
         self._log_sounds("reconstructed", reconstructed, step)
 

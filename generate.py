@@ -50,6 +50,7 @@ from training.splits import load_split
 SPECTROGRAMS_PATH = "saved_data/spectrograms"
 MIN_MAX_VALUES_PATH = "saved_data/min_max_values/min_max_values.pkl"
 MODEL = "model"
+PRETRAINED = Path(__file__).resolve().parent / "pretrained"
 SAMPLES = "samples"
 SAVE_DIR_RECORDED = "samples/recorded"
 SAVE_DIR_ORIGINAL = "samples/original"
@@ -303,11 +304,17 @@ def check_audio(sources, tracks):
 
 
 def make_evaluator(sound_generator, sources):
-    """The Evaluator of new pieces; without the model's features it knows none that was held out."""
+    """The Evaluator of new pieces; without the model's features it knows none that was held out.
+
+    None for a model without its tracks, as the pretrained one is.
+    """
     from generation.evaluation import Evaluator
 
-    tracks = TrainingTracks.load(sources.model)
-    held_out = []
+    try:
+        tracks, held_out = TrainingTracks.load(sources.model), []
+    except FileNotFoundError:
+        say(f"{sources.model} does not hold its training tracks: nothing tells copies", sys.stderr)
+        return None
     try:
         check_settings(sources)
         check_audio(sources, tracks)
@@ -342,14 +349,15 @@ def save_items(items, page, save_dirs, sound_generator, sources):
     Returns:
         how many songs could not be read.
     """
-    evaluator, n_skipped, summary = None, 0, {}
+    evaluator, is_sought, n_skipped, summary = None, False, 0, {}
     for item in items:
         if isinstance(item, UserError):
             n_skipped += 1
             say(f"skipped {item}", sys.stderr)
             continue
-        if item.is_new:
-            evaluator = evaluator or make_evaluator(sound_generator, sources)
+        if item.is_new and not is_sought:
+            evaluator, is_sought = make_evaluator(sound_generator, sources), True
+        if item.is_new and evaluator:
             item = evaluator.compare(item)
         item, paths = save_item(item, save_dirs, sound_generator.sample_rate)
         page.add(item, paths)
@@ -445,6 +453,14 @@ def read_options(parser, argv=None):
         parser.error(str(error))
 
 
+def choose_model(folder):
+    """The folder, or the pretrained model's in place of a MODEL that is not there yet."""
+    if folder != Path(MODEL) or folder.exists() or not PRETRAINED.exists():
+        return folder
+    print(f"there is no {MODEL} yet: this is the pretrained one, see {PRETRAINED / 'README.md'}")
+    return PRETRAINED
+
+
 def find_sources(options):
     """The Sources of some options."""
     if not options.saved_data:
@@ -455,6 +471,7 @@ def find_sources(options):
 
 def main(argv=None):
     options, modes = read_options(get_parser(), argv)
+    options.model = choose_model(options.model)
     sources, folder = find_sources(options), options.samples or Path(SAMPLES)
     save_dirs = {
         "recorded": SAVE_DIR_RECORDED,

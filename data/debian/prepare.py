@@ -23,7 +23,9 @@ from support.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent
 MUSIC = re.compile(r".*/(([Mm]usics?(\.ocg)?|songs|themes)/.+|sound/intro)\.(ogg|opus|mp3)")
-NOT_MUSIC = re.compile(r".*/(sequencer/.+|guitar|wind_ambient)\.ogg")  # parts of tracks, and wind
+NOT_MUSIC = re.compile(  # parts of tracks, wind, and tracks whose licence is not clear
+    r".*/(sequencer/.+|guitar|wind_ambient|Bleostrada|TheBeginning)\.ogg"
+)
 MIN_S = 30  # of a track: below are fanfares
 
 SOURCES = {  # {style: {package: the licence and the authors of its music}}

@@ -18,12 +18,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy.fft
+import scipy.ndimage
+import scipy.signal
 
 DETAIL = "detail.npz"  # in a model folder
 FILTERS = 32, 320  # of the flow, at least and at most
 DILATIONS = (1, 2, 4, 1)
 N_EULER = 8
 MIN_DEVIATION = 1e-3  # of an image's row: what hardly varies is not blown up
+CHANGE_FRAMES = 9  # over which changes from frame to frame are averaged
+LEAST_CHANGE = 1e-3  # of what counts as one, in an image
 NOISE_FRAMES = 256  # that are made together
 NOISE_REACH = 8  # frames and rows to either side, over which noise is alike
 
@@ -62,18 +67,24 @@ class Detail(NamedTuple):
             for each in (reconstructed, frames - reconstructed)
         )
         height = len(mean)
-        flow = Flow(height, height, 0, choose_filters(n_frames, FILTERS), DILATIONS)
+        flow = Flow(height, 2 * height, 0, choose_filters(n_frames, FILTERS), DILATIONS)
         kernel = find_kernel((frames - reconstructed) / scale)
         return cls(flow, mean, deviation, scale, kernel)
 
     @property
     def reach(self):
         """Frames to either side that what is drawn depends on."""
-        return N_EULER * self.flow.reach
+        return N_EULER * self.flow.reach + CHANGE_FRAMES
 
     def standardise(self, reconstructed):
-        """Reconstructed frames as they are given to the flow."""
-        return (reconstructed - self.mean) / self.deviation
+        """Reconstructed frames, and how much they change, as these are given to the flow.
+
+        A network would hardly see the small changes in which a tone differs from music.
+        """
+        changes = np.abs(np.diff(reconstructed, axis=1, append=reconstructed[:, -1:]))
+        smooth = scipy.ndimage.uniform_filter1d(changes, CHANGE_FRAMES, axis=1, mode="nearest")
+        frames = (reconstructed - self.mean) / self.deviation
+        return np.concatenate([frames, np.log(smooth + LEAST_CHANGE) / 2 + 2], axis=-1)
 
     def filter_noise(self, white):
         """Noise to begin with, float32 (n, steps, height).
@@ -81,9 +92,7 @@ class Detail(NamedTuple):
         Args:
             white: white noise that is NOISE_REACH wider on each side.
         """
-        from scipy.signal import fftconvolve
-
-        return fftconvolve(white, self.kernel[np.newaxis], mode="valid", axes=(1, 2))
+        return scipy.signal.fftconvolve(white, self.kernel[np.newaxis], mode="valid", axes=(1, 2))
 
     def add(self, image, seed=0, first_frame=0):
         """An image with detail.
@@ -131,12 +140,10 @@ def find_kernel(lost):
     Args:
         lost: float32 (n, steps, height), of variance 1.
     """
-    from scipy import fft
-
     size = 2 * NOISE_REACH + 1
     shape = [n + size for n in lost.shape[1:]]
-    power = np.square(np.abs(fft.rfft2(lost, shape))).mean(axis=0)
-    kernel = np.roll(fft.irfft2(np.sqrt(power), shape), (NOISE_REACH, NOISE_REACH), (0, 1))[
+    power = np.square(np.abs(scipy.fft.rfft2(lost, shape))).mean(axis=0)
+    kernel = np.roll(scipy.fft.irfft2(np.sqrt(power), shape), (NOISE_REACH, NOISE_REACH), (0, 1))[
         :size, :size
     ]
     window = np.hanning(size + 2)[1:-1]

@@ -26,6 +26,7 @@ layers, ops = keras.layers, keras.ops
 
 N_EULER = 32  # steps from noise to data
 N_FREQUENCIES = 32  # that tell the network the time
+N_HOW = 128  # numbers that tell each convolution of time and style
 
 
 @dataclasses.dataclass(eq=False)
@@ -54,11 +55,11 @@ class Flow:
         frequencies = np.geomspace(1, 1000, N_FREQUENCIES, dtype=np.float32)
         angles = layers.Reshape((1, N_FREQUENCIES))(time * frequencies)
         waves = layers.Concatenate()([ops.sin(angles), ops.cos(angles)])
-        how = layers.Dense(self.filters)(layers.Dense(self.filters, "silu")(waves))
+        how = layers.Dense(N_HOW)(layers.Dense(N_HOW, "silu")(waves))
         inputs = {"place": place, "given": given, "time": time}
         if self.n_style:
             inputs["style"] = keras.Input((None, self.n_style), name="style")
-            how = how + layers.Dense(self.filters)(inputs["style"])
+            how = how + layers.Dense(N_HOW)(inputs["style"])
         how = layers.Activation("silu")(how)
         # Scales and shifts of what each convolution sees, 0 at first.
         n_convs = 2 * len(self.dilations)

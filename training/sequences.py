@@ -19,6 +19,7 @@ PLAIN = 0.15  # share of the sequences whose style is not told
 MASKED = 0.5  # share of the sequences of which some steps are known
 MOST_KNOWN = 0.75  # share of a sequence's steps
 N_FRAMES = 64  # of a window that are learned from: more windows are worth more than longer ones
+STEADY = 0.125  # share of the windows that stand still, so that tones stay what they are
 N_DECODED = 8192  # frames, at most, that pass through the autoencoder for a batch
 N_PREPARED = 32768  # frames, at most, that a Detail is prepared with
 
@@ -168,5 +169,7 @@ class FrameSequences(Sequences):
         indices = rng.integers(self.windows.shape[0], size=count)
         how = rng if self.windows.shift else None
         images = make_images(self.windows.gather(indices, how), self.windows.top_db)
-        images = keras.ops.convert_to_numpy(images)
+        images = np.array(images)
+        n_steady = round(STEADY * count)
+        images[:n_steady] = images[:n_steady].mean(axis=2, keepdims=True)
         return [*map(to_frames, (images, self.autoencoder.reconstruct(images)[0]))]

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from generation.modes import (
+    MAX_SECONDS,
     Manner,
     Recordings,
     Sources,
@@ -27,6 +28,7 @@ from generation.modes import (
     continue_recording,
     explore,
     fill_gap,
+    find_name,
     interpolate,
     load_song,
     make_loop,
@@ -37,7 +39,7 @@ from generation.modes import (
 )
 from preprocess import SAMPLE_RATE
 from support import dataset
-from support.command_line import make_parser, number, run_script, show_progress
+from support.command_line import folder_path, make_parser, number, run_script, show_progress
 from support.detail import Detail
 from support.errors import UserError
 from support.files import lock, make_printable, remove_temporaries, write_atomically
@@ -52,10 +54,10 @@ MIN_MAX_VALUES_PATH = "saved_data/min_max_values/min_max_values.pkl"
 MODEL = "model"
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"
 SAMPLES = "samples"
-SAVE_DIR_RECORDED = "samples/recorded"
-SAVE_DIR_ORIGINAL = "samples/original"
-SAVE_DIR_GENERATED = "samples/generated"
-SAVE_DIR_NEW = "samples/new"
+SAVE_DIR_RECORDED = f"{SAMPLES}/recorded"
+SAVE_DIR_ORIGINAL = f"{SAMPLES}/original"
+SAVE_DIR_GENERATED = f"{SAMPLES}/generated"
+SAVE_DIR_NEW = f"{SAMPLES}/new"
 NUM_SPECTROGRAMS = 5
 COMPONENTS = 3  # directions of a tour
 SEED = 0
@@ -110,8 +112,8 @@ def select_spectrograms(
 
 def find_key(name, keys):
     """The key of that name, with or without `.npy`; a UserError lists similar ones."""
-    for key in (name, f"{name}.npy"):
-        if key in keys:
+    for text in (name, f"{name}.npy"):
+        if key := find_name(text, keys):
             return key
     raise UserError(f"no spectrogram is called {name!r}, but: {list_similar(name, keys)}")
 
@@ -201,7 +203,7 @@ def interpolate_pieces(sound_generator, sources, request, *, manner):
     sounds = []
     for name in files:
         if Path(name).is_file():
-            sounds.append(load_song(sound_generator, sources, name))
+            sounds.append(load_song(sound_generator, name))
         else:
             found = select_spectrograms(*load_spectrograms(sources), files=[name])
             sounds += sound_generator.convert_spectrograms_to_audio(*found[:2])
@@ -392,10 +394,10 @@ def get_parser():
     parser.argument_default = argparse.SUPPRESS  # main() sees which flags are given
     add = parser.add_argument
     help_text = "folder that preprocess.py wrote; None: that of SPECTROGRAMS_PATH"
-    add("--saved_data", type=Path, default=None, help=help_text)
-    add("--model", type=Path, default=MODEL, help="folder that train.py wrote")
+    add("--saved_data", type=folder_path, default=None, help=help_text)
+    add("--model", type=folder_path, default=MODEL, help="folder that train.py wrote")
     help_text = "folder to write; None: SAMPLES and the SAVE_DIRs"
-    add("--samples", type=Path, default=None, help=help_text)
+    add("--samples", type=folder_path, default=None, help=help_text)
     count = {"type": number(int, 1)}
     pairs = parser.add_mutually_exclusive_group()
     help_text = (
@@ -405,7 +407,7 @@ def get_parser():
     pairs.add_argument("--num_spectrograms", help=help_text, **count)
     pairs.add_argument("--files", nargs="+", metavar="KEY", help="pieces to reconstruct")
     add("--sample", metavar="N", help="make this many new pieces", **count)
-    seconds = number(float, 0.01)
+    seconds = number(float, 0.01, MAX_SECONDS)
     add("--compose", type=seconds, metavar="SECONDS", help="make one long new piece")
     help_text = "make a piece that can be repeated without a seam"
     add("--loop", type=seconds, metavar="SECONDS", help=help_text)
@@ -457,7 +459,9 @@ def choose_model(folder):
     """The folder, or the pretrained model's in place of a MODEL that is not there yet."""
     if folder != Path(MODEL) or folder.exists() or not PRETRAINED.exists():
         return folder
-    print(f"there is no {MODEL} yet: this is the pretrained one, see {PRETRAINED / 'README.md'}")
+    print(
+        f"there is no {MODEL} yet: this is the pretrained one, see {PRETRAINED / 'MODEL_CARD.md'}"
+    )
     return PRETRAINED
 
 

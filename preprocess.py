@@ -22,7 +22,7 @@ import librosa
 import numpy as np
 
 from support.audio import decode, describe_folders, find_audio, list_in_folders, name_folders
-from support.command_line import make_parser, number, run_script
+from support.command_line import folder_path, make_parser, number, run_script
 from support.dataset import (
     MIN_MAX_VALUES_NAME,
     MIN_MAX_VALUES_SAVE_DIR,
@@ -506,9 +506,9 @@ def get_parser():
     parser = make_parser(__doc__)
     add = parser.add_argument
     help_text = "folders of audio; the tracks of several begin with their folder's name"
-    folders = {"nargs": "+", "metavar": "DIR", "default": [AUDIO_FILES_DIR]}
-    add("--audio_files_dir", help=help_text, **folders)
-    add("--saved_data", default=SAVED_DATA, help="folder to write")
+    folders = {"nargs": "+", "metavar": "DIR", "default": [Path(AUDIO_FILES_DIR)]}
+    add("--audio_files_dir", type=folder_path, help=help_text, **folders)
+    add("--saved_data", type=folder_path, default=SAVED_DATA, help="folder to write")
     for name, default, help_text in (
         ("frame_size", FRAME_SIZE, "samples of a frame, even"),
         ("hop_length", HOP_LENGTH, "samples between frames, at most half of frame_size"),
@@ -547,7 +547,7 @@ def main(argv=None):
         )
     except UserError as error:
         parser.error(str(error))
-    if options.audio_files_dir == [AUDIO_FILES_DIR]:
+    if options.audio_files_dir == [Path(AUDIO_FILES_DIR)]:
         render_demo()
     preprocess_folder(
         options.audio_files_dir,

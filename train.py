@@ -12,13 +12,14 @@ import argparse
 import concurrent.futures
 import contextlib
 import math
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from support import dataset
-from support.command_line import make_parser, number, run_script, show_progress
+from support.command_line import folder_path, make_parser, number, run_script, show_progress
 from support.errors import UserError
 from support.files import lock, replace_together
 from support.memory import keep_freed_memory
@@ -333,8 +334,8 @@ def get_parser():
     parser = make_parser(__doc__)
     add, yes_or_no = parser.add_argument, argparse.BooleanOptionalAction
     help_text = "folder that preprocess.py wrote, in place of SPECTOGRAM_PATH's"
-    add("--saved_data", type=Path, default=Path(SPECTOGRAM_PATH).parent, help=help_text)
-    add("--model", type=Path, default=MODEL, help="folder to write")
+    add("--saved_data", type=folder_path, default=Path(SPECTOGRAM_PATH).parent, help=help_text)
+    add("--model", type=folder_path, default=MODEL, help="folder to write")
     help_text = "bins and frames to resize to; None: as they are"
     size = {"type": number(int, 8), "nargs": 2, "metavar": ("H", "W")}
     add("--target_shape", default=TARGET_SHAPE, help=help_text, **size)
@@ -505,6 +506,9 @@ def load_features(saved_data):
     settings = Settings.load(spectrograms_path / "settings.json")
     keys = dataset.list_keys(spectrograms_path)
     min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data), keys)
+    n_missing = len(min_max_values.keys() - {*keys})
+    if n_missing:
+        print(f"note: {n_missing} pieces are missing in {spectrograms_path}", file=sys.stderr)
     return spectrograms_path, keys, settings, min_max_values
 
 

@@ -28,7 +28,7 @@ from preprocess import (
 )
 from support.command_line import make_parser, number, run_script
 from support.errors import UserError
-from support.files import write_csv, write_figure
+from support.files import make_figure, write_csv, write_figure
 from support.settings import Settings
 from support.spectrograms import to_amplitude, to_image, to_log_spectrogram
 
@@ -264,12 +264,10 @@ def get_panel(row):
 
 def plot(path, rows):
     """Write a figure: spectral convergence over time, a panel for each setting and kind."""
-    from matplotlib.figure import Figure
-
     panels = [*dict.fromkeys(map(get_panel, rows))]
     n_columns = min(3, len(panels))
     n_rows = -(-len(panels) // n_columns)
-    figure = Figure(figsize=(4.2 * n_columns, 3.2 * n_rows), layout="constrained")
+    figure = make_figure(4.2 * n_columns, 3.2 * n_rows)
     grid = figure.subplots(n_rows, n_columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.remove()

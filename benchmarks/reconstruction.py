@@ -23,7 +23,7 @@ from benchmarks.held_out import Nearness, SoundComparison, Split, measure_error
 from preprocess import SAVED_DATA
 from support.command_line import make_parser, number, run_script
 from support.detail import Detail
-from support.files import write_csv, write_figure
+from support.files import make_figure, write_csv, write_figure
 
 LATENT_SPACE_DIMS = (128,)
 BUDGET_S = 240.0  # of training, for each trained method and bottleneck
@@ -316,10 +316,8 @@ def print_speedup(curves):
 
 def plot(path, rows, curves):
     """Write a figure: error over time for one bottleneck size, else error and sound over sizes."""
-    from matplotlib.figure import Figure
-
     sizes = sorted({row["latent_space_dim"] for row in rows if row["method"] == "ours"})
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = make_figure(11, 4.2)
     left, right = figure.subplots(1, 2)
     if len(sizes) > 1:
         plot_over_size(left, rows, sizes, "held_out_error", "mean squared error, held out")

@@ -14,12 +14,13 @@ import itertools
 import os
 import re
 import sys
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from preprocess import check_length
+from preprocess import Loader, check_length
 from soundgenerator import CONTEXT_S
 from support import dataset
 from support.audio import decode, find_audio, list_audio_files
@@ -38,6 +39,7 @@ MAX_LABEL = 40  # characters
 MAX_WAV_NAME_BYTES = 200  # file systems end at 255
 SOME_RATE = 22050  # Hz, at which it is tried whether a file holds audio
 SAME_IMAGE = 1e-3  # mean absolute difference, in [0, 1]: more than float16 rounds
+PLAIN_NAME = re.compile(r"(?!any$)(?!.*-to-)[\w-]+")  # that no other names, joined, look like
 RESERVED = '\\:*?"<>|'  # characters that some system does not allow in a name
 
 
@@ -83,11 +85,12 @@ class Manner(NamedTuple):
     @property
     def label(self):
         """It as part of a file's name."""
-        asked = "+".join(self.like) or "any"
-        asked += f"-to-{self.toward}" if self.toward else ""
-        short = re.sub(r"[^\w+-]+", "_", asked)
-        if short != asked or len(short) > MAX_LABEL:
-            short = f"{short[-MAX_LABEL:]}-{hash_text(asked)}"
+        asked = [shorten(name) for name in (*self.like, self.toward) if name]
+        short = "+".join(map(shorten, self.like)) or "any"
+        short += f"-to-{shorten(self.toward)}" if self.toward else ""
+        if len(short) > MAX_LABEL or not all(map(PLAIN_NAME.fullmatch, asked)):
+            short = re.sub(r"[^\w+-]+", "_", short)[-MAX_LABEL:]
+            short = f"{short}-{hash_text(repr((self.like, self.toward)))}"
         return f"{short}-t{self.temperature:g}-seed{self.seed}"
 
     def describe(self):
@@ -234,8 +237,10 @@ def continue_recording(sound_generator, sources, request, *, num_spectrograms, m
         num_spectrograms: how many continuations, each with a seed of its own; None: one.
     """
     path, duration = request[0], parse_seconds("--continue", request[1], -MAX_SECONDS)
-    signal = load_song(sound_generator, sources, path)
+    signal = load_song(sound_generator, path)
     n_samples = abs(round(duration * sound_generator.sample_rate))
+    if n_samples == 0:
+        raise UserError(f"--continue needs more or less than 0 seconds, got {request[1]}")
     place = signal.shape[-1] if duration > 0 else 0
     whole = join(signal[..., :place], n_samples, signal[..., place:])
     title = f"{path}, and how it may go on" if duration > 0 else f"How {path} may have begun"
@@ -254,7 +259,7 @@ def fill_gap(sound_generator, sources, request, *, num_spectrograms, manner):
     """
     path, *times = request
     begin, end = (parse_seconds("--fill", text) for text in times)
-    signal = load_song(sound_generator, sources, path)
+    signal = load_song(sound_generator, path)
     gap = [round(time * sound_generator.sample_rate) for time in (begin, end)]
     if not gap[0] < gap[1] <= signal.shape[-1]:
         seconds = signal.shape[-1] / sound_generator.sample_rate
@@ -378,8 +383,9 @@ def find_style(sound_generator, sources, name, rng):
         UserError: it is none of these; it lists similar ones.
     """
     prior = sources.prior
+    name = find_name(name, [*prior.tracks, *prior.genres]) or name
     if name is not None and Path(name).is_file():
-        latents, min_max = sound_generator.encode(load_song(sound_generator, sources, name))
+        latents, min_max = sound_generator.encode(load_song(sound_generator, name))
         return prior.find_style(latents), min_max["max"], str(name)
     if name in prior.tracks:
         index = list(prior.tracks).index(name)
@@ -402,12 +408,16 @@ def reconstruct_files(sound_generator, sources, audio_files):
     Args:
         audio_files: paths of files, and of folders of them.
     """
-    audio_files = [*itertools.chain.from_iterable(map(list_songs, audio_files))]
-    names = make_file_names([*map(shorten, audio_files)])
-    for path, name in zip(audio_files, names, strict=True):
+    songs = {}  # {name: path}
+    for path in audio_files:
+        try:
+            songs |= {shorten(song): song for song in list_songs(path)}
+        except (OSError, UserError) as error:
+            yield UserError(error)
+    for name, path in zip(make_file_names([*songs]), songs.values(), strict=True):
         remarks = []
         try:
-            signal = load_song(sound_generator, sources, path, remarks)
+            signal = load_song(sound_generator, path, remarks)
         except UserError as error:
             yield error
             continue
@@ -430,11 +440,13 @@ def list_songs(path):
             refused[name] = error
     for name, reason in refused.items():
         print(f"skipped {make_printable(Path(path, name))}: {reason}", file=sys.stderr)
+    if not songs:
+        raise UserError(f"{path} holds no audio")
     return songs
 
 
-def load_song(sound_generator, sources, path, remarks=None):
-    """The signal of a whole audio file, as the model's features were loaded; see Loader.load().
+def load_song(sound_generator, path, remarks=None):
+    """The signal of a whole audio file, as a SoundGenerator's features were loaded.
 
     What the user should know of it is printed, too.
 
@@ -442,8 +454,10 @@ def load_song(sound_generator, sources, path, remarks=None):
         UserError: it cannot be read, or is shorter than a frame; it names the file.
     """
     remarks = [] if remarks is None else remarks
+    rate, n_channels = sound_generator.sample_rate, sound_generator.autoencoder.input_shape[2]
+    loader = Loader(rate, sound_generator.n_samples / rate, mono=n_channels == 1)
     try:
-        signal = sources.settings.make_loader().load_whole(path, remarks)
+        signal = loader.load_whole(path, remarks)
         check_length(signal, sound_generator.frame_size)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -466,10 +480,18 @@ def join(before, n_samples, after):
     return np.concatenate([before, silence, after], axis=-1)
 
 
-def shorten(path):
-    """A file's name; of one in another folder, with a checksum of the path."""
-    name = Path(path).name
-    return name if name == str(path) else f"{name}-{hash_text(str(path))}"
+def shorten(name):
+    """An audio file's name with a checksum of its content; what else has a name keeps it."""
+    if not os.path.isfile(name):
+        return name
+    with open(name, "rb") as file:
+        return f"{Path(name).name}-{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"
+
+
+def find_name(name, names):
+    """The one of some names that is the same text, however it is encoded; None: none of them."""
+    same = {unicodedata.normalize("NFC", str(each)): str(each) for each in names}
+    return name if name in names else same.get(unicodedata.normalize("NFC", str(name)))
 
 
 def hash_text(text):

@@ -21,6 +21,7 @@ from support.bands import find_mel_rows
 from support.dataset import check_key
 from support.errors import UserError
 from support.files import (
+    make_figure,
     make_printable,
     read_json,
     write_atomically,
@@ -178,9 +179,7 @@ def check_entry(entry):
 
 def plot_spectrogram(signal, settings):
     """The Figure of a sound's log spectrogram, in seconds and Hz."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 2.6), layout="constrained")
+    figure = make_figure(4.6, 2.6)
     axes = figure.add_subplot()
     shown = show_spectrogram(axes, signal, settings)
     axes.set(xlabel="seconds", ylabel="Hz, on the mel scale")
@@ -218,9 +217,7 @@ def show_spectrogram(axes, signal, settings):
 
 def plot_pairs(path, items, settings):
     """Write a picture: each original log spectrogram above its reconstruction."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.2 * len(items), 5), layout="constrained")
+    figure = make_figure(3.2 * len(items), 5)
     grid = figure.subplots(2, len(items), squeeze=False, sharex=True, sharey=True)
     for column, item in enumerate(items):
         for axes, kind in zip(grid[:, column], ("original", "generated"), strict=True):

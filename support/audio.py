@@ -153,10 +153,10 @@ def check_folder(audio_files_dir):
     """The Path of a folder that exists and is not empty."""
     root = Path(audio_files_dir)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder: give one with --audio_files_dir")
+        raise FileNotFoundError(f"{root} is not a folder of audio")
     with os.scandir(root) as entries:
         if not any(entries):
-            raise UserError(f"{root} is empty: give a folder of audio with --audio_files_dir")
+            raise UserError(f"{root} is empty: give a folder of audio")
     return root
 
 

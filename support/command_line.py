@@ -12,6 +12,7 @@ import math
 import os
 import signal as signals
 import sys
+from pathlib import Path
 
 from support.errors import UserError
 from support.files import make_printable
@@ -47,6 +48,13 @@ def number(kind, least, most=None):
 
     parse.__name__ = kind.__name__
     return parse
+
+
+def folder_path(text):
+    """An argparse type: a Path."""
+    if not text:  # a shell's variable that is not set
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(text).expanduser()
 
 
 def run_script(main, if_interrupted="what is written stays", if_out_of_memory="ask for less"):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from support.errors import UserError
+from support.errors import TemporaryError, UserError
 from support.files import open_regular, read_file, walk
 from support.settings import MAX_PIECE_BYTES
 from support.spectrograms import resize
@@ -84,6 +84,10 @@ def is_feature_name(name):
     return bool(FEATURE_NAME.fullmatch(name)) and not name.startswith(".")
 
 
+def fail(error):
+    raise error
+
+
 def list_keys(spectrograms_path):
     """Keys (paths relative to the folder, with /) of all features below a folder.
 
@@ -91,7 +95,7 @@ def list_keys(spectrograms_path):
     """
     root = Path(spectrograms_path)
     keys = []
-    for prefix, _, subfolders, names in walk(root):
+    for prefix, _, subfolders, names in walk(root, onerror=fail):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         keys += [prefix + name for name in names if is_feature_name(name)]
     keys.sort(key=lambda key: (get_track(key), len(key), key))
@@ -114,6 +118,8 @@ def load_spectrogram(spectrograms_path, key):
             raise UserError("is not a spectrogram")
         if not (spectrogram.min() >= 0 and spectrogram.max() <= 1):  # false for NaN, too
             raise UserError("is not a finite spectrogram in [0, 1]")
+    except TemporaryError as error:
+        raise TemporaryError(f"{path} {error}") from error
     except UserError as error:
         raise UserError(f"{path} {error}: delete it and run preprocess.py again") from error
     return add_channel_axis(np.asarray(spectrogram).astype(np.float32, copy=False))
@@ -189,6 +195,8 @@ def load_min_max_values(path, keys):
     try:
         values = PlainUnpickler(io.BytesIO(read_file(path, max_bytes))).load()
         return {check_key(key): check_min_max(entry) for key, entry in values.items()}
+    except TemporaryError:
+        raise
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
             f"{path} does not hold min-max values ({error}): delete it and run preprocess.py again"

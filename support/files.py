@@ -130,6 +130,15 @@ def replace_together(folder, marker):
         shutil.rmtree(new, ignore_errors=True)
 
 
+def make_figure(width, height):
+    """A matplotlib Figure of some inches, whatever a user's matplotlibrc says."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcdefaults()
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def write_figure(path, figure, dpi=120):
     """Write a matplotlib figure as PNG, atomically."""
     buffer = io.BytesIO()
@@ -172,7 +181,7 @@ def read_file(path, max_bytes):
                 raise UserError(f"must have at most {max_bytes} bytes, got {n_bytes}")
             return file.read(max_bytes)
     except UserError as error:
-        raise UserError(f"{path} {error}") from error
+        raise type(error)(f"{path} {error}") from error
 
 
 def read_json(path, max_bytes=MAX_JSON_BYTES):
@@ -205,6 +214,8 @@ def load_arrays(path, if_missing="it is not there"):
             if any(member.compress_type for member in arrays.zip.infolist()):
                 raise UserError("it is compressed, and may be of any size")
             return dict(arrays)
+    except TemporaryError as error:
+        raise TemporaryError(f"{path} {error}") from error
     except Exception as error:  # of numpy, zipfile, zlib and tokenize
         raise UserError(f"{path} is damaged ({error})") from error
 

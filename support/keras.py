@@ -3,6 +3,7 @@
 from support.keras import keras
 """
 
+import logging
 import os
 
 from support.errors import UserError
@@ -13,6 +14,7 @@ try:
     with native_silence:  # TensorFlow 2.21 logs a dozen notices before it reads that level
         import keras
 
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)  # else it warns of each new shape
         if keras.config.backend() == "tensorflow":  # JAX must not look before its processes join
             keras.distribution.list_devices()
     if keras.config.backend() not in ("tensorflow", "jax"):

@@ -163,7 +163,8 @@ class Prior(NamedTuple):
         """
         from support.flow import load_learned
 
-        return load_learned(cls, Path(folder) / PRIOR, f"it needs music; {MORE_AUDIO}")
+        if_missing = "train on more music, and without --flow_epochs 0"
+        return load_learned(cls, Path(folder) / PRIOR, if_missing)
 
 
 def find_stretch(known, window):

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from pathlib import Path
 
-from support.errors import UserError
+from support.errors import TemporaryError, UserError
 from support.files import read_json, write_json
 
 FORMAT_VERSION = 2  # of the folder of features
@@ -125,20 +125,24 @@ class Settings:
         write_json(path, dataclasses.asdict(self))
 
     @classmethod
-    def load(cls, path, remedy="run preprocess.py --force"):
+    def load(cls, path, remedy=None):
         """The Settings in a settings.json.
 
         Args:
-            remedy: if they are missing or damaged.
+            remedy: if they are missing or damaged; None: that of features.
         Raises:
             FileNotFoundError: it does not exist.
             UserError: it is damaged, or of another version.
         """
         if not Path(path).exists():
-            raise FileNotFoundError(f"no settings at {path}: {remedy}")
+            if_missing = "run preprocess.py first, or name its folder with --saved_data"
+            raise FileNotFoundError(f"no settings at {path}: {remedy or if_missing}")
         try:
             return cls(**read_json(path))
+        except TemporaryError:
+            raise
         except (TypeError, UserError) as error:
+            remedy = remedy or "run preprocess.py --force"
             raise UserError(
                 f"{path} is not a settings file of this version ({error}): {remedy}"
             ) from error

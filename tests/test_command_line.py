@@ -9,6 +9,7 @@ import numba
 import numpy as np
 import pytest
 
+import preprocess
 from helpers import ROOT, make_images, run_script
 from support.command_line import number
 from support.command_line import run_script as run_main
@@ -150,3 +151,10 @@ def test_kernels_compile_where_nothing_can_be_cached(monkeypatch):
         function = compiled(lambda x: x + 1)
 
     assert function(1) == 2
+
+
+def test_a_folder_that_a_shell_left_empty_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        preprocess.get_parser().parse_args(["--audio_files_dir", ""])
+
+    assert "must not be empty" in capsys.readouterr().err

@@ -31,7 +31,7 @@ from helpers import (
     run_script,
 )
 from support import dataset, files
-from support.errors import UserError
+from support.errors import TemporaryError, UserError
 from support.journal import Outcome
 from support.settings import Settings
 from support.tracks import TrainingTracks
@@ -693,6 +693,27 @@ def test_a_compressed_archive_is_refused_unread(tmp_path):
 
     with pytest.raises(UserError, match="it is compressed, and may be of any size"):
         files.load_arrays(tmp_path / "latents.npz")
+
+
+def test_what_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuse(path):
+        raise TemporaryError("cannot be opened (Permission denied)")
+
+    for name in ("a.npz", "a.pkl", "settings.json", "a.npy"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(files, "open_regular", refuse)
+    monkeypatch.setattr(dataset, "open_regular", refuse)
+
+    for read in (
+        lambda: files.load_arrays(tmp_path / "a.npz"),
+        lambda: dataset.load_min_max_values(tmp_path / "a.pkl", ["a"]),
+        lambda: dataset.load_spectrogram(tmp_path, "a.npy"),
+        lambda: Settings.load(tmp_path / "settings.json"),
+    ):
+        with pytest.raises(
+            TemporaryError, match=r"/\w+\.\w+ cannot be opened \(Permission denied\)$"
+        ):
+            read()
 
 
 def test_a_pickle_that_counts_far_takes_no_memory(tmp_path):

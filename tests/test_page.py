@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import librosa
+import matplotlib
 import numpy as np
 import pytest
 
@@ -110,6 +111,14 @@ def test_a_picture_shows_each_sound_over_its_own_seconds(tmp_path):
     silent, loud = np.split(image[row], [len(image[row]) // 3])
     assert silent[:-4].max() == image.min() < loud[4:].min() - 60
     assert abs(np.argmax(image, axis=0)[-9] - row) <= 1  # of the bin that is nearest
+
+
+def test_a_picture_is_a_png_whatever_a_users_matplotlibrc_says(tmp_path):
+    with matplotlib.rc_context({"savefig.format": "pdf", "text.usetex": True}):
+        figure = plot_spectrogram(make_tone(), make_settings())
+        files.write_figure(tmp_path / "a.png", figure)
+
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_picture_of_a_long_sound_has_no_more_columns_than_are_seen():

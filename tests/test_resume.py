@@ -244,6 +244,15 @@ def test_two_runs_in_one_folder_are_refused(folder):
         run_training(folder, "new")
 
 
+def test_pieces_that_are_missing_are_said(folder, capsys):
+    (features,) = {*(folder / "saved_data" / "spectrograms").rglob("0.wav.000.npy")}
+    features.unlink()
+
+    train.load_features(folder / "saved_data")
+
+    assert "note: 1 pieces are missing in" in capsys.readouterr().err
+
+
 def test_a_folder_of_others_is_left_alone(folder):
     (folder / "mine").mkdir()
     (folder / "mine" / "settings.json").write_text("{}")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from autoencoder import keras
 from support.errors import UserError
-from support.files import write_figure
+from support.files import make_figure, write_figure
 from training.checkpoint import Checkpoint, count_epochs_since_best, find_best_row, list_variables
 
 CHECKPOINT_SHARE = 0.05  # of the time, at most, is spent on writing checkpoints
@@ -180,10 +180,8 @@ def make_callbacks(*, patience=None, path=None, run=None, checkpoint=None, tenso
 
 def plot_history(path, rows):
     """Draw both losses over the epochs, and the learning rate."""
-    from matplotlib.figure import Figure
-
     epochs = [row["epoch"] for row in rows]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = make_figure(8, 4.5)
     axes = figure.add_subplot()
     axes.plot(epochs, [row["loss"] for row in rows], label="training")
     if not all(math.isnan(row["val_loss"]) for row in rows):

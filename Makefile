@@ -1,4 +1,5 @@
-# make demo: environment, demo set, features, model, sound.  make test: environment, lint, all tests.
+# make listen: environment, and sounds of the pretrained model.  make demo: environment, demo set,
+# features, model, sound.  make test: environment, lint, all tests.
 # make quick: the tests that take under a minute together.  make fuzz: every reader, on many more
 # damaged files than make test gives it.
 PYTHON ?= python3
@@ -6,7 +7,7 @@ BIN = .venv/bin
 # Two workers, each with a file of tests at a time; BLAS threads of both would wait for each other.
 PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick lint fuzz clean
+.PHONY: listen demo test quick lint fuzz clean
 
 FUZZ_INPUTS ?= 10000
 CHECK_PYTHON = import platform, sys; \
@@ -14,6 +15,10 @@ CHECK_PYTHON = import platform, sys; \
   ok = (3, 11) <= v < (3, 14) and (sys.platform, platform.machine()) != ("darwin", "x86_64"); \
   ok or sys.exit(f"TensorFlow has wheels for Python 3.11 to 3.13, and none for Intel Macs; this is \
 Python {v[0]}.{v[1]} on {sys.platform} {platform.machine()}: try make PYTHON=python3.12")
+
+listen: .venv/run
+	$(BIN)/python generate.py --model pretrained --samples samples_listen --sample 10 --compose 60 \
+	  --loop 8 --continue docs/audio/recorded-1.ogg 10
 
 demo: .venv/run
 	$(BIN)/python preprocess.py

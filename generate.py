@@ -38,8 +38,10 @@ from generation.modes import (
     tour_components,
 )
 from preprocess import SAMPLE_RATE
+from soundgenerator import SoundGenerator
 from support import dataset
 from support.command_line import folder_path, make_parser, number, run_script, show_progress
+from support.dataset import load_split
 from support.detail import Detail
 from support.errors import UserError
 from support.files import lock, make_printable, remove_temporaries, write_atomically
@@ -47,7 +49,6 @@ from support.memory import return_freed_memory
 from support.prior import TEMPERATURE, list_similar
 from support.settings import Settings
 from support.tracks import TrainingTracks
-from training.splits import load_split
 
 SPECTROGRAMS_PATH = "saved_data/spectrograms"
 MIN_MAX_VALUES_PATH = "saved_data/min_max_values/min_max_values.pkl"
@@ -495,7 +496,7 @@ def main(argv=None):
 
     def make_generator(options):
         lost = detail if options.detail else None
-        return settings.make_sound_generator(autoencoder, options.seed, lost)
+        return SoundGenerator.of(settings, autoencoder, options.seed, lost)
 
     def make(options, modes):
         """The Items that some options ask for."""

@@ -418,6 +418,17 @@ class PreprocessingPipeline:
         return [FORMAT_VERSION, self.segments, self.saver.dtype, *map(vars, parts)]
 
 
+def make_pipeline(settings, saver=None, **options):
+    """The PreprocessingPipeline of Settings; its saver may be left out if it saves nothing."""
+    parts = (
+        Loader(settings.sample_rate, settings.duration, settings.mono),
+        Padder(),
+        LogSpectrogramExtractor(settings.frame_size, settings.hop_length, top_db=settings.top_db),
+        MinMaxNormaliser(0, 1),
+    )
+    return PreprocessingPipeline(*parts, saver, segments=settings.segments, **options)
+
+
 def prepare_saved_data(saved_data, saver, settings, force):
     """Make the output folder ready; refuse to mix features of two settings unless forced."""
     settings_path = get_settings_path(saved_data)
@@ -475,7 +486,7 @@ def preprocess_folder(
     saved_data = Path(saved_data)
     save_dirs = saved_data / SPECTROGRAMS_SAVE_DIR, saved_data / MIN_MAX_VALUES_SAVE_DIR
     saver = Saver(*save_dirs, dtype=dtype)
-    pipeline = settings.make_pipeline(saver, jobs=jobs, dask_scheduler=dask_scheduler)
+    pipeline = make_pipeline(settings, saver, jobs=jobs, dask_scheduler=dask_scheduler)
     folders = name_folders(audio_files_dir)
     with lock(saved_data, SETTINGS_NAME):
         remove_temporaries(saver.journal.path.parent)

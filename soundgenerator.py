@@ -4,20 +4,23 @@ In:  normalised log spectrograms (n_bins, n_frames, n_channels) and their decibe
      or recordings of any length.
 Out: float32 signals, (n_samples,) or (2, n_samples); used by generate.py.
 
-    generator = SoundGenerator(autoencoder, 256, frame_size=1024, n_samples=65488)
+    generator = SoundGenerator.load("model")
     signals, latents = generator.generate(spectrograms, min_max_values)
     signal = generator.reconstruct(recording)
 """
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 
 from preprocess import FRAME_SIZE, SAMPLE_RATE, TOP_DB, LogSpectrogramExtractor, MinMaxNormaliser
 from support.command_line import show_progress
 from support.dataset import add_channel_axis
+from support.detail import Detail
 from support.griffin_lim import SEED, GriffinLim
+from support.settings import Settings
 from support.spectrograms import SILENCE_DB, normalise_to, resize, to_amplitude, to_log_spectrogram
 
 CONTEXT_S = 10.0  # seconds of a recording, on each side, that what is new beside it depends on
@@ -63,6 +66,21 @@ class SoundGenerator:
         self._extractor = LogSpectrogramExtractor(frame_size, hop_length, top_db=None)
         self._griffin_lim = GriffinLim(frame_size, hop_length, seed=seed)
         self._min_max_normaliser = MinMaxNormaliser(0, 1)
+
+    @classmethod
+    def of(cls, settings, autoencoder, seed=SEED, detail=None):
+        """The SoundGenerator of Settings."""
+        names = ("hop_length", "frame_size", "n_samples", "sample_rate", "top_db")
+        how = {name: getattr(settings, name) for name in names}
+        return cls(autoencoder, **how, seed=seed, detail=detail)
+
+    @classmethod
+    def load(cls, folder, seed=SEED):
+        """The SoundGenerator of a model folder."""
+        from autoencoder import Autoencoder  # it takes seconds to import Keras
+
+        settings = Settings.load(Path(folder) / "settings.json", "run train.py --resume")
+        return cls.of(settings, Autoencoder.load(folder), seed, Detail.load(folder))
 
     @property
     def n_frames(self):

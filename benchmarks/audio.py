@@ -3,7 +3,7 @@
 In:  a folder of audio.
 Out: what a function makes of each file.
 
-    signals = load_all("my_music", Settings.load(path).make_loader().load_whole)
+    signals = load_all("my_music", make_pipeline(settings).loader.load_whole)
 """
 
 import sys

@@ -19,13 +19,15 @@ from autoencoder import weigh_rows
 from generate import save_signals
 from generation.evaluation import POOLED_FRAMES, measure_mel_distance
 from generation.modes import load_audio_folders, make_file_names
-from preprocess import Padder
+from preprocess import Padder, make_pipeline
+from soundgenerator import SoundGenerator
 from support import dataset
 from support.audio import find_audio
+from support.dataset import load_split
 from support.errors import UserError
 from support.settings import Settings
 from support.spectrograms import to_amplitude
-from training.splits import load_split, split_by_list, split_keys
+from training.splits import split_by_list, split_keys
 from training.windows import Windows
 
 
@@ -75,7 +77,7 @@ class Split:
     def load_recording(self, key):
         """The signal that a piece was made from, at the length of a piece."""
         path = find_audio(self.folders, dataset.get_track(key))
-        signal = self.settings.make_loader().load_piece(path, dataset.get_segment(key))
+        signal = make_pipeline(self.settings).loader.load_piece(path, dataset.get_segment(key))
         return Padder().right_pad(signal, self.settings.n_samples - signal.shape[-1])
 
 
@@ -111,7 +113,7 @@ class SoundComparison:
         self.recordings = [split.load_recording(split.held_out_keys[i]) for i in self.indices]
         self.min_max_values = [split.min_max_values[i] for i in self.indices]
         self.names = make_file_names([split.held_out_keys[i] for i in self.indices])
-        self.generator = split.settings.make_sound_generator(None)
+        self.generator = SoundGenerator.of(split.settings, None)
 
     def measure(self, images, detail=None, save_dir=None):
         """How near images' sounds are to the recordings.

@@ -25,7 +25,9 @@ from preprocess import (
     Loader,
     LogSpectrogramExtractor,
     MinMaxNormaliser,
+    make_pipeline,
 )
+from soundgenerator import SoundGenerator
 from support.command_line import make_parser, number, run_script
 from support.errors import UserError
 from support.files import make_figure, write_csv, write_figure
@@ -116,9 +118,9 @@ def make_model_case(audio_files_dir, n_pieces, model_folder):
     settings = Settings.load(Path(model_folder) / "settings.json")
     if not settings.mono or settings.sample_rate != SAMPLE_RATE:
         raise UserError(f"--model must be of mono pieces at {SAMPLE_RATE} Hz: train another")
-    generator = settings.make_sound_generator(Autoencoder.load(model_folder))
-    extractor, normaliser = settings.make_extractor(), MinMaxNormaliser(0, 1)
-    signals = load_signals(audio_files_dir, n_pieces, settings.make_loader())
+    generator = SoundGenerator.of(settings, Autoencoder.load(model_folder))
+    extractor, normaliser = make_pipeline(settings).extractor, MinMaxNormaliser(0, 1)
+    signals = load_signals(audio_files_dir, n_pieces, make_pipeline(settings).loader)
     amplitudes = []
     for signal in signals:
         image, min_max = to_image(extractor.extract(signal), normaliser)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from preprocess import Loader, check_length
+from preprocess import Loader, check_length, make_pipeline
 from soundgenerator import CONTEXT_S
 from support import dataset
 from support.audio import decode, find_audio, list_audio_files
@@ -108,7 +108,7 @@ class Recordings:
     """
 
     def __init__(self, spectrograms_path):
-        self._pipeline = Settings.load(spectrograms_path / "settings.json").make_pipeline()
+        self._pipeline = make_pipeline(Settings.load(spectrograms_path / "settings.json"))
         self._folders = load_audio_folders(spectrograms_path.parent)
 
     def load(self, key, spectrogram):

@@ -6,6 +6,7 @@ Out: keys, normalised spectrograms, and the decibel range of each.
     spectrogram = load_spectrogram("saved_data/spectrograms", "blues/blues.00000.wav.000.npy")
 """
 
+import collections
 import hashlib
 import io
 import math
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from support.errors import TemporaryError, UserError
-from support.files import open_regular, read_file, walk
+from support.files import open_regular, read_file, read_json, walk
 from support.settings import MAX_PIECE_BYTES
 from support.spectrograms import resize
 
@@ -27,6 +28,8 @@ SETTINGS_NAME = f"{SPECTROGRAMS_SAVE_DIR}/settings.json"  # below SAVED_DATA
 MIN_MAX_VALUES_SAVE_DIR = "min_max_values"  # below SAVED_DATA
 MIN_MAX_VALUES_NAME = "min_max_values.pkl"
 MAX_NAME_BYTES = 255  # of a file name, on most file systems
+PARTS = ("train", "valid", "test")  # of a split
+MAX_SPLIT_BYTES = 1 << 26  # of its file
 UNSAFE_KEY = re.compile(r"^$|\0|^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
 FEATURE_NAME = re.compile(r"(?P<track>.+)\.\d{3,}\.npy", re.DOTALL)
 PARSING = threading.Lock()  # Python 3.11's parser, which NumPy reads headers with, can fail beside
@@ -155,6 +158,35 @@ class Pieces:
                 f"got {spectrogram.shape}: run preprocess.py --force"
             )
         return resize(spectrogram, self.target_shape)
+
+
+def load_split(path):
+    """The tracks of each part of a split, {part: {audio path}}.
+
+    Args:
+        path: JSON file of {"train": [...], "valid": [...], "test": [...]}, audio paths relative
+            to their folder, each in one part at most.
+    Raises:
+        FileNotFoundError: it does not exist.
+        UserError: it is not such a file.
+    """
+    parts = read_json(path, MAX_SPLIT_BYTES)
+    try:
+        if not {"train"} <= parts.keys() <= {*PARTS}:
+            raise UserError(f"the parts must be {', '.join(PARTS)}, got {', '.join(parts)}")
+        tracks = [track for part in parts.values() for track in part]
+        if not all(isinstance(value, list) for value in parts.values()):
+            raise UserError("parts must be lists")
+        if not all(isinstance(track, str) for track in tracks):
+            raise UserError("tracks must be paths")
+        repeated = [track for track, count in collections.Counter(tracks).items() if count > 1]
+        if repeated:
+            raise UserError(f"{repeated[0]} is listed {tracks.count(repeated[0])} times")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f'{path} must be a split, {{"train": [...], "valid": [...], "test": [...]}}: {error}'
+        ) from error
+    return {part: {*parts.get(part, ())} for part in PARTS}
 
 
 def load_array(path):

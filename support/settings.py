@@ -1,9 +1,9 @@
-"""The settings that features depend on, and the parts that are made from them.
+"""The settings that features depend on.
 
 In:  flags, or the settings.json beside the features or the model.
-Out: checked Settings; the Loader, LogSpectrogramExtractor and SoundGenerator for them.
+Out: checked Settings.
 
-    loader = Settings.load("saved_data/spectrograms/settings.json").make_loader()
+    settings = Settings.load("saved_data/spectrograms/settings.json")
 """
 
 import dataclasses
@@ -86,39 +86,6 @@ class Settings:
         """(n_bins, n_frames, n_channels) of every spectrogram."""
         n_frames = 1 + self.n_samples // self.hop_length
         return self.frame_size // 2, n_frames, 1 if self.mono else 2
-
-    # The parts' modules import this package, so they are imported when a part is made.
-
-    def make_loader(self):
-        from preprocess import Loader
-
-        return Loader(self.sample_rate, self.duration, self.mono)
-
-    def make_extractor(self):
-        from preprocess import LogSpectrogramExtractor
-
-        return LogSpectrogramExtractor(self.frame_size, self.hop_length, top_db=self.top_db)
-
-    def make_pipeline(self, saver=None, **options):
-        """The PreprocessingPipeline; what it saves with may be left out if it saves nothing."""
-        from preprocess import MinMaxNormaliser, Padder, PreprocessingPipeline
-
-        parts = self.make_loader(), Padder(), self.make_extractor(), MinMaxNormaliser(0, 1), saver
-        return PreprocessingPipeline(*parts, segments=self.segments, **options)
-
-    def make_sound_generator(self, autoencoder, seed=0, detail=None):
-        from soundgenerator import SoundGenerator
-
-        return SoundGenerator(
-            autoencoder,
-            self.hop_length,
-            frame_size=self.frame_size,
-            n_samples=self.n_samples,
-            sample_rate=self.sample_rate,
-            top_db=self.top_db,
-            seed=seed,
-            detail=detail,
-        )
 
     def save(self, path):
         """Write settings.json."""

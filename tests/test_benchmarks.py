@@ -14,8 +14,8 @@ import train
 from autoencoder import Autoencoder
 from helpers import make_music, read_csv
 from support import dataset
+from support.dataset import load_split
 from support.errors import UserError
-from training.splits import load_split
 
 
 @pytest.fixture(autouse=True)

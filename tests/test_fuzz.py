@@ -25,13 +25,13 @@ from hypothesis import strategies as st
 import preprocess
 from helpers import SAMPLE_RATE, make_music, make_settings, make_tracks, write_with_ffmpeg
 from support import dataset
+from support.dataset import PARTS, load_split
 from support.errors import UserError
 from support.journal import Journal, collect_min_max_values
 from support.prior import Prior
 from support.settings import Settings
 from support.tracks import TrainingTracks
 from training.checkpoint import Checkpoint
-from training.splits import PARTS, load_split
 
 N_INPUTS = int(os.environ.get("FUZZ_INPUTS", 60))  # of each reader
 COUNTS = collections.Counter()
@@ -194,7 +194,7 @@ def test_settings(tmp_path_factory, data):
     found = read(tmp_path_factory.getbasetemp(), "settings.json", data, Settings.load)
 
     if found:
-        assert found.make_loader().n_samples > 0 and found.hop_length * 2 <= found.frame_size
+        assert found.n_samples > 0 and found.hop_length * 2 <= found.frame_size
 
 
 @fuzz

@@ -13,8 +13,9 @@ import soundfile
 import preprocess
 import train
 from helpers import ROOT, SAMPLE_RATE, make_tone, run_script
+from support.dataset import load_split
 from support.errors import UserError
-from training.splits import load_split, split_by_list
+from training.splits import split_by_list
 
 SCRIPT = "data/gtzan/prepare.py"
 SPLIT = ROOT / "data" / "gtzan" / "split.json"

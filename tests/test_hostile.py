@@ -31,11 +31,11 @@ from helpers import (
     run_script,
 )
 from support import dataset, files
+from support.dataset import load_split
 from support.errors import TemporaryError, UserError
 from support.journal import Outcome
 from support.settings import Settings
 from support.tracks import TrainingTracks
-from training.splits import load_split
 
 
 class Fate(enum.Enum):

@@ -38,14 +38,16 @@ from helpers import (
     read_all,
     read_csv,
 )
+from preprocess import make_pipeline
+from soundgenerator import SoundGenerator
 from support import dataset, files
 from support import prior as prior_module
+from support.dataset import load_split
 from support.errors import UserError
 from support.prior import Prior
 from support.settings import Settings
 from support.tracks import TrainingTracks
 from training.outputs import describe_tracks
-from training.splits import load_split
 
 
 def test_mel_distance_is_zero_for_itself_and_the_gain_for_a_gain():
@@ -97,14 +99,14 @@ def test_each_mode_writes_sound_of_the_length_asked_for(tmp_path, trained, monke
 def test_latents_of_a_track_are_those_of_its_recording(trained):
     settings = Settings.load(trained / "model" / "settings.json")
     autoencoder = Autoencoder.load(trained / "model")
-    generator = settings.make_sound_generator(autoencoder)
+    generator = SoundGenerator.of(settings, autoencoder)
     features = train.load_features(trained / "saved_data")
     keys = [key for key in features[1] if dataset.get_track(key) == "calm/0.wav"]
 
     tracks, (first,) = describe_tracks(
         autoencoder, train.make_windows(features, keys, None, 8), keys, SAMPLE_RATE
     )
-    signal = settings.make_loader().load_whole(trained / "audio" / "calm" / "0.wav")
+    signal = make_pipeline(settings).loader.load_whole(trained / "audio" / "calm" / "0.wav")
     latents, min_max = generator.encode(signal)
 
     assert len(first) == 4 * 52  # of pieces, of which the last one is filled up
@@ -349,7 +351,7 @@ def test_a_recording_goes_on_in_several_ways(tmp_path, trained):
 
 def test_the_first_of_several_continuations_is_that_of_its_seed(trained):
     settings = Settings.load(trained / "model" / "settings.json")
-    generator = settings.make_sound_generator(Autoencoder.load(trained / "model"))
+    generator = SoundGenerator.of(settings, Autoencoder.load(trained / "model"))
     request = str(trained / "song.wav"), "1.5"
 
     def make(count, seed):

@@ -498,7 +498,7 @@ def test_flags_that_would_be_ignored_or_guessed_are_usage_errors(capsys, flags, 
 def test_the_frames_of_pieces_are_those_of_their_whole_track(tmp_path):
     soundfile.write(tmp_path / "x.wav", make_music(2.0), SAMPLE_RATE, "FLOAT")
     settings = make_settings(duration=0.5, hop_length=105)  # which divides a piece
-    pipeline = settings.make_pipeline()
+    pipeline = preprocess.make_pipeline(settings)
 
     signals = [*pipeline.load_extended(tmp_path / "x.wav")]
 

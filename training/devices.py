@@ -101,8 +101,7 @@ class Distribution(NamedTuple):
             from jax.experimental import multihost_utils
 
             weights = multihost_utils.broadcast_one_to_all(weights)
-        replica = type(autoencoder)(**autoencoder.parameters)
-        replica.model.set_weights(weights)
+        replica = copy_autoencoder(autoencoder, weights)
         for half in ("encoder", "decoder"):
             layers, copies = (getattr(model, half).layers for model in (autoencoder, replica))
             for layer, copy in zip(layers, copies, strict=True):
@@ -113,9 +112,7 @@ class Distribution(NamedTuple):
         """The same autoencoder for this process alone, which need not wait for others."""
         if self.n_devices == 1:
             return autoencoder
-        copy = type(autoencoder)(**autoencoder.parameters)
-        copy.model.set_weights(autoencoder.model.get_weights())
-        return copy
+        return copy_autoencoder(autoencoder, autoencoder.model.get_weights())
 
     def wait_for_all(self):
         """Return when all processes of the run have come here."""
@@ -123,6 +120,13 @@ class Distribution(NamedTuple):
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices("done")
+
+
+def copy_autoencoder(autoencoder, weights):
+    """Another autoencoder of the same class and parameters."""
+    copy = type(autoencoder)(**autoencoder.parameters)
+    copy.model.set_weights(weights)
+    return copy
 
 
 def choose_distribution():

@@ -14,9 +14,9 @@ import numpy as np
 from support import dataset
 from support.bands import extract_bands
 from support.command_line import show_progress
+from support.dataset import PARTS
 from support.files import write_csv, write_json
 from support.tracks import TrainingTracks
-from training.splits import PARTS
 
 MAX_VARIATION = 0.06  # of a track's time and frequencies, as a logarithm: a semitone
 

@@ -13,7 +13,6 @@ import numpy as np
 from support.detail import NOISE_REACH, Detail, to_frames
 from support.keras import keras
 from support.prior import STYLE_NOISE
-from training.windows import make_images
 
 PLAIN = 0.15  # share of the sequences whose style is not told
 MASKED = 0.5  # share of the sequences of which some steps are known
@@ -167,9 +166,7 @@ class FrameSequences(Sequences):
     def _draw_pairs(self, rng, count):
         """Frames of windows and of their reconstructions."""
         indices = rng.integers(self.windows.shape[0], size=count)
-        how = rng if self.windows.shift else None
-        images = make_images(self.windows.gather(indices, how), self.windows.top_db)
-        images = np.array(images)
+        images = np.array(self.windows.make(indices, rng))
         n_steady = round(STEADY * count)
         images[:n_steady] = images[:n_steady].mean(axis=2, keepdims=True)
         return [*map(to_frames, (images, self.autoencoder.reconstruct(images)[0]))]

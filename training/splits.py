@@ -14,13 +14,12 @@ import sys
 import numpy as np
 
 from support import dataset
+from support.dataset import PARTS, load_split
 from support.errors import UserError
-from support.files import make_printable, read_json
+from support.files import make_printable
 from training.twins import find_twins
 
-PARTS = ("train", "valid", "test")  # of a split
 MOST_HELD_OUT = 1.5  # times the share that is asked for
-MAX_SPLIT_BYTES = 1 << 26  # of its file
 
 
 def split_keys(spectrograms_path, keys, split, validation_split, seed):
@@ -99,35 +98,6 @@ def choose_held_out(sizes, share, seed):
     if share and order and not chosen:
         chosen = {min(order, key=sizes.get)}
     return chosen
-
-
-def load_split(path):
-    """The tracks of each part of a split, {part: {audio path}}.
-
-    Args:
-        path: JSON file of {"train": [...], "valid": [...], "test": [...]}, audio paths relative
-            to their folder, each in one part at most.
-    Raises:
-        FileNotFoundError: it does not exist.
-        UserError: it is not such a file.
-    """
-    parts = read_json(path, MAX_SPLIT_BYTES)
-    try:
-        if not {"train"} <= parts.keys() <= {*PARTS}:
-            raise UserError(f"the parts must be {', '.join(PARTS)}, got {', '.join(parts)}")
-        tracks = [track for part in parts.values() for track in part]
-        if not all(isinstance(value, list) for value in parts.values()):
-            raise UserError("parts must be lists")
-        if not all(isinstance(track, str) for track in tracks):
-            raise UserError("tracks must be paths")
-        repeated = [track for track, count in collections.Counter(tracks).items() if count > 1]
-        if repeated:
-            raise UserError(f"{repeated[0]} is listed {tracks.count(repeated[0])} times")
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f'{path} must be a split, {{"train": [...], "valid": [...], "test": [...]}}: {error}'
-        ) from error
-    return {part: {*parts.get(part, ())} for part in PARTS}
 
 
 def split_by_list(keys, parts):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from autoencoder import keras
+from soundgenerator import SoundGenerator
 from support.bands import find_mel_rows
 from support.files import make_printable, write_atomically
 
@@ -43,7 +44,7 @@ class TensorBoard(keras.callbacks.Callback):
         peaks = windows.peaks[chosen].astype(float)
         self.min_max_values = [{"min": peak - windows.top_db, "max": peak} for peak in peaks]
         self.sample_rate = settings.sample_rate
-        self.sound_generator = settings.make_sound_generator(None)
+        self.sound_generator = SoundGenerator.of(settings, None)
         self.writer = None
 
     def _open(self, step):

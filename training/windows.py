@@ -142,12 +142,15 @@ class Windows(keras.utils.PyDataset):
         If windows may differ from the pieces, some may be near the same one.
         """
         rng, n_pieces = np.random.default_rng(seed), self.shape[0]
-        how = rng if self.shift else None
         count = count if self.shift else min(count, n_pieces)
         chosen = rng.permutation(np.resize(rng.permutation(n_pieces), count))
         batches = np.array_split(chosen, -(-count // self.batch_size))
-        images = [make_images(self.gather(batch, how, 0), self.top_db) for batch in batches]
-        return np.concatenate([ops.convert_to_numpy(batch) for batch in images])
+        return np.concatenate([self.make(batch, rng, max_stretch=0) for batch in batches])
+
+    def make(self, indices, rng, max_stretch=MAX_STRETCH):
+        """The images of windows near some pieces or, if they may not differ, of the pieces."""
+        gathered = self.gather(indices, rng if self.shift else None, max_stretch)
+        return ops.convert_to_numpy(make_images(gathered, self.top_db))
 
     def start_epoch(self, epoch, logs=None):
         """Choose the epoch that the batches are drawn for."""

@@ -61,7 +61,6 @@ SAMPLE_RATE = 22050  # Hz
 MONO = True
 SEGMENTS = "all"  # every piece of a track, or only the "first"
 TOP_DB = 80.0  # dB kept below a piece's own peak
-DTYPE = "float16"  # of features on disk: it rounds by at most 0.02 of 80 dB
 MOST_PADDING = 0.5  # share of the pieces; with more the user is told
 JOBS = -1  # processes; -1 takes every core
 
@@ -229,18 +228,16 @@ class Saver:
 
     Args:
         feature_save_dir, min_max_values_save_dir: folders.
-        dtype: of the features on disk, "float16" or "float32".
     """
 
-    def __init__(self, feature_save_dir, min_max_values_save_dir, *, dtype=DTYPE):
+    def __init__(self, feature_save_dir, min_max_values_save_dir):
         self.feature_save_dir = Path(os.path.abspath(feature_save_dir))  # a worker may be elsewhere
-        self.dtype = dtype
         self.min_max_values_path = Path(min_max_values_save_dir) / MIN_MAX_VALUES_NAME
         journal_path = Path(min_max_values_save_dir) / "tracks.jsonl"
         self.journal = Journal(journal_path, self.feature_save_dir)
 
     def save_feature(self, feature, key):
-        """Write one array as feature_save_dir/key."""
+        """Write one array as feature_save_dir/key, in float16: 80 dB are rounded by 0.02."""
         self.save_features([(key, feature)])
 
     def save_features(self, features):
@@ -252,7 +249,7 @@ class Saver:
         n_bytes = 0
         with FileSet() as files:
             for key, feature in features:
-                header, array = format_array(feature.astype(self.dtype, copy=False))
+                header, array = format_array(feature.astype(np.float16))
                 n_bytes = len(header) + array.nbytes
                 files.add(self.feature_save_dir / check_key(key), header, array)
         return n_bytes
@@ -415,7 +412,7 @@ class PreprocessingPipeline:
     def _describe_origin(self):
         """All that the features depend on besides the audio files, for JSON."""
         parts = (self.loader, self.padder, self.extractor, self.normaliser)
-        return [FORMAT_VERSION, self.segments, self.saver.dtype, *map(vars, parts)]
+        return [FORMAT_VERSION, self.segments, *map(vars, parts)]
 
 
 def make_pipeline(settings, saver=None, **options):
@@ -476,7 +473,6 @@ def preprocess_folder(
     force=False,
     strict=False,
     dask_scheduler=None,
-    dtype=DTYPE,
 ):
     """Preprocess a folder, or a list of them, into saved_data, and say what came of it.
 
@@ -485,7 +481,7 @@ def preprocess_folder(
     """
     saved_data = Path(saved_data)
     save_dirs = saved_data / SPECTROGRAMS_SAVE_DIR, saved_data / MIN_MAX_VALUES_SAVE_DIR
-    saver = Saver(*save_dirs, dtype=dtype)
+    saver = Saver(*save_dirs)
     pipeline = make_pipeline(settings, saver, jobs=jobs, dask_scheduler=dask_scheduler)
     folders = name_folders(audio_files_dir)
     with lock(saved_data, SETTINGS_NAME):
@@ -530,8 +526,6 @@ def get_parser():
     yes_or_no = argparse.BooleanOptionalAction
     add("--mono", action=yes_or_no, default=MONO, help="mix all channels down to one")
     add("--segments", choices=["all", "first"], default=SEGMENTS, help="pieces of each track")
-    help_text = "of features on disk; float32 takes twice the room"
-    add("--dtype", choices=["float16", "float32"], default=DTYPE, help=help_text)
     where = parser.add_mutually_exclusive_group()
     help_text = "processes; -1: one for every core"
     where.add_argument("--jobs", type=number(int, -1), default=JOBS, help=help_text)
@@ -568,7 +562,6 @@ def main(argv=None):
         force=options.force,
         strict=options.strict,
         dask_scheduler=options.dask_scheduler,
-        dtype=options.dtype,
     )
 
 

@@ -51,7 +51,7 @@ KINDS = {  # ending and channels of each kind of file
     "MP3, 44.1 kHz stereo": ("mp3", 2),
     "OGG, 44.1 kHz stereo": ("ogg", 2),
 }
-PROGRAMS = ("serial librosa loop", "ours", "ours, again", "ours, float32")
+PROGRAMS = ("serial librosa loop", "ours", "ours, again")
 COLUMNS = (
     "kind",
     "program",
@@ -100,11 +100,7 @@ def make_commands(audio_files_dir, saved_data, jobs):
     serial = ["-m", "benchmarks.serial_loop", audio, saved]
     ours = ["preprocess.py", "--audio_files_dir", audio, "--saved_data", saved]
     ours = [sys.executable, *ours, "--jobs", str(jobs)]
-    return {
-        "serial librosa loop": [sys.executable, *serial],
-        "ours": ours,
-        "ours, float32": [*ours, "--dtype", "float32"],
-    }
+    return {"serial librosa loop": [sys.executable, *serial], "ours": ours}
 
 
 def run(command):

@@ -9,7 +9,6 @@ Out: a parser; a number in its range; one line on stderr and an exit status if s
 import argparse
 import errno
 import math
-import os
 import signal as signals
 import sys
 from pathlib import Path
@@ -68,7 +67,9 @@ def run_script(main, if_interrupted="what is written stays", if_out_of_memory="a
     """
     from threadpoolctl import threadpool_limits
 
-    open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):  # let them take any name
+        if hasattr(stream, "reconfigure"):  # not under pytest
+            stream.reconfigure(errors="backslashreplace")
     try:
         # Beside another program, threads of a small product wait for each other far longer than
         # they compute. What is large is computed by TensorFlow or JAX, or in threads of our own.
@@ -90,19 +91,6 @@ def run_script(main, if_interrupted="what is written stays", if_out_of_memory="a
         sys.exit(f"error: this takes more memory than there is: {if_out_of_memory}")
     finally:  # what remains is Python's own exit, which is short, and tidies up
         signals.signal(signals.SIGINT, signals.SIG_IGN)
-
-
-def open_standard_streams():
-    """Let stdout and stderr take any name; what is printed to a closed one is dropped."""
-    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(descriptor)
-        except OSError:  # os.open takes the lowest number that is free, which is this one
-            os.open(os.devnull, os.O_RDWR)
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r"))
-        elif descriptor and hasattr(getattr(sys, name), "reconfigure"):  # not under pytest
-            getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def is_out_of_memory(error):

@@ -20,12 +20,6 @@ READ_BLOCK = 1 << 18  # samples decoded at a time, all channels together
 NOTED_S = 0.1  # seconds; when more is missing, the user is told
 NOTED_BYTES = 1 << 12  # behind the last chunk of a WAV
 STREAMED_BYTES = 0x7FFF0000  # a WAV header with this length or more: its writer did not know it
-CUT_LOG = re.compile(  # lines in libsndfile's log about a header that promises another length
-    r"^ *(?:data|SSND|Data Size|riff)\b.*?(?P<promised>\d+) \(should be (?P<has>\d+)|"
-    r"Calculated frame count (?P<has_frames>\d+) .*'ds64' chunk of (?P<frames>\d+)",
-    re.MULTILINE,
-)
-
 ARCHIVES = {0: (b"PK\3\4", b"Rar!", b"7z\xbc\xaf"), 257: (b"ustar",)}  # {place: what is there}
 DTS_WORDS = (  # that frames of it begin with, in 16 or 14 bits of a sample, or behind another word
     *(b"\x7f\xfe\x80\x01", b"\xfe\x7f\x01\x80", b"\x1f\xff\xe8\x00", b"\xff\x1f\x00\xe8"),
@@ -74,7 +68,7 @@ def read_blocks(file, duration, remarks):
     head, is_read = file.read(HEAD_BYTES), False
     if any(head.startswith(names, place) for place, names in ARCHIVES.items()):
         raise UserError("is an archive: unpack it")
-    is_longer = head.startswith(b"RIFF") and is_longer_than_told(file)
+    n_missing = count_missing(file) if head.startswith(b"RIFF") else 0
     file.seek(0)
     try:
         with native_silence:
@@ -83,14 +77,14 @@ def read_blocks(file, duration, remarks):
         sound_file = None
     if (
         sound_file is None
-        or sound_file.format in ("MP3", "FLAC", "OGG")
+        or sound_file.format not in ("WAV", "WAVEX")  # which libsndfile reads four times as fast
         or sound_file.channels > 2
-        or is_longer
+        or n_missing < 0
         or any(word in head for word in DTS_WORDS)
     ):
         file.seek(0)
         try:
-            for block in read_with_ffmpeg(file, duration, remarks, is_longer):
+            for block in read_with_ffmpeg(file, duration, remarks, n_missing < 0):
                 is_read = True
                 yield block
         except UserError:
@@ -98,27 +92,34 @@ def read_blocks(file, duration, remarks):
                 raise
     if not is_read and sound_file is not None:
         with sound_file:
-            yield from read_with_libsndfile(sound_file, duration, remarks)
+            yield from read_with_libsndfile(sound_file, duration, remarks, n_missing)
 
 
-def is_longer_than_told(file):
-    """Whether a WAV goes on behind the length that its header gives, with no other chunk.
+def count_missing(file):
+    """Bytes that a WAV's header promises and the file lacks, below 0 if it goes on behind them.
 
-    Recorders leave it so when they are cut off, and 32 bits count 6.8 hours of a CD's samples.
+    Recorders that are cut off leave headers of less, and 32 bits count 6.8 hours of a CD's samples.
+    What else follows begins with a name.
     """
-    n_bytes, place, name = os.fstat(file.fileno()).st_size, 12, b""
+    n_bytes, place, size, name = os.fstat(file.fileno()).st_size, 12, 0, b""
     while place + 8 <= n_bytes and name != b"data":
         file.seek(place)
         name, size = struct.unpack("<4sI", file.read(8))
         place += 8 + size
     file.seek(place)
-    return place < n_bytes - NOTED_BYTES and not CHUNK_NAME.match(file.read(5))
+    n_more = n_bytes - place
+    if size >= STREAMED_BYTES or (n_more > 0 and CHUNK_NAME.match(file.read(5))):
+        return 0
+    return 0 if 0 < n_more <= NOTED_BYTES else -n_more
 
 
-def read_with_libsndfile(sound_file, duration, remarks):
+def read_with_libsndfile(sound_file, duration, remarks, n_missing):
     """Yield (sample rate, float32 (n, n_channels)) of an open SoundFile.
 
     A header may promise more than the file holds, so memory grows with what is decoded.
+
+    Args:
+        n_missing: bytes that its header promises besides.
     """
     import soundfile
 
@@ -136,24 +137,10 @@ def read_with_libsndfile(sound_file, duration, remarks):
             break
         n_read += len(block)
         yield rate, block
-    n_missing = max(sound_file.frames - n_read if n_read < n_wanted else 0, count_cut(sound_file))
-    remark_shortage(n_missing / rate, remarks)
-
-
-def count_cut(sound_file):
-    """How many samples a header promises beyond the file's end, of which libsndfile's log tells.
-
-    libsndfile shortens a cut WAV without an error.
-    """
     n_bytes = os.fstat(sound_file.name).st_size  # the name is the descriptor
-    n_missing = [0]
-    for line in CUT_LOG.finditer(sound_file.extra_info):
-        if line["frames"]:
-            n_missing.append(int(line["frames"]) - int(line["has_frames"]))
-        elif int(line["promised"]) < STREAMED_BYTES:
-            n_bytes_missing = int(line["promised"]) - int(line["has"])
-            n_missing.append(n_bytes_missing * sound_file.frames / n_bytes)
-    return max(n_missing)
+    n_missing = n_missing * sound_file.frames / n_bytes
+    n_missing += sound_file.frames - n_read if n_read < n_wanted else 0
+    remark_shortage(n_missing / rate, remarks)
 
 
 def remark_shortage(missing_s, remarks):

@@ -174,10 +174,10 @@ def test_preprocessing_measures_both_programs_and_every_step(
     )
 
     rows = read_csv("preprocessing.csv")
-    programs = ["serial librosa loop", "ours", "ours, again", "ours, float32"]
+    programs = ["serial librosa loop", "ours", "ours, again"]
     assert [row["program"] for row in rows] == [*programs * 2, "ours"]
     assert all(float(row["seconds"]) > 0 and float(row["peak_mb"]) > 0 for row in rows)
-    assert float(rows[3]["disk_mb"]) > 1.9 * float(rows[1]["disk_mb"]) > 0
+    assert float(rows[0]["disk_mb"]) > 1.9 * float(rows[1]["disk_mb"]) > 0
     steps = read_csv("preprocessing_steps.csv")
     shares = [float(row["share"]) for row in steps if not row["step"].startswith("(")]
     assert sum(shares) == pytest.approx(2, abs=0.01)  # one for each kind of file

@@ -37,7 +37,7 @@ class Split:
     Args:
         saved_data: folder that preprocess.py wrote.
         patterns: of the tracks to hold out, with * and ?; None: a seeded tenth of the tracks.
-        model: a folder that train.py wrote, whose own split is taken in their place: its test
+        model: a folder that train.py wrote, whose own split is taken without patterns: its test
             tracks are held out, or those it was validated on if it has none.
     Raises:
         UserError: all pieces would be held out, or none.
@@ -48,11 +48,11 @@ class Split:
         self.settings = Settings.load(settings_path)
         self.folders = load_audio_folders(Path(saved_data))
         keys = dataset.list_keys(settings_path.parent)
-        if model:
+        if patterns:
+            parts = split_by_pattern(keys, patterns)
+        elif model:
             parts = split_by_list(keys, load_split(Path(model) / "split.json"))
             parts["valid"] = parts["test"] or parts["valid"]
-        elif patterns:
-            parts = split_by_pattern(keys, patterns)
         else:
             parts = split_keys(settings_path.parent, keys, None, train.VALIDATION_SPLIT, seed)
         training_keys, self.held_out_keys = parts["train"], parts["valid"]

@@ -361,7 +361,9 @@ def get_parser():
     add("--saved_data", default=SAVED_DATA, help="folder that preprocess.py wrote")
     help_text = "tracks not to train on, such as '*_[0-4].wav'; None: a seeded tenth"
     add("--held_out", nargs="+", metavar="PATTERN", help=help_text)
-    help_text = "folder that train.py wrote, in place of training ours: its split is taken, too"
+    help_text = (
+        "folder that train.py wrote, in place of training ours; without --held_out, its split"
+    )
     add("--model", metavar="FOLDER", help=help_text)
     size = {"type": number(int, 1)}
     help_text = "bottlenecks to compare: numbers for a piece"

@@ -163,7 +163,7 @@ class Prior(NamedTuple):
         """
         from support.flow import load_learned
 
-        if_missing = "train on more music, and without --flow_epochs 0"
+        if_missing = "run train.py --resume, on enough music and without --flow_epochs 0"
         return load_learned(cls, Path(folder) / PRIOR, if_missing)
 
 

@@ -151,3 +151,14 @@ def test_long_pieces_pass_through_the_autoencoder_one_at_a_time(monkeypatch):
     long = FrameSequences(None, Blur(), Windows(make_pieces(20), seed=0), 4, 3, 0)
 
     assert long.n_windows == 1 and long[0][1].shape == (4, N_FRAMES, HEIGHT)
+
+
+def test_some_windows_stand_still_and_detail_is_told_how_much_frames_change():
+    sequences = FrameSequences(None, Blur(), Windows(make_pieces(), seed=0, shift=False), 16, 1, 0)
+
+    frames, reconstructed = sequences._draw_pairs(np.random.default_rng(0), 16)
+
+    stands_still = frames.std(axis=1).max(axis=1) < 1e-6
+    assert [*np.flatnonzero(stands_still)] == [0, 1]
+    changes = sequences.detail.standardise(reconstructed)[..., HEIGHT:]
+    assert changes[:2, :, NOISE].max() < changes[2:, :, NOISE].min() - 0.2

@@ -524,7 +524,7 @@ def test_what_is_asked_for_is_told_apart_by_its_name():
 
 
 def test_new_music_needs_tracks_that_differ(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no .*prior\.npz: train on more music"):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*prior\.npz: run train.py --resume"):
         next(tour_components(None, Sources(tmp_path, None, None), 3, manner=Manner()))
 
 

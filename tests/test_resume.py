@@ -218,6 +218,8 @@ def test_a_model_that_is_replaced_is_whole_or_not_there(folder, monkeypatch, n_r
     if n_replaced is None:
         assert all(after[name] == before[name] for name in names)
         assert after["old_checkpoint.npz"] == before["checkpoint.npz"]
+        run_training(folder, "model", "--epochs", "12", "--resume")  # the run of the model
+        assert read_all(folder / "model")["checkpoint.npz"] == before["checkpoint.npz"]
         return
     with pytest.raises(FileNotFoundError, match="train.py"):
         Autoencoder.load(folder / "model")

@@ -106,6 +106,8 @@ def load_checkpoint(folder, *, resume, force):
     is_whole, is_begun = (folder / PARAMETERS).exists(), (folder / CHECKPOINT).exists()
     if force and is_whole and is_begun and not (folder / OLD_CHECKPOINT).exists():
         (folder / CHECKPOINT).rename(folder / OLD_CHECKPOINT)
+    elif resume and not is_begun and (folder / OLD_CHECKPOINT).exists():  # nothing took its place
+        (folder / OLD_CHECKPOINT).rename(folder / CHECKPOINT)
     if force or not (is_whole or is_begun):
         if resume:
             print(f"nothing to resume in {folder}: this run begins at the beginning", flush=True)

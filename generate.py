@@ -458,7 +458,7 @@ def read_options(parser, argv=None):
 
 def choose_model(folder):
     """The folder, or the pretrained model's in place of a MODEL that is not there yet."""
-    if folder != Path(MODEL) or folder.exists() or not PRETRAINED.exists():
+    if folder != Path(MODEL) or folder.exists() or not (PRETRAINED / "parameters.json").exists():
         return folder
     print(
         f"there is no {MODEL} yet: this is the pretrained one, see {PRETRAINED / 'MODEL_CARD.md'}"

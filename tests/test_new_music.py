@@ -594,6 +594,18 @@ def test_the_pretrained_model_is_used_until_there_is_another(
     assert np.abs(difference).mean() < 0.2 * np.abs(soundfile.read(whole)[0]).mean()
 
 
+@pytest.mark.slow
+def test_the_pretrained_model_makes_music(tmp_path):
+    folders = ["--model", str(generate.PRETRAINED), "--samples", str(tmp_path)]
+
+    generate.main([*folders, "--sample", "1", "--like", "orchestral"])
+
+    signal, rate = soundfile.read(next((tmp_path / "new").glob("*.wav")))
+    assert rate == 22050 and len(signal) == 65488
+    assert 0.005 < np.sqrt(np.mean(signal**2)) < 0.5
+    assert measure_mel_distance(signal, make_tone(duration=65488 / rate), rate) > 5
+
+
 @pytest.mark.parametrize("flags", [("--temperature", "-1"), ("--compose", "0"), ("--sample", "0")])
 def test_impossible_numbers_are_refused(trained, capsys, flags):
     with pytest.raises(SystemExit, match="2"):

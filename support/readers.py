@@ -108,9 +108,10 @@ def count_missing(file):
         place += 8 + size
     file.seek(place)
     n_more = n_bytes - place
-    if size >= STREAMED_BYTES or (n_more > 0 and CHUNK_NAME.match(file.read(5))):
+    is_known = name == b"data" and size < STREAMED_BYTES
+    if not is_known or 0 < n_more <= NOTED_BYTES or CHUNK_NAME.match(file.read(5)):
         return 0
-    return 0 if 0 < n_more <= NOTED_BYTES else -n_more
+    return -n_more
 
 
 def read_with_libsndfile(sound_file, duration, remarks, n_missing):

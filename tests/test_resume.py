@@ -228,7 +228,7 @@ def test_a_model_that_is_replaced_is_whole_or_not_there(folder, monkeypatch, n_r
     assert not [*(folder / "model").glob(".*.tmp")]
 
 
-@pytest.mark.parametrize("size, name", [("40k", "logs"), ("240k", "checkpoint.npz")])
+@pytest.mark.parametrize("size, name", [("40k", "logs"), ("200k", "checkpoint.npz")])
 def test_a_full_disk_ends_a_run_which_goes_on_when_there_is_room(folder, size, name):
     with mount(folder / "disk", f"size={size}") as remount:
         with pytest.raises(OSError, match=f"No space left on device.*{name}"):

@@ -172,7 +172,7 @@ def add_outputs(gr, keep, show, detail, inputs, trigger):
     """The lower half of a tab."""
     with gr.Row():
         sound = gr.Audio(label="Sound", interactive=False, format="wav", autoplay=True)
-        figure = gr.Plot(label="Spectrogram")
+        figure = gr.Plot(show_label=False)  # it would cover the picture
     command = gr.Textbox(label="The command that makes it again", interactive=False)
     result, kept = gr.State(), gr.Textbox(label="Kept", interactive=False)
     trigger(show, [detail, *inputs], [sound, figure, command, result])

@@ -166,7 +166,8 @@ def test_preprocessing_measures_both_programs_and_every_step(
     tmp_path, write_audio, monkeypatch, capsys
 ):
     write_audio("a.wav", make_music(6.2))
-    monkeypatch.delitem(benchmarks.preprocessing.KINDS, "MP3, 44.1 kHz stereo")  # as OGG is
+    for kind in ("MP3", "OGG"):
+        monkeypatch.delitem(benchmarks.preprocessing.KINDS, f"{kind}, 44.1 kHz stereo")
 
     benchmarks.preprocessing.main(
         ["--audio_files_dir", "audio", "--n_files", "2", "--n_files_memory", "3"]
@@ -175,11 +176,11 @@ def test_preprocessing_measures_both_programs_and_every_step(
 
     rows = read_csv("preprocessing.csv")
     programs = ["serial librosa loop", "ours", "ours, again"]
-    assert [row["program"] for row in rows] == [*programs * 2, "ours"]
+    assert [row["program"] for row in rows] == [*programs, "ours"]
     assert all(float(row["seconds"]) > 0 and float(row["peak_mb"]) > 0 for row in rows)
     assert float(rows[0]["disk_mb"]) > 1.9 * float(rows[1]["disk_mb"]) > 0
     steps = read_csv("preprocessing_steps.csv")
     shares = [float(row["share"]) for row in steps if not row["step"].startswith("(")]
-    assert sum(shares) == pytest.approx(2, abs=0.01)  # one for each kind of file
-    assert capsys.readouterr().out.count("times the serial loop") == 2
+    assert sum(shares) == pytest.approx(1, abs=0.01)
+    assert capsys.readouterr().out.count("times the serial loop") == 1
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["audio"]

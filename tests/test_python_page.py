@@ -22,7 +22,7 @@ def test_snippets_of_the_page_do_what_they_say(tmp_path, trained, monkeypatch):
     for snippet in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
         exec(snippet, names)
 
-    latents, autoencoder = names["latents"], names["autoencoder"]
+    latents, autoencoder = names["latents"], names["generator"].autoencoder
     assert names["sound"].shape == names["signal"].shape and (tmp_path / "changed.wav").is_file()
     new = soundfile.info(tmp_path / "new.wav")
     assert (new.duration, new.samplerate) == (10, names["settings"].sample_rate)

@@ -25,7 +25,7 @@ def test_snippets_of_the_page_do_what_they_say(tmp_path, trained, monkeypatch):
     latents, autoencoder = names["latents"], names["generator"].autoencoder
     assert names["sound"].shape == names["signal"].shape and (tmp_path / "changed.wav").is_file()
     new = soundfile.info(tmp_path / "new.wav")
-    assert (new.duration, new.samplerate) == (10, names["settings"].sample_rate)
+    assert (new.duration, new.samplerate) == (10, names["generator"].sample_rate)
     assert names["filled"].shape == names["signal"].shape and (tmp_path / "filled.wav").is_file()
     latents = latents[np.newaxis, :52]
     image = interpret(tmp_path / "decoder.tflite", latents)

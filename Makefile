@@ -1,6 +1,6 @@
 # make listen: environment, and sounds of the pretrained model.  make demo: environment, demo set,
 # features, model, sound.  make test: environment, lint, all tests.
-# make quick: the tests that take under a minute together.  make fuzz: every reader, on many more
+# make quick: the tests without slow ones, a few minutes.  make fuzz: every reader, on many more
 # damaged files than make test gives it.
 PYTHON ?= python3
 BIN = .venv/bin

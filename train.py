@@ -409,8 +409,8 @@ def fit_and_save(options, checkpoint, is_first):
     validation = make_windows(features, parts["valid"], *sizes) if parts["valid"] else None
 
     fingerprint = make_fingerprint(parts, min_max_values)
-    n_epochs = options.epochs or (checkpoint and checkpoint.run["epochs"])
-    n_epochs = n_epochs or choose_epochs(windows.shape)
+    begun = checkpoint and checkpoint.run["epochs"]
+    n_epochs = options.epochs or begun or choose_epochs(windows.shape)
     architecture, run = make_run(options, n_epochs, windows.shape, settings, fingerprint)
     checkpoint = checkpoint and checkpoint.continue_as(run)
     if checkpoint:

@@ -119,8 +119,9 @@ def make_model_case(audio_files_dir, n_pieces, model_folder):
     if not settings.mono or settings.sample_rate != SAMPLE_RATE:
         raise UserError(f"--model must be of mono pieces at {SAMPLE_RATE} Hz: train another")
     generator = SoundGenerator.of(settings, Autoencoder.load(model_folder))
-    extractor, normaliser = make_pipeline(settings).extractor, MinMaxNormaliser(0, 1)
-    signals = load_signals(audio_files_dir, n_pieces, make_pipeline(settings).loader)
+    pipeline = make_pipeline(settings)
+    extractor, normaliser = pipeline.extractor, pipeline.normaliser
+    signals = load_signals(audio_files_dir, n_pieces, pipeline.loader)
     amplitudes = []
     for signal in signals:
         image, min_max = to_image(extractor.extract(signal), normaliser)

@@ -3,7 +3,7 @@
 In:  what makes Items of flags, and what keeps them.
 Out: sounds and their spectrograms, to hear at once; those that are kept go to the samples folder.
 
-    build_app(make, keep, sources, ["--model", "model"]).launch(server_name="127.0.0.1")
+    launch(build_app(make, keep, sources, ["--model", "model"]))
 """
 
 import contextlib

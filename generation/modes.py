@@ -85,10 +85,9 @@ class Manner(NamedTuple):
     @property
     def label(self):
         """It as part of a file's name."""
-        asked = [shorten(name) for name in (*self.like, self.toward) if name]
-        short = "+".join(map(shorten, self.like)) or "any"
-        short += f"-to-{shorten(self.toward)}" if self.toward else ""
-        if len(short) > MAX_LABEL or not all(map(PLAIN_NAME.fullmatch, asked)):
+        like, toward = [*map(shorten, self.like)], [shorten(self.toward)] if self.toward else []
+        short = "-to-".join(["+".join(like) or "any", *toward])
+        if len(short) > MAX_LABEL or not all(map(PLAIN_NAME.fullmatch, [*like, *toward])):
             short = re.sub(r"[^\w+-]+", "_", short)[-MAX_LABEL:]
             short = f"{short}-{hash_text(repr((self.like, self.toward)))}"
         return f"{short}-t{self.temperature:g}-seed{self.seed}"
@@ -383,10 +382,11 @@ def find_style(sound_generator, sources, name, rng):
         UserError: it is none of these; it lists similar ones.
     """
     prior = sources.prior
-    name = find_name(name, [*prior.tracks, *prior.genres]) or name
     if name is not None and Path(name).is_file():
         latents, min_max = sound_generator.encode(load_song(sound_generator, name))
         return prior.find_style(latents), min_max["max"], str(name)
+    if name is not None:
+        name = find_name(name, [*prior.tracks, *prior.genres]) or name
     if name in prior.tracks:
         index = list(prior.tracks).index(name)
         style = prior.styles[index]

@@ -17,7 +17,7 @@ import numpy as np
 
 from support.dataset import FEATURE_NAME, SETTINGS_NAME, UNSAFE_KEY
 from support.errors import UserError
-from support.files import is_ours, open_regular, walk
+from support.files import is_ours, open_regular
 from support.readers import read_blocks
 
 FILE_RATES = (1000, 1_000_000)  # Hz; a header with another rate is not that of audio
@@ -119,7 +119,7 @@ def list_audio_files(audio_files_dir):
 
     folders, links = [*filter(look, [os.fspath(root)])], []
     while folders:
-        for _, folder, subfolders, names in walk(folders.pop(), onerror=refuse_unreachable):
+        for folder, subfolders, names in os.walk(folders.pop(), onerror=refuse_unreachable):
             names = [name for name in names if not name.startswith(".")]
             names += [name for name in subfolders if not is_left_out(folder, name)]
             paths = [os.path.join(folder, name) for name in names]

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.fft
-import scipy.ndimage
-import scipy.signal
+from scipy import fft
+from scipy.ndimage import uniform_filter1d
+from scipy.signal import fftconvolve
 
 DETAIL = "detail.npz"  # in a model folder
 FILTERS = 32, 320  # of the flow, at least and at most
@@ -82,7 +82,7 @@ class Detail(NamedTuple):
         A network would hardly see the small changes in which a tone differs from music.
         """
         changes = np.abs(np.diff(reconstructed, axis=1, append=reconstructed[:, -1:]))
-        smooth = scipy.ndimage.uniform_filter1d(changes, CHANGE_FRAMES, axis=1, mode="nearest")
+        smooth = uniform_filter1d(changes, CHANGE_FRAMES, axis=1, mode="nearest")
         frames = (reconstructed - self.mean) / self.deviation
         return np.concatenate([frames, np.log(smooth + LEAST_CHANGE) / 2 + 2], axis=-1)
 
@@ -92,7 +92,7 @@ class Detail(NamedTuple):
         Args:
             white: white noise that is NOISE_REACH wider on each side.
         """
-        return scipy.signal.fftconvolve(white, self.kernel[np.newaxis], mode="valid", axes=(1, 2))
+        return fftconvolve(white, self.kernel[np.newaxis], mode="valid", axes=(1, 2))
 
     def add(self, image, seed=0, first_frame=0):
         """An image with detail.
@@ -142,10 +142,9 @@ def find_kernel(lost):
     """
     size = 2 * NOISE_REACH + 1
     shape = [n + size for n in lost.shape[1:]]
-    power = np.square(np.abs(scipy.fft.rfft2(lost, shape))).mean(axis=0)
-    kernel = np.roll(scipy.fft.irfft2(np.sqrt(power), shape), (NOISE_REACH, NOISE_REACH), (0, 1))[
-        :size, :size
-    ]
+    power = np.square(np.abs(fft.rfft2(lost, shape))).mean(axis=0)
+    kernel = np.roll(fft.irfft2(np.sqrt(power), shape), (NOISE_REACH, NOISE_REACH), (0, 1))
+    kernel = kernel[:size, :size]
     window = np.hanning(size + 2)[1:-1]
     kernel = kernel * np.outer(window, window)
     return (kernel / (np.linalg.norm(kernel) or 1)).astype(np.float32)

@@ -273,8 +273,8 @@ def lock(folder, *products):
         raise UserError(
             f"another run is writing {folder}: wait for its end, or name another folder"
         ) from error
-    except (NotImplementedError, OSError) as error:
-        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
             raise
         text = f"note: the file system of {folder} has no locks: keep two runs out of it yourself"
         print(text, file=sys.stderr)

@@ -498,6 +498,14 @@ def test_a_place_is_that_many_standard_deviations_from_the_mean(sources):
     assert np.abs(latents[:, 0] - 1.5) == pytest.approx(1.5) and (latents[:, 1] == 0).all()
 
 
+def test_no_style_is_not_a_genre_called_none(sources):
+    sources.prior = sources.prior._replace(genres=np.array(["None", "wild"]))
+
+    items = [*make_samples(Echo(), sources, 20, manner=Manner())]
+
+    assert len({item.figures["in the manner of"] for item in items}) == 2
+
+
 def test_files_of_one_name_are_told_apart(tmp_path):
     for folder, text in (("a", "one"), ("b", "two"), ("c", "one")):
         (tmp_path / folder).mkdir()

@@ -89,8 +89,8 @@ class TensorBoard(keras.callbacks.Callback):
         from tensorboardX.summary import image
 
         reconstructed, _ = self.autoencoder.reconstruct(self.images)
+        rows = find_mel_rows(self.images.shape[1], self.sample_rate)
         for name, *pair in zip(self.names, self.images, reconstructed, strict=True):
-            rows = find_mel_rows(len(pair[0]), self.sample_rate)
             picture = color_spectrogram(np.concatenate([each[rows] for each in pair[::-1]]))
             self._log(image(f"original_above/{name}", picture, dataformats="HWC"), step)
         self._log_sounds("reconstructed", reconstructed, step)

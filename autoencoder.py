@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from support.errors import UserError
-from support.files import FileSet, format_json, read_json
+from support.files import read_json, write_atomically, write_json
 from support.keras import keras
 
 layers = keras.layers
@@ -305,13 +305,12 @@ class Autoencoder:
             yield max(0, start - margin), start, stop, min(stop + margin, n_steps)
 
     def save(self, folder):
-        """Write parameters.json and model.weights.h5, both or neither."""
+        """Write model.weights.h5, and then parameters.json."""
         weights = WeightsBuffer()
         # Of a compiled model Keras 3.15 would save the optimizer too, three times the size.
         keras.Model(self.model.input, self.model.output).save_weights(weights)
-        with FileSet() as files:
-            files.add(Path(folder) / "model.weights.h5", weights.getbuffer())
-            files.add(Path(folder) / "parameters.json", format_json(self.parameters))
+        write_atomically(Path(folder) / "model.weights.h5", weights.getbuffer())
+        write_json(Path(folder) / "parameters.json", self.parameters)
 
     @classmethod
     def load(cls, folder):

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import errno
 import functools
+import io
 import itertools
 import os
 import pickle
@@ -33,15 +34,7 @@ from support.dataset import (
     make_key,
 )
 from support.errors import TemporaryError, UserError
-from support.files import (
-    FileSet,
-    format_array,
-    lock,
-    remove_temporaries,
-    write_atomically,
-    write_csv,
-    write_json,
-)
+from support.files import lock, remove_temporaries, write_atomically, write_csv, write_json
 from support.journal import Journal, Outcome, collect_min_max_values
 from support.settings import (
     FORMAT_VERSION,
@@ -237,22 +230,15 @@ class Saver:
         self.journal = Journal(journal_path, self.feature_save_dir)
 
     def save_feature(self, feature, key):
-        """Write one array as feature_save_dir/key, in float16: 80 dB are rounded by 0.02."""
-        self.save_features([(key, feature)])
-
-    def save_features(self, features):
-        """Write (key, array) pairs; none appears before all of them are written.
+        """Write one array as feature_save_dir/key, in float16: 80 dB are rounded by 0.02.
 
         Returns:
-            bytes of one file.
+            bytes of the file.
         """
-        n_bytes = 0
-        with FileSet() as files:
-            for key, feature in features:
-                header, array = format_array(feature.astype(np.float16))
-                n_bytes = len(header) + array.nbytes
-                files.add(self.feature_save_dir / check_key(key), header, array)
-        return n_bytes
+        buffer = io.BytesIO()
+        np.save(buffer, feature.astype(np.float16))
+        write_atomically(self.feature_save_dir / check_key(key), buffer.getbuffer())
+        return len(buffer.getbuffer())
 
     def save_min_max_values(self, min_max_values):
         """Write {key: {"min": dB, "max": dB}}, sorted by key."""
@@ -306,27 +292,27 @@ class PreprocessingPipeline:
     def preprocess(self, audio_files_dir):
         """Process every audio file below a folder that is not done yet.
 
-        Features of files that changed or are gone are deleted.
+        Features of files that changed are replaced; those of files that are gone stay.
 
         Args:
             audio_files_dir: path of a folder, or a list of them; see name_folders().
         Returns:
             {path below the folder: Outcome}, for every file.
         Raises:
-            UserError: files are gone, and perhaps just out of reach; nothing was changed.
+            UserError: all files of earlier runs are gone; nothing was changed.
             OSError: a feature cannot be written; what was written before stays usable.
         """
         folders = name_folders(audio_files_dir)
-        stamps, refused, unreachable = list_in_folders(folders)
+        stamps, refused = list_in_folders(folders)
         origin, journal = self._describe_origin(), self.saver.journal
-        outcomes = journal.begin(origin, describe_folders(folders), stamps, unreachable)
+        outcomes = journal.begin(origin, describe_folders(folders), stamps)
         self.saver.save_source(folders)
         # The old min-max values go first, so that no feature ever lies beside another's range.
         min_max_values = collect_min_max_values(outcomes)
         self.saver.save_min_max_values(min_max_values)
         journal.remove_other_features(min_max_values.keys())
         waiting = {name: stamp for name, stamp in stamps.items() if name not in outcomes}
-        outcomes |= {name: Outcome.skip(reason) for name, reason in refused.items()}
+        outcomes = {name: Outcome.skip(reason) for name, reason in refused.items()} | outcomes
         # A worker may be in another folder.
         folders = {prefix: os.path.abspath(folder) for prefix, folder in folders.items()}
         process_file = functools.partial(self.process_file, folders)
@@ -355,11 +341,14 @@ class PreprocessingPipeline:
         Returns:
             the Outcome.
         """
-        ranges, remarks, lengths = [], [], []
+        ranges, remarks, lengths, n_bytes = [], [], [], 0
         try:
             path = find_audio(folders, name)
-            features = self._make_features(path, name, ranges, remarks, lengths)
-            n_bytes = self.saver.save_features(features)
+            for segment, signal in enumerate(self.load_extended(path, remarks, lengths)):
+                log_spectrogram = self.extractor.extract(signal, is_extended=True)
+                image, min_max = to_image(log_spectrogram, self.normaliser)
+                n_bytes = self.saver.save_feature(image, make_key(name, segment))
+                ranges.append([min_max["min"], min_max["max"]])
         except TemporaryError as error:
             return Outcome.skip(str(error))
         except MemoryError:
@@ -373,14 +362,6 @@ class PreprocessingPipeline:
             return Outcome.skip(reason, stamp)
         seconds = sum(lengths) / self.loader.sample_rate
         return Outcome(stamp, n_bytes, ranges, "", "; ".join(remarks), seconds)
-
-    def _make_features(self, path, name, ranges, *noted):
-        """Yield the (key, image) of each piece of a file, and append its [min, max] to ranges."""
-        for segment, signal in enumerate(self.load_extended(path, *noted)):
-            log_spectrogram = self.extractor.extract(signal, is_extended=True)
-            image, min_max = to_image(log_spectrogram, self.normaliser)
-            ranges.append([min_max["min"], min_max["max"]])
-            yield make_key(name, segment), image
 
     def load_extended(self, path, remarks=None, lengths=None):
         """Yield the signals of a file's pieces, padded, with half a frame more at both ends.
@@ -465,19 +446,12 @@ def print_summary(outcomes, skipped, settings):
 
 
 def preprocess_folder(
-    audio_files_dir,
-    saved_data,
-    settings,
-    *,
-    jobs=JOBS,
-    force=False,
-    strict=False,
-    dask_scheduler=None,
+    audio_files_dir, saved_data, settings, *, jobs=JOBS, force=False, dask_scheduler=None
 ):
     """Preprocess a folder, or a list of them, into saved_data, and say what came of it.
 
     Raises:
-        UserError: nothing was kept or, with strict, anything was skipped.
+        UserError: nothing was kept.
     """
     saved_data = Path(saved_data)
     save_dirs = saved_data / SPECTROGRAMS_SAVE_DIR, saved_data / MIN_MAX_VALUES_SAVE_DIR
@@ -494,8 +468,6 @@ def preprocess_folder(
     if not any(outcome.ranges for outcome in outcomes.values()):
         named = describe_folders(folders)
         raise UserError(f"nothing to learn from in {named}: no audio file was kept")
-    if strict and skipped:
-        raise UserError(f"{len(skipped)} files were skipped, and --strict forbids it")
 
 
 def render_demo():
@@ -533,7 +505,6 @@ def get_parser():
     where.add_argument("--dask_scheduler", metavar="ADDRESS", help=help_text)
     help_text = "make all features again, and replace those of other settings or audio"
     add("--force", action="store_true", help=help_text)
-    add("--strict", action="store_true", help="exit with status 1 if any file was skipped")
     return parser
 
 
@@ -560,7 +531,6 @@ def main(argv=None):
         settings,
         jobs=options.jobs or 1,
         force=options.force,
-        strict=options.strict,
         dask_scheduler=options.dask_scheduler,
     )
 

@@ -430,7 +430,7 @@ def list_songs(path):
     """The path of a file, or those of the audio below a folder; what else it holds is named."""
     if not Path(path).is_dir():
         return [path]
-    stamps, refused, _ = list_audio_files(path)
+    stamps, refused = list_audio_files(path)
     songs = []
     for name in stamps:
         try:

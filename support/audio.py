@@ -70,13 +70,12 @@ def find_audio(folders, name):
 
 def list_in_folders(folders):
     """What list_audio_files() returns, of several folders as name_folders() has them."""
-    stamps, refused, unreachable = {}, {}, set()
+    stamps, refused = {}, {}
     for prefix, folder in folders.items():
         found = list_audio_files(folder)
         stamps |= {prefix + name: stamp for name, stamp in found[0].items()}
         refused |= {prefix + name: reason for name, reason in found[1].items()}
-        unreachable |= {prefix + name for name in found[2]}
-    return stamps, refused, unreachable
+    return stamps, refused
 
 
 def list_audio_files(audio_files_dir):
@@ -86,18 +85,16 @@ def list_audio_files(audio_files_dir):
 
     Returns:
         ({path relative to the folder, with /: [bytes, time of change]}, {path: reason} of what
-        cannot be used, {path} of those among them that cannot be reached now); the dicts are
-        sorted by path.
+        cannot be used), both sorted by path.
     """
     root = check_folder(audio_files_dir)
-    stamps, refused, unreachable, seen = {}, {}, set(), set()
+    stamps, refused, seen = {}, {}, set()
 
     def refuse_unreachable(error):
         if error.filename == os.fspath(root):
             raise error
         name = Path(error.filename).relative_to(root).as_posix()
         refused[name] = f"cannot be opened ({error.strerror})"
-        unreachable.add(name)
 
     def look(path):
         """List what is at a path, and tell whether it is a folder that was not seen before."""
@@ -135,7 +132,7 @@ def list_audio_files(audio_files_dir):
         if any(match and match["track"] in stamps for match in matches):
             del stamps[name]
             refused[name] = "is in a folder named as the features of a file: rename it"
-    return dict(sorted(stamps.items())), dict(sorted(refused.items())), unreachable
+    return dict(sorted(stamps.items())), dict(sorted(refused.items()))
 
 
 def find_fault(name, mode):
@@ -163,13 +160,6 @@ def check_folder(audio_files_dir):
 def is_left_out(folder, name):
     """Whether a folder in a folder of audio is hidden, or was written by this program."""
     return name.startswith(".") or is_ours(os.path.join(folder, name), SETTINGS_NAME)
-
-
-def is_at_or_below(name, folders):
-    """Whether a path, or a folder that it is in, is among the folders."""
-    return bool(folders) and any(
-        str(path) in folders for path in (PurePosixPath(name), *PurePosixPath(name).parents)
-    )
 
 
 def decode(file_path, sample_rate, mono, duration=None, remarks=None):

@@ -31,63 +31,24 @@ NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP
 LOCK = ".generative-music.lock"  # held by the run that writes a folder; marks it as ours
 
 
-class FileSet:
-    """Files that are written under temporary names and then, all together, get their own.
-
-    At every moment a name holds the old content or all of the new. Used in a with statement,
-    which removes the temporary files after an error.
-    """
-
-    def __init__(self):
-        self._paths = {}  # {temporary: final}
-
-    def add(self, path, *chunks):
-        """Write the chunks of bytes that will be a path's content."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-        self._paths[temporary] = path
-        try:
-            with open(temporary, "xb") as file:
-                file.writelines(chunks)
-        except OSError as error:  # which does not name the file if the disk is full
-            raise OSError(error.errno, error.strerror, str(path)) from error
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        try:
-            for temporary, path in [*self._paths.items()] if kind is None else ():
-                os.replace(temporary, path)
-                del self._paths[temporary]
-        finally:
-            for temporary in self._paths:
-                temporary.unlink(missing_ok=True)
-
-
 def write_atomically(path, data):
     """Write bytes to a path so that a reader sees the old content or all of the new."""
-    if not has_content(path, data):  # reading is faster than waiting for the disk
-        with FileSet() as files:
-            files.add(path, data)
-
-
-def has_content(path, data):
-    """Whether a file holds exactly these bytes."""
     path = Path(path)
-    has_length = path.is_file() and path.stat().st_size == len(data)
-    return has_length and path.read_bytes() == data
-
-
-def format_json(values):
-    """The bytes of a dict as indented JSON."""
-    return (json.dumps(values, indent=2) + "\n").encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError as error:  # which does not name the file if the disk is full
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path, values):
     """Write a dict as indented JSON, atomically."""
-    write_atomically(path, format_json(values))
+    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def write_csv(path, columns, rows):
@@ -95,14 +56,6 @@ def write_csv(path, columns, rows):
     text = io.StringIO()
     csv.writer(text).writerows([columns, *rows])
     write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
-
-
-def format_array(array):
-    """What np.save writes of an array: the header's bytes, and the array with its data in order."""
-    array = np.ascontiguousarray(array)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    return header.getvalue(), array
 
 
 def write_arrays(path, *arrays, **named_arrays):

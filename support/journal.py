@@ -9,14 +9,13 @@ Out: tracks.jsonl: a line for the features' origin, and one for each file that i
 
 import contextlib
 import json
-import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from support.audio import is_at_or_below
 from support.dataset import check_min_max, is_feature_name, make_key
 from support.errors import UserError
-from support.files import TEMPORARY_NAME, read_file, walk, write_atomically
+from support.files import TEMPORARY_NAME, make_printable, read_file, walk, write_atomically
 
 MAX_JOURNAL_BYTES = 1 << 30  # the lines of ten million pieces
 
@@ -63,26 +62,25 @@ class Journal:
         self.path = Path(path)
         self.feature_save_dir = Path(feature_save_dir)
 
-    def begin(self, origin, audio_files_dir, stamps, unreachable=()):
+    def begin(self, origin, audio_files_dir, stamps):
         """Start a run: keep the outcomes that still hold, and forget the others.
 
         Args:
             origin: all that features depend on besides the audio files, for JSON.
             audio_files_dir: the folder of audio, to name in an error.
             stamps: {name: [bytes, time of change]} of the audio files.
-            unreachable: files and folders that cannot be read now; what came of them is kept.
         Returns:
-            {name: Outcome} of what need not be done again.
+            {name: Outcome} of what need not be done again, gone files included.
         Raises:
-            UserError: tracks are gone, and perhaps just out of reach; nothing was changed.
+            UserError: all files of earlier runs are gone; nothing was changed.
         """
         recorded_origin, outcomes = self._load()
-        check_gone(audio_files_dir, outcomes, stamps, unreachable)
+        note_gone(audio_files_dir, outcomes, stamps)
         if recorded_origin != json.loads(json.dumps(origin)):
             outcomes = {}
         kept = {}
         for name, outcome in outcomes.items():
-            is_current = stamps.get(name) == outcome.stamp or is_at_or_below(name, unreachable)
+            is_current = stamps.get(name, outcome.ranges and outcome.stamp) == outcome.stamp
             if outcome.stamp and is_current and self._has_features(name, outcome):
                 kept[name] = outcome
         n_waiting = len(stamps.keys() - kept.keys())
@@ -141,32 +139,29 @@ class Journal:
                     changed.add(Path(folder))
 
 
-def check_gone(audio_files_dir, outcomes, stamps, unreachable):
-    """Say how many tracks with features are gone.
+def note_gone(audio_files_dir, outcomes, stamps):
+    """Say which tracks of earlier runs are gone, whose features stay.
 
     Args:
-        outcomes: {name: Outcome} of an earlier run.
-        stamps, unreachable: see Journal.begin.
+        outcomes: {name: Outcome} of earlier runs.
+        stamps: see Journal.begin.
     Raises:
-        UserError: they may be out of reach, as on a disk that is not mounted: a folder holds no
-            audio any more, or half of all tracks are gone.
+        UserError: it is all of them, as on a disk that is not mounted, or in another collection.
     """
-    recorded = [name for name, outcome in outcomes.items() if outcome.ranges]
-    gone = sorted(
-        name for name in recorded if name not in stamps and not is_at_or_below(name, unreachable)
-    )
-    if not gone:
-        return
-    skipped = {name for name, outcome in outcomes.items() if outcome.reason}
-    folders = {os.path.dirname(name) for name in stamps.keys() - skipped}
-    is_sure = all(os.path.dirname(name) in folders for name in gone)
-    if not is_sure or 2 * len(gone) >= len(recorded):
+    recorded = sorted(name for name, outcome in outcomes.items() if outcome.ranges)
+    gone = [name for name in recorded if name not in stamps]
+    if gone and len(gone) == len(recorded):
         raise UserError(
-            f"{len(gone)} of {len(recorded)} tracks are gone from {audio_files_dir} (first: "
-            f"{gone[0]}), with their whole folder or half of the collection: mount or restore it, "
-            "or add --force to make the features anew from what is there"
+            f"none of the {len(gone)} tracks with features is in {audio_files_dir} (first: "
+            f"{gone[0]}): mount or restore them, name another --saved_data, or add --force to make "
+            "the features anew from what is there"
         )
-    print(f"{len(gone)} tracks are gone: their features are deleted")
+    if gone:
+        print(
+            f"note: {len(gone)} of {len(recorded)} tracks are gone from {audio_files_dir} (first: "
+            f"{make_printable(gone[0])}); their features stay, unless you add --force",
+            file=sys.stderr,
+        )
 
 
 def collect_min_max_values(outcomes):

@@ -210,11 +210,10 @@ def test_a_run_with_nothing_to_do_reads_no_audio(small, monkeypatch):
     assert process() == before
 
 
-def test_changed_new_and_removed_audio_is_noticed(small, write_audio):
-    audio, process = small
+def test_changed_and_new_audio_is_noticed(small, write_audio):
+    _, process = small
     process()
     write_audio("0.wav", make_tone(330, 0.3))  # one piece fewer
-    (audio / "1.wav").unlink()
     write_audio("deep/3.wav", make_tone(660, 0.3))
 
     again = process()
@@ -222,6 +221,8 @@ def test_changed_new_and_removed_audio_is_noticed(small, write_audio):
     assert again == process("fresh")
     assert sorted(name for name in again if name.endswith(".npy")) == [
         "spectrograms/0.wav.000.npy",
+        "spectrograms/1.wav.000.npy",
+        "spectrograms/1.wav.001.npy",
         "spectrograms/2.wav.000.npy",
         "spectrograms/2.wav.001.npy",
         "spectrograms/deep/3.wav.000.npy",
@@ -248,55 +249,25 @@ def test_a_folder_without_any_of_the_tracks_costs_no_feature(small, tmp_path):
         path.unlink()
     (audio / ".DS_Store").touch()  # as where a disk is not mounted
 
-    with pytest.raises(UserError, match="3 of 3 tracks are gone"):
+    with pytest.raises(UserError, match="none of the 3 tracks with features is in"):
         process()
     assert read_all(tmp_path / "saved") == before
 
 
-def test_a_folder_of_tracks_that_is_gone_costs_no_feature(small, write_audio, tmp_path):
+def test_features_of_tracks_that_are_gone_stay(small, write_audio, capsys):
     audio, process = small
     write_audio("folk/3.wav", make_tone(660, 0.3))
+    (audio / "cover.jpg").write_bytes(b"a picture")
     before = process()
-    (audio / "folk" / "3.wav").unlink()
-
-    with pytest.raises(UserError, match=r"1 of 4 tracks are gone .*\(first: folk/3\.wav\)"):
-        process()
-    assert read_all(tmp_path / "saved") == before
-
-
-def test_a_folder_that_holds_no_audio_any_more_counts_as_gone(small, write_audio, tmp_path):
-    audio, process = small
-    write_audio("folk/3.wav", make_tone(660, 0.3))
-    (audio / "folk" / "cover.jpg").write_bytes(b"a picture")
-    before = process()
-    (audio / "folk" / "3.wav").unlink()
-
-    with pytest.raises(UserError, match="1 of 4 tracks are gone"):
-        process()
-    assert read_all(tmp_path / "saved") == before
-
-
-def test_half_of_the_tracks_gone_costs_no_feature(small, write_audio, tmp_path):
-    audio, process = small
-    write_audio("3.wav", make_tone(660, 0.3))
-    before = process()
-    for name in ("0.wav", "3.wav"):
+    for name in ("0.wav", "1.wav", "folk/3.wav", "cover.jpg"):
         (audio / name).unlink()
-
-    with pytest.raises(UserError, match="2 of 4 tracks are gone"):
-        process()
-    assert read_all(tmp_path / "saved") == before
-
-
-def test_a_run_says_how_many_tracks_it_deletes_the_features_of(small, capsys):
-    audio, process = small
-    process()
-    (audio / "1.wav").unlink()
 
     again = process()
 
-    assert "1 tracks are gone: their features are deleted" in capsys.readouterr().out
-    assert not any("1.wav" in name for name in again)
+    assert "note: 3 of 4 tracks are gone from" in capsys.readouterr().err
+    assert again.pop("skipped.csv") != before.pop("skipped.csv")  # it names no picture any more
+    journals = [files.pop("min_max_values/tracks.jsonl") for files in (again, before)]
+    assert journals[0] != journals[1] and again == before
 
 
 def test_force_makes_the_features_of_what_is_there(small):
@@ -484,15 +455,21 @@ def test_files_that_systems_leave_in_a_folder_are_not_those_of_others(small, tmp
     assert "min_max_values/min_max_values.pkl" in process()
 
 
-def test_features_of_a_track_that_turns_out_bad_do_not_appear(tmp_path):
-    def make_features():
-        yield "a.npy", np.zeros((2, 2))
-        raise UserError("is cut short")
+def test_features_of_a_track_that_turns_out_bad_do_not_appear(small, monkeypatch):
+    _, process = small
+    load_pieces = preprocess.Loader.load_pieces
 
-    with pytest.raises(UserError, match="is cut short"):
-        preprocess.Saver(tmp_path, tmp_path).save_features(make_features())
+    def break_off(self, path, remarks=None):
+        yield next(load_pieces(self, path, remarks))
+        if path.name == "1.wav":
+            raise UserError("holds samples that are not finite")
 
-    assert [*tmp_path.iterdir()] == []
+    monkeypatch.setattr(preprocess.Loader, "load_pieces", break_off)
+    written = process()
+
+    names = [name for name in written if name.endswith(".npy")]
+    assert names == ["spectrograms/0.wav.000.npy", "spectrograms/2.wav.000.npy"]
+    assert b"1.wav,holds samples" in written["skipped.csv"]
 
 
 @pytest.mark.slow

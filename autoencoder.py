@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from support.errors import UserError
-from support.files import read_json, write_atomically, write_json
+from support.files import read_json, reading, write_atomically, write_json
 from support.keras import keras
 
 layers = keras.layers
@@ -321,18 +321,13 @@ class Autoencoder:
             UserError: the parameters or weights are damaged or do not fit each other.
         """
         path = Path(folder) / "parameters.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no model in {folder}: run train.py, with --resume if it was interrupted"
-            )
-        parameters = read_json(path)
-        names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(parameters, dict) or parameters.keys() != names:
-            raise UserError(
-                f"{path} does not hold the parameters of this version ({', '.join(sorted(names))}):"
-                " run train.py again"
-            )
-        try:
+        if_missing = "run train.py, with --resume if it was interrupted"
+        with reading(path, "run train.py again", if_missing):
+            parameters = read_json(path)
+            names = {field.name for field in dataclasses.fields(cls)}
+            if not isinstance(parameters, dict) or parameters.keys() != names:
+                raise UserError(f"its parameters must be {', '.join(sorted(names))}")
+        try:  # not in reading(): a mistake in an edited network keeps its traceback
             autoencoder = cls(**parameters)
         except UserError as error:
             raise UserError(f"{path}: {error}: run train.py again") from error
@@ -346,16 +341,9 @@ class Autoencoder:
             FileNotFoundError: it does not exist.
             UserError: it is damaged, or of another architecture.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no weights at {path}: run train.py first")
-        try:
-            with warnings.catch_warnings():  # Keras 3.15 warns of each layer before it raises
-                warnings.simplefilter("ignore", UserWarning)
-                self.model.load_weights(path)
-        except Exception as error:  # h5py and Keras raise many kinds
-            raise UserError(
-                f"{path} does not fit the parameters beside it, or is damaged: run train.py again"
-            ) from error
+        with reading(path, "run train.py again"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Keras 3.15 warns of each layer first
+            self.model.load_weights(path)
 
 
 class WeightsBuffer(io.BytesIO):

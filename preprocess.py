@@ -108,10 +108,6 @@ class Loader:
         if n_pieces == 0 or 2 * n_held >= self.n_samples:
             yield np.concatenate(blocks, axis=-1)
 
-    def load_piece(self, file_path, index):
-        """One of the pieces, or None if there are fewer."""
-        return next(itertools.islice(self.load_pieces(file_path), index, None), None)
-
     def _decode(self, file_path, remarks, duration=None):
         return decode(file_path, self.sample_rate, self.mono, duration, remarks)
 

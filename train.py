@@ -20,7 +20,6 @@ import numpy as np
 
 from support import dataset
 from support.command_line import folder_path, make_parser, number, run_script, show_progress
-from support.errors import UserError
 from support.files import lock, replace_together
 from support.memory import keep_freed_memory
 from support.settings import Settings
@@ -50,20 +49,9 @@ CONV_FILTERS = None  # one entry per convolution; None: chosen by the shape
 START = "pca"  # or "random"
 PRECISION = "auto"  # bfloat16 on a GPU that has it, else float32
 DEVICE = "auto"
-FLOW_EPOCHS = 20
-FLOW_LEARNING_RATE = 1e-3
-FLOW_BETA_2 = 0.98  # of Adam
-FLOW_PATIENCE = 5  # epochs
-DETAIL_BATCH_SIZE = 32  # sequences
-DETAIL_PASSES = 3  # over the frames of the windows
-DETAIL_BATCHES = 60, 900  # in all, at least and at most: 10 minutes on two cores
-DETAIL_CHECKED = 16  # batches of what is held out, at most
-PRIOR_BATCH_SIZE = 32  # sequences
-PRIOR_PASSES = 300  # over the latents of the tracks
-PRIOR_BATCHES = 1000, 5000  # in all, at least and at most: 20 to 25 minutes on two cores
+FLOW_EPOCHS = 20  # twentieths of what is planned for each
 N_VARIATIONS = 3  # of each track: a little faster or slower, higher or lower
 VALIDATION_SPLIT = 0.1  # share of the pieces
-WARM_UP = 0.05  # share of the steps
 SHIFT_WINDOWS = True
 SEED = 0
 MEMORY_SHARE = 0.5  # of what is free; more than that is mapped from a temporary file
@@ -145,14 +133,13 @@ def train(
         UserError: the loss became NaN or infinite.
     """
     from autoencoder import Autoencoder, choose_architecture, keras
+    from support.keras import make_schedule
     from training.callbacks import make_callbacks
-    from training.pca_start import freeze_normalisations, start_as_pca
     from training.windows import Windows
 
     keep_freed_memory()
     keras.utils.set_random_seed(seed)
     epochs = epochs or choose_epochs(x_train.shape)
-    callbacks = callbacks or make_callbacks()
     checkpoint = start if isinstance(start, Checkpoint) else None
     distribution = choose_distribution()
     sharing = {"share": distribution.share, "multiple": distribution.n_devices}
@@ -161,16 +148,11 @@ def train(
     if isinstance(x_validation, np.ndarray):
         x_validation = Windows(x_validation, batch_size=batch_size, **sharing)
     autoencoder = Autoencoder(**(architecture or choose_architecture(x_train.shape[1:])))
-    if start == "pca":
-        print("start: a principal component analysis of the pieces", flush=True)
-        start_as_pca(autoencoder, x_train, seed)
-    elif checkpoint and checkpoint.run["start"] == "pca":
-        freeze_normalisations(autoencoder)
+    set_start(autoencoder, x_train, start, seed)
     learning_rate = learning_rate or choose_learning_rate(autoencoder.model.count_params())
     print_start(autoencoder, x_train, x_validation)
     with distribution.scope:
-        if distribution.n_devices > 1:
-            autoencoder = distribution.replicate(autoencoder)
+        autoencoder = distribution.replicate(autoencoder)
         autoencoder.compile(make_schedule(learning_rate, epochs * len(x_train)))
         if checkpoint:
             checkpoint.restore(autoencoder.model)
@@ -180,119 +162,20 @@ def train(
             epochs,
             x_validation=x_validation,
             initial_epoch=checkpoint.count_epochs() if checkpoint else 0,
-            callbacks=[x_train.make_callback(), *callbacks],
+            callbacks=[x_train.make_callback(), *(callbacks or make_callbacks())],
         )
     return autoencoder
 
 
-def train_detail(autoencoder, windows, held_out=None, *, epochs=FLOW_EPOCHS, path=None, seed=SEED):
-    """Fit a Detail to what Windows lose in an autoencoder.
+def set_start(autoencoder, x_train, start, seed):
+    """Make an Autoencoder what a run begins with; see train()."""
+    from training.pca_start import freeze_normalisations, start_as_pca
 
-    Args:
-        held_out: other Windows, or None.
-        epochs, path: see fit_flow.
-    Returns:
-        The Detail with its best weights by what is held out, or None without epochs.
-    """
-    from autoencoder import keras
-    from training.sequences import N_FRAMES, FrameSequences
-
-    keras.utils.set_random_seed(seed)
-    if epochs == 0:
-        return None
-    n_frames, batch_frames = len(windows.frames), DETAIL_BATCH_SIZE * N_FRAMES
-    n_batches = choose_batches(DETAIL_PASSES * n_frames / batch_frames, DETAIL_BATCHES)
-    x_train = FrameSequences(None, autoencoder, windows, DETAIL_BATCH_SIZE, n_batches, seed)
-    detail, x_validation = x_train.detail, None
-    if held_out:
-        n_checked = min(DETAIL_CHECKED, -(-len(held_out.frames) // batch_frames))
-        how = DETAIL_BATCH_SIZE, n_checked, seed
-        x_validation = FrameSequences(detail, autoencoder, held_out, *how, is_training=False)
-    print(f"detail: {detail.flow.network.count_params():,} parameters", flush=True)
-    fit_flow(detail.flow.network, x_train, x_validation, epochs, path)
-    return detail
-
-
-def train_prior(
-    tracks, latents, varied=(), held_out=(), *, epochs=FLOW_EPOCHS, path=None, seed=SEED
-):
-    """Fit a Prior to the latents of tracks.
-
-    Args:
-        tracks: the TrainingTracks.
-        latents: a list of float32 (steps, latent_space_dim), each of a track.
-        varied: further ones, of the same tracks.
-        held_out: those of other tracks.
-        epochs, path: see fit_flow.
-    Returns:
-        The Prior with its best weights by what is held out, or None without epochs, or if no two
-        steps differ.
-    """
-    from autoencoder import keras
-    from support.prior import Prior
-    from training.sequences import LatentSequences
-
-    keras.utils.set_random_seed(seed)
-    if epochs == 0:
-        return None
-    try:
-        prior = Prior.prepare(tracks, latents)
-    except UserError as error:
-        print(f"no prior: {error}", flush=True)
-        return None
-    n_steps = sum(map(len, latents))
-    batch_steps = PRIOR_BATCH_SIZE * prior.window
-    n_batches = choose_batches(PRIOR_PASSES * n_steps / batch_steps, PRIOR_BATCHES)
-    x_train = LatentSequences(prior, [*latents, *varied], PRIOR_BATCH_SIZE, n_batches, seed)
-    x_validation = None
-    if held_out:
-        how = PRIOR_BATCH_SIZE, -(-2 * sum(map(len, held_out)) // batch_steps), seed
-        x_validation = LatentSequences(prior, held_out, *how, is_training=False)
-    print(
-        f"prior: {prior.flow.network.count_params():,} parameters; {n_steps} steps of "
-        f"{len(latents)} tracks to train on, of {len(held_out)} others to validate on",
-        flush=True,
-    )
-    fit_flow(prior.flow.network, x_train, x_validation, epochs, path)
-    return prior
-
-
-def choose_batches(n_batches, limits):
-    """How many batches an epoch has, if all have about so many within limits."""
-    return math.ceil(np.clip(n_batches, *limits) / FLOW_EPOCHS)
-
-
-def fit_flow(network, x_train, x_validation, epochs, path):
-    """Fit the network of a Flow to Sequences.
-
-    Args:
-        epochs: of len(x_train) batches.
-        path: of its checkpoints, or None; from the one of the same Sequences it goes on.
-    """
-    from autoencoder import keras
-    from support.keras import choose_compilation
-    from training.callbacks import make_callbacks
-
-    run = {"epochs": epochs, "patience": FLOW_PATIENCE, "sequences": x_train.fingerprint}
-    checkpoint = Checkpoint.load(path) if path else None
-    checkpoint = checkpoint if checkpoint and checkpoint.run == run else None
-    callbacks = make_callbacks(patience=FLOW_PATIENCE, path=path, run=run, checkpoint=checkpoint)
-    schedule = make_schedule(FLOW_LEARNING_RATE, epochs * len(x_train))
-    optimizer = keras.optimizers.AdamW(schedule, beta_2=FLOW_BETA_2, clipnorm=1.0)
-    network.compile(optimizer, "mse", jit_compile=choose_compilation())
-    if checkpoint:
-        checkpoint.restore(network)
-    for callback in callbacks:
-        callback.x_train, callback.x_validation = x_train, x_validation
-    network.fit(
-        x_train,
-        epochs=epochs,
-        initial_epoch=checkpoint.count_epochs() if checkpoint else 0,
-        validation_data=x_validation,
-        shuffle=False,  # their order is their own
-        callbacks=[x_train.make_callback(), *callbacks],
-        verbose=0,
-    )
+    if start == "pca":
+        print("start: a principal component analysis of the pieces", flush=True)
+        start_as_pca(autoencoder, x_train, seed)
+    elif isinstance(start, Checkpoint) and start.run["start"] == "pca":
+        freeze_normalisations(autoencoder)
 
 
 def choose_learning_rate(n_weights):
@@ -303,16 +186,6 @@ def choose_learning_rate(n_weights):
 def choose_epochs(shape):
     """The epochs that see CELLS of images, (n, height, width, channels): 2 to MAX_EPOCHS."""
     return min(MAX_EPOCHS, max(2, round(CELLS / math.prod(shape))))
-
-
-def make_schedule(learning_rate, n_steps):
-    """A short warm-up, then a cosine decay to zero."""
-    from autoencoder import keras
-
-    n_warm_up = max(1, round(WARM_UP * n_steps))
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, n_steps - n_warm_up), warmup_target=learning_rate, warmup_steps=n_warm_up
-    )
 
 
 def print_start(autoencoder, x_train, x_validation):
@@ -448,6 +321,7 @@ def finish(options, autoencoder, windows, validation, parts, settings, callbacks
     """Fit what makes detail and new music, and write the whole model."""
     from support.detail import DETAIL
     from support.prior import PRIOR
+    from training.flows import train_detail, train_prior
     from training.outputs import describe_tracks, encode_tracks, save_all
 
     how = {"epochs": options.flow_epochs, "seed": options.seed}

@@ -8,6 +8,7 @@ Out: images, their mean squared error, mel distances and levels in dB, and WAV f
 """
 
 import fnmatch
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,7 +78,8 @@ class Split:
     def load_recording(self, key):
         """The signal that a piece was made from, at the length of a piece."""
         path = find_audio(self.folders, dataset.get_track(key))
-        signal = make_pipeline(self.settings).loader.load_piece(path, dataset.get_segment(key))
+        signals = make_pipeline(self.settings).loader.load_pieces(path)
+        signal = next(itertools.islice(signals, dataset.get_segment(key), None))
         return Padder().right_pad(signal, self.settings.n_samples - signal.shape[-1])
 
 

@@ -11,11 +11,11 @@ import itertools
 import operator
 import os
 import stat
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from support.dataset import FEATURE_NAME, SETTINGS_NAME, UNSAFE_KEY
+from support.dataset import SETTINGS_NAME, UNSAFE_KEY
 from support.errors import UserError
 from support.files import is_ours, open_regular
 from support.readers import read_blocks
@@ -126,12 +126,6 @@ def list_audio_files(audio_files_dir):
         links.sort()
         while links and not folders:  # what they lead to may be listed by its own name
             folders += filter(look, [links.pop(0)])
-    for name in [name for name in stamps if ".npy/" in name]:
-        # One file's feature would need the name of another file's folder.
-        matches = (FEATURE_NAME.fullmatch(str(path)) for path in PurePosixPath(name).parents)
-        if any(match and match["track"] in stamps for match in matches):
-            del stamps[name]
-            refused[name] = "is in a folder named as the features of a file: rename it"
     return dict(sorted(stamps.items())), dict(sorted(refused.items()))
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from support.errors import TemporaryError, UserError
-from support.files import open_regular, read_file, read_json, walk
+from support.errors import UserError
+from support.files import open_regular, read_file, read_json, reading, walk
 from support.settings import MAX_PIECE_BYTES
 from support.spectrograms import resize
 
@@ -111,20 +111,17 @@ def load_spectrogram(spectrograms_path, key):
     """One normalised spectrogram, float32 (n_bins, n_frames, n_channels), in [0, 1].
 
     Raises:
-        UserError: it is missing or damaged, or not a spectrogram.
+        FileNotFoundError: it is missing.
+        UserError: it is damaged, or not a spectrogram.
     """
     path = Path(spectrograms_path) / check_key(key)
-    try:
+    with reading(path, "delete it and run preprocess.py again", "run preprocess.py again"):
         spectrogram = load_array(path)
         is_real = spectrogram.ndim in (2, 3) and spectrogram.dtype.kind == "f"
         if not is_real or not 0 < spectrogram.nbytes <= MAX_PIECE_BYTES:
-            raise UserError("is not a spectrogram")
+            raise UserError("it is not a spectrogram")
         if not (spectrogram.min() >= 0 and spectrogram.max() <= 1):  # false for NaN, too
-            raise UserError("is not a finite spectrogram in [0, 1]")
-    except TemporaryError as error:
-        raise TemporaryError(f"{path} {error}") from error
-    except UserError as error:
-        raise UserError(f"{path} {error}: delete it and run preprocess.py again") from error
+            raise UserError("it is not a finite spectrogram in [0, 1]")
     return add_channel_axis(np.asarray(spectrogram).astype(np.float32, copy=False))
 
 
@@ -170,8 +167,9 @@ def load_split(path):
         FileNotFoundError: it does not exist.
         UserError: it is not such a file.
     """
-    parts = read_json(path, MAX_SPLIT_BYTES)
-    try:
+    remedy = 'it must be {"train": [...], "valid": [...], "test": [...]}'
+    with reading(path, remedy, "--split names a file of tracks"):
+        parts = read_json(path, MAX_SPLIT_BYTES)
         if not {"train"} <= parts.keys() <= {*PARTS}:
             raise UserError(f"the parts must be {', '.join(PARTS)}, got {', '.join(parts)}")
         tracks = [track for part in parts.values() for track in part]
@@ -182,21 +180,14 @@ def load_split(path):
         repeated = [track for track, count in collections.Counter(tracks).items() if count > 1]
         if repeated:
             raise UserError(f"{repeated[0]} is listed {tracks.count(repeated[0])} times")
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f'{path} must be a split, {{"train": [...], "valid": [...], "test": [...]}}: {error}'
-        ) from error
     return {part: {*parts.get(part, ())} for part in PARTS}
 
 
 def load_array(path):
     """The array in an .npy file, mapped, so that a header that lies takes no memory."""
     os.close(open_regular(path))
-    try:
-        with PARSING, np.errstate(over="raise"):  # of the sides that a header gives
-            return np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # a damaged header can raise many kinds
-        raise UserError("is damaged") from error
+    with PARSING, np.errstate(over="raise"):  # of the sides that a header gives
+        return np.lib.format.open_memmap(path, mode="r")
 
 
 def add_channel_axis(spectrogram):
@@ -220,19 +211,11 @@ def load_min_max_values(path, keys):
         FileNotFoundError: it does not exist.
         UserError: it is damaged, or holds anything else.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no min-max values at {path}: run preprocess.py first")
     # An entry takes its key, of at most 4 bytes a character, and about 30 bytes.
     max_bytes = 1000 + sum(100 + 4 * len(key) for key in keys)
-    try:
+    with reading(path, "delete it and run preprocess.py again", "run preprocess.py first"):
         values = PlainUnpickler(io.BytesIO(read_file(path, max_bytes))).load()
         return {check_key(key): check_min_max(entry) for key, entry in values.items()}
-    except TemporaryError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(
-            f"{path} does not hold min-max values ({error}): delete it and run preprocess.py again"
-        ) from error
 
 
 def check_min_max(entry):

@@ -118,59 +118,58 @@ def open_regular(path):
     return descriptor
 
 
+@contextlib.contextmanager
+def reading(path, remedy, if_missing=None):
+    """Read one of this program's files: what is wrong with it is said with the remedy.
+
+    Args:
+        if_missing: the remedy if it does not exist.
+    Raises:
+        FileNotFoundError: it does not exist.
+        TemporaryError: it cannot be opened now.
+        UserError: it is damaged, or of another version.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no {path}: {if_missing or remedy}")
+    try:
+        yield
+    except TemporaryError as error:
+        raise TemporaryError(f"{path} {error}") from error
+    except Exception as error:  # numpy, zipfile, pickle, h5py and Keras raise many kinds
+        reason = str(error).partition("\n")[0]
+        text = f"{path} is damaged, or of another version ({reason}): {remedy}"
+        raise UserError(text) from error
+
+
 def read_file(path, max_bytes):
     """The bytes of a regular file.
 
     Raises:
-        FileNotFoundError: it does not exist.
-        UserError: it is larger than max_bytes, is not a regular file, or cannot be read.
+        TemporaryError: it cannot be opened.
+        UserError: it is larger than max_bytes, or is not a regular file.
     """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        with open(open_regular(path), "rb") as file:
-            n_bytes = os.fstat(file.fileno()).st_size
-            if n_bytes > max_bytes:
-                raise UserError(f"must have at most {max_bytes} bytes, got {n_bytes}")
-            return file.read(max_bytes)
-    except UserError as error:
-        raise type(error)(f"{path} {error}") from error
+    with open(open_regular(path), "rb") as file:
+        n_bytes = os.fstat(file.fileno()).st_size
+        if n_bytes > max_bytes:
+            raise UserError(f"must have at most {max_bytes} bytes, got {n_bytes}")
+        return file.read(max_bytes)
 
 
 def read_json(path, max_bytes=MAX_JSON_BYTES):
-    """The value in a JSON file.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-        UserError: it is damaged, too large, or nested too deeply.
-    """
+    """The value in a JSON file; a UserError if it is damaged, too large, or nested too deeply."""
     data = read_file(path, max_bytes)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a JSON file: {error}") from error
+        raise UserError(f"is not a JSON file: {error}") from error
 
 
-def load_arrays(path, if_missing="it is not there"):
-    """{name: array} of an .npz file, without pickled objects.
-
-    Args:
-        if_missing: the remedy.
-    Raises:
-        FileNotFoundError: there is no such file.
-        UserError: it is damaged.
-    """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no {path}: {if_missing}")
-    try:
-        with open(open_regular(path), "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if any(member.compress_type for member in arrays.zip.infolist()):
-                raise UserError("it is compressed, and may be of any size")
-            return dict(arrays)
-    except TemporaryError as error:
-        raise TemporaryError(f"{path} {error}") from error
-    except Exception as error:  # of numpy, zipfile, zlib and tokenize
-        raise UserError(f"{path} is damaged ({error})") from error
+def load_arrays(path):
+    """{name: array} of an .npz file, without pickled objects, and of no more than its own size."""
+    with open(open_regular(path), "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        if any(member.compress_type for member in arrays.zip.infolist()):
+            raise UserError("it is compressed, and may be of any size")
+        return dict(arrays)
 
 
 def walk(root, **options):

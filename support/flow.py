@@ -18,8 +18,7 @@ import math
 
 import numpy as np
 
-from support.errors import UserError
-from support.files import load_arrays, write_arrays
+from support.files import load_arrays, reading, write_arrays
 from support.keras import keras
 
 layers, ops = keras.layers, keras.ops
@@ -146,20 +145,16 @@ def save_learned(path, learned):
     write_arrays(path, flow=json.dumps(learned.flow.parameters), **arrays)
 
 
-def load_learned(kind, path, if_missing="it is not there"):
+def load_learned(kind, path, if_missing=None):
     """The NamedTuple of a kind that save_learned() wrote.
 
     Raises:
         FileNotFoundError: there is none; if_missing is the remedy.
         UserError: it is damaged, or of an earlier version.
     """
-    arrays = load_arrays(path, if_missing)
-    try:
+    with reading(path, "run train.py again", if_missing):
+        arrays = load_arrays(path)
         flow = Flow(**json.loads(arrays.pop("flow").item()))
         n_weights = len(flow.network.weights)
         flow.network.set_weights([arrays.pop(f"weight_{i}") for i in range(n_weights)])
         return kind(flow, **arrays)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged, or of another version ({error!r}): run train.py again"
-        ) from error

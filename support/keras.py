@@ -9,6 +9,8 @@ import os
 from support.errors import UserError
 from support.files import native_silence
 
+WARM_UP = 0.05  # share of a schedule's steps
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 try:
     with native_silence:  # TensorFlow 2.21 logs a dozen notices before it reads that level
@@ -36,3 +38,11 @@ def choose_compilation():
     if keras.config.backend() == "jax":
         return True
     return "auto" if keras.distribution.list_devices("gpu") else False
+
+
+def make_schedule(learning_rate, n_steps):
+    """A short warm-up to a learning rate, then a cosine decay to zero."""
+    n_warm_up = max(1, round(WARM_UP * n_steps))
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, n_steps - n_warm_up), warmup_target=learning_rate, warmup_steps=n_warm_up
+    )

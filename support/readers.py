@@ -141,12 +141,8 @@ def read_with_libsndfile(sound_file, duration, remarks, n_missing):
     n_bytes = os.fstat(sound_file.name).st_size  # the name is the descriptor
     n_missing = n_missing * sound_file.frames / n_bytes
     n_missing += sound_file.frames - n_read if n_read < n_wanted else 0
-    remark_shortage(n_missing / rate, remarks)
-
-
-def remark_shortage(missing_s, remarks):
-    if missing_s > NOTED_S:
-        remarks.append(f"ends {missing_s:.1f} s before the length that its header gives")
+    if n_missing / rate > NOTED_S:
+        remarks.append(f"ends {n_missing / rate:.1f} s before the length that its header gives")
 
 
 def read_with_ffmpeg(file, duration, remarks, is_longer=False):
@@ -178,13 +174,10 @@ def decode_frames(container, duration, remarks):
     import av
 
     stream = container.streams.audio[0]
-    header_s = None
     decoded_s = damaged_s = 0.0
     lost_s = 0.0  # in damaged packets since the last good one
     try:
         for packet in container.demux(stream):
-            if header_s is None:
-                header_s = get_header_length(container, packet)
             try:
                 frames = packet.decode()
             except av.error.FFmpegError:
@@ -201,22 +194,6 @@ def decode_frames(container, duration, remarks):
         pass  # nothing behind this place can be found
     if damaged_s > NOTED_S:
         remarks.append(f"lacks {damaged_s:.1f} s that are damaged")
-    remark_shortage((header_s or 0) - decoded_s - damaged_s, remarks)
-
-
-def get_header_length(container, packet):
-    """The seconds that a header gives to the stream of a file's first packet; 0 if it does not."""
-    stream, seconds = packet.stream, 0.0
-    if stream.duration:
-        seconds = float(stream.duration * stream.time_base)
-    elif container.duration and len(container.streams) == 1:
-        seconds = container.duration / 1e6
-    bit_rate = stream.codec_context.bit_rate
-    if bit_rate:  # FFmpeg estimates from it, just so, what a header does not give
-        estimate = 8 * (container.size - (packet.pos or 0)) / bit_rate
-        if abs(seconds - estimate) < 1e-3:
-            return 0.0
-    return seconds
 
 
 def join_frames(frames):

@@ -8,10 +8,9 @@ Out: checked Settings.
 
 import dataclasses
 import math
-from pathlib import Path
 
-from support.errors import TemporaryError, UserError
-from support.files import read_json, write_json
+from support.errors import UserError
+from support.files import read_json, reading, write_json
 
 FORMAT_VERSION = 2  # of the folder of features
 LIMITS = {  # type, lowest and highest value
@@ -50,14 +49,10 @@ class Settings:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self):
-        for name, (kind, least, most) in LIMITS.items():
+        for name, (_, least, most) in LIMITS.items():
             value = getattr(self, name)
-            kinds = (int, float) if kind is float else int
-            is_number = isinstance(value, kinds) and not isinstance(value, bool)
-            if not is_number or not least <= value <= most:
+            if not least <= value <= most:
                 raise UserError(f"{name} must be in {least}..{most}, got {value!r}")
-        if not isinstance(self.mono, bool):
-            raise UserError(f"mono must be true or false, got {self.mono!r}")
         if self.segments not in ("all", "first"):
             raise UserError(f"segments must be all or first, got {self.segments!r}")
         if self.format_version != FORMAT_VERSION:
@@ -101,18 +96,9 @@ class Settings:
             FileNotFoundError: it does not exist.
             UserError: it is damaged, or of another version.
         """
-        if not Path(path).exists():
-            if_missing = "run preprocess.py first, or name its folder with --saved_data"
-            raise FileNotFoundError(f"no settings at {path}: {remedy or if_missing}")
-        try:
+        if_missing = remedy or "run preprocess.py first, or name its folder with --saved_data"
+        with reading(path, remedy or "run preprocess.py --force", if_missing):
             return cls(**read_json(path))
-        except TemporaryError:
-            raise
-        except (TypeError, UserError) as error:
-            remedy = remedy or "run preprocess.py --force"
-            raise UserError(
-                f"{path} is not a settings file of this version ({error}): {remedy}"
-            ) from error
 
 
 def count_samples(sample_rate, duration):

@@ -8,13 +8,14 @@ import helpers
 import preprocess
 import train
 from helpers import SAMPLE_RATE
+from training import flows
 
 
 @pytest.fixture(autouse=True)
 def quick_flows(request, monkeypatch):
     """Leaves the flow as it begins, unless a test is marked: to trace its training takes 5 s."""
     if "real_flow" not in request.keywords:
-        monkeypatch.setattr(train, "fit_flow", lambda *_: None)
+        monkeypatch.setattr(flows, "fit_flow", lambda *_: None)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def trained(tmp_path_factory):
     )
     small = ["--conv_filters", "16", "32", "--latent_space_dim", "12", "--epochs", "3"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "fit_flow", lambda *_: None)
+        patch.setattr(flows, "fit_flow", lambda *_: None)
         train.main(
             [*helpers.name_folders(folder), *small, "--no-logs", "--validation_split", "0.2"]
         )

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import uniform_filter1d
 
-import train
 from support.detail import NOISE_REACH, Detail, find_kernel, make_white_noise
-from training import sequences
+from training import flows, sequences
 from training.sequences import N_FRAMES, FrameSequences
 from training.windows import Windows
 
@@ -40,8 +39,8 @@ def make_pieces(n=60, channels=1, seed=0):
 def learned():
     """The Detail that such pieces lose."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "DETAIL_BATCHES", (1, 160))
-        return train.train_detail(Blur(), Windows(make_pieces(), seed=0, shift=False))
+        patch.setattr(flows, "DETAIL_BATCHES", (1, 160))
+        return flows.train_detail(Blur(), Windows(make_pieces(), seed=0, shift=False))
 
 
 def test_detail_is_scatter_where_noise_was_and_nothing_on_tones_and_in_silence(learned):

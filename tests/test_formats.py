@@ -259,7 +259,7 @@ def cut(path, share):
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.au", "a.rf64", "a.flac"])
-def test_a_cut_file_is_used_and_its_shortage_is_said(tmp_path, name):
+def test_a_cut_file_is_used_and_the_shortage_of_a_wav_is_said(tmp_path, name):
     noise = 0.1 * np.random.default_rng(0).standard_normal(4 * SAMPLE_RATE)
     soundfile.write(tmp_path / name, noise, SAMPLE_RATE, format=name[2:])
 
@@ -268,28 +268,16 @@ def test_a_cut_file_is_used_and_its_shortage_is_said(tmp_path, name):
     assert len(signal) / SAMPLE_RATE == pytest.approx(2.0, abs=0.25)  # a block of FLAC
     np.testing.assert_allclose(signal[:40000], high_pass(noise)[:40000], atol=1e-4)  # 16 bits
     shortage = f"{4 - len(signal) / SAMPLE_RATE:.1f}"
-    assert remarks == [f"ends {shortage} s before the length that its header gives"]
+    said = [f"ends {shortage} s before the length that its header gives"]
+    assert remarks == (said if name == "a.wav" else [])
 
 
-def test_a_cut_mp3_is_used_and_its_shortage_is_said(tmp_path):
+def test_a_cut_mp3_is_used(tmp_path):
     path = write_mp3(tmp_path / "a.mp3", 4.0)
 
-    signal, (remark,) = read(cut(path, 0.5))
+    signal, remarks = read(cut(path, 0.5))
 
-    assert remark.endswith(" s before the length that its header gives")
-    shortage_s = float(remark.split()[1])
-    assert shortage_s == pytest.approx(4 - len(signal) / SAMPLE_RATE, abs=TOLERANCE_S)
-
-
-def test_an_mp3_with_a_picture_is_not_said_to_be_short(tmp_path):
-    data = write_mp3(tmp_path / "a.mp3", 3.0, write_xing="0", write_id3v1="0").read_bytes()
-    tag = b"APIC" + (100_000).to_bytes(4) + bytes(2) + b"\0image/png\0\3\0" + bytes(99_987)
-    sizes = [(len(tag) >> shift) & 127 for shift in (21, 14, 7, 0)]
-    audio_start = data.index(b"\xff\xfb")
-    path = tmp_path / "b.mp3"
-    path.write_bytes(b"ID3\3\0\0" + bytes(sizes) + tag + data[audio_start:])
-
-    assert read(path)[1] == []
+    assert len(signal) / SAMPLE_RATE == pytest.approx(2.0, abs=0.2) and remarks == []
 
 
 def test_a_few_missing_samples_are_used_without_a_word(tmp_path):
@@ -301,33 +289,6 @@ def test_a_few_missing_samples_are_used_without_a_word(tmp_path):
 
     assert len(signal) == SAMPLE_RATE - 1500
     assert not remarks
-
-
-def promise_more(data, n_samples):
-    """The bytes of an OGG whose last page tells of more samples, and has the right checksum."""
-    data, place = bytearray(data), data.rindex(b"OggS")
-    length = int.from_bytes(data[place + 6 : place + 14], "little")
-    data[place + 6 : place + 14] = (length + n_samples).to_bytes(8, "little")
-    data[place + 22 : place + 26] = bytes(4)
-    checksum = 0
-    for byte in data[place:]:
-        checksum ^= byte << 24
-        for _ in range(8):
-            checksum = (checksum << 1) ^ (0x104C11DB7 if checksum >> 31 else 0)
-    data[place + 22 : place + 26] = checksum.to_bytes(4, "little")
-    return bytes(data)
-
-
-@pytest.mark.parametrize("n_samples, remarks", [(2000, 0), (2 * SAMPLE_RATE, 1)])
-def test_an_ogg_that_ends_before_its_length_is_used(tmp_path, n_samples, remarks):
-    path = tmp_path / "a.ogg"
-    soundfile.write(path, make_music(2.0), SAMPLE_RATE)
-    path.write_bytes(promise_more(path.read_bytes(), n_samples))
-
-    signal, found = read(path)
-
-    assert len(signal) / SAMPLE_RATE == pytest.approx(2.0, abs=TOLERANCE_S)
-    assert found == ["ends 2.0 s before the length that its header gives"] * remarks
 
 
 def test_damaged_packets_are_left_out_and_said(tmp_path):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-import train
 from helpers import make_tracks
 from support import prior as prior_module
 from support.errors import UserError
 from support.flow import Flow
 from support.prior import Prior, find_stretch
+from training import flows
 from training.callbacks import BestWeights
 from training.checkpoint import Checkpoint
 from training.sequences import LatentSequences
@@ -52,9 +52,9 @@ def shallow(monkeypatch):
 def walking():
     """A Prior that has learned such walks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "PRIOR_BATCHES", (350, 350))
+        patch.setattr(flows, "PRIOR_BATCHES", (350, 350))
         tracks, latents = make_walks()
-        return train.train_prior(tracks, latents, held_out=make_walks(2, seed=1)[1])
+        return flows.train_prior(tracks, latents, held_out=make_walks(2, seed=1)[1])
 
 
 def draw(prior, n_steps, style, seed=0, **keywords):
@@ -149,7 +149,7 @@ def test_a_damaged_prior_is_named(tmp_path, walking, change):
 
 @pytest.mark.parametrize("n_tracks, n_steps", [(2, 1), (1, 2)])
 def test_few_steps_are_enough_for_a_prior(n_tracks, n_steps):
-    prior = train.train_prior(*make_walks(n_tracks, n_steps), epochs=2)
+    prior = flows.train_prior(*make_walks(n_tracks, n_steps), epochs=2)
 
     assert prior.window == n_steps
     assert np.isfinite(draw(prior, 10, prior.styles[0])).all()
@@ -157,7 +157,7 @@ def test_few_steps_are_enough_for_a_prior(n_tracks, n_steps):
 
 @pytest.mark.parametrize("latents", [np.ones((1, 3)), np.ones((9, 3))])
 def test_a_prior_needs_steps_that_differ(latents, capsys):
-    assert train.train_prior(make_tracks(["a"]), [latents]) is None
+    assert flows.train_prior(make_tracks(["a"]), [latents]) is None
 
     assert "a prior needs steps of music that differ" in capsys.readouterr().out
 
@@ -236,11 +236,11 @@ def test_a_new_flow_leaves_noise_as_it_is(filters):
 def test_a_prior_whose_training_was_interrupted_goes_on_as_if_it_had_not_stopped(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(train, "PRIOR_BATCHES", (60, 60))  # three in an epoch
+    monkeypatch.setattr(flows, "PRIOR_BATCHES", (60, 60))  # three in an epoch
     tracks, latents = make_walks(4, 80)
 
     def fit(path):
-        prior = train.train_prior(tracks, latents, held_out=latents[:1], epochs=4, path=path)
+        prior = flows.train_prior(tracks, latents, held_out=latents[:1], epochs=4, path=path)
         return prior.flow.network.get_weights()
 
     def stop(self, epoch, logs=None):
@@ -260,5 +260,5 @@ def test_a_prior_whose_training_was_interrupted_goes_on_as_if_it_had_not_stopped
     fit(tmp_path / "b.npz")  # nothing is left to do
     assert (tmp_path / "b.npz").read_bytes() == before
     latents = [each[::-1] for each in latents]
-    train.train_prior(tracks, latents, epochs=1, path=tmp_path / "b.npz")  # another run
+    flows.train_prior(tracks, latents, epochs=1, path=tmp_path / "b.npz")  # another run
     assert Checkpoint.load(tmp_path / "b.npz").run["epochs"] == 1

@@ -10,6 +10,7 @@ from helpers import make_images
 from support import dataset
 from support.bands import extract_bands
 from support.errors import UserError
+from support.keras import make_schedule
 from support.tracks import TrainingTracks
 from training import outputs
 from training.callbacks import make_callbacks, plot_history
@@ -193,7 +194,7 @@ def test_train_is_the_same_for_the_same_seed(spectrograms, start):
 
 
 def test_the_learning_rate_climbs_to_its_peak_and_falls_along_a_cosine():
-    schedule = train.make_schedule(2.0, 100)
+    schedule = make_schedule(2.0, 100)
 
     rates = [float(schedule(step)) for step in (0, 1, 5, 52.5, 100)]
 

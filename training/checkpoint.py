@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from support.errors import UserError
-from support.files import load_arrays, write_arrays
+from support.files import load_arrays, reading, write_arrays
 
 CHECKPOINT = "checkpoint.npz"  # of a model folder that holds a run
 OLD_CHECKPOINT = "old_checkpoint.npz"  # that of a model which --force is about to replace
@@ -47,7 +47,7 @@ class Checkpoint(NamedTuple):
         """
         if not Path(path).exists():
             return None
-        try:
+        with reading(path, "run train.py with --force"):
             arrays = load_arrays(path)
             description = json.loads(arrays.pop("description").item())
             if any(array.dtype.kind not in "fiub" for array in arrays.values()):
@@ -56,10 +56,7 @@ class Checkpoint(NamedTuple):
                 [arrays[name] for name in sorted(arrays, key=get_index) if name.startswith(kind)]
                 for kind in ("best_", "state_")
             )
-            rows = check_rows(description["rows"])
-            return cls(dict(description["run"]), rows, best, state)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{path} is damaged: run train.py with --force") from error
+            return cls(description["run"], description["rows"], best, state)
 
     def continue_as(self, run):
         """The checkpoint of a run that goes on from this one, and may be longer.
@@ -134,18 +131,6 @@ def list_variables(model):
 
 def get_index(name):
     return int(name.rpartition("_")[2])
-
-
-def check_rows(rows):
-    """The rows of a history, or a UserError if they are not."""
-    if not isinstance(rows, list) or not rows:
-        raise UserError("its history must be a list")
-    names = {"loss", "val_loss", "learning_rate"}
-    for index, row in enumerate(rows):
-        has_numbers = {*map(type, row.values())} <= {int, float}
-        if row["epoch"] != index or not has_numbers or not names <= row.keys():
-            raise UserError(f"row {index} is not one of a history")
-    return rows
 
 
 def find_best_row(rows):

@@ -96,6 +96,8 @@ class Distribution(NamedTuple):
         What is frozen stays frozen. Two machines round differently, and a component without
         variance has no direction.
         """
+        if self.n_devices == 1:
+            return autoencoder
         weights = autoencoder.model.get_weights()
         if self.share[1] > 1:
             from jax.experimental import multihost_utils

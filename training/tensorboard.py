@@ -15,11 +15,10 @@ import numpy as np
 from autoencoder import keras
 from soundgenerator import SoundGenerator
 from support.bands import find_mel_rows
-from support.files import make_printable, write_atomically
+from support.files import make_printable
 
 N_LOGGED = 10  # times in a run that pictures and sounds of pieces are logged
 N_LOGGED_PIECES = 3
-LOGS_README = "Look at these logs with: tensorboard --logdir .\n"
 
 
 class TensorBoard(keras.callbacks.Callback):
@@ -36,7 +35,7 @@ class TensorBoard(keras.callbacks.Callback):
 
     def __init__(self, folder, windows, keys, settings):
         super().__init__()
-        write_atomically(Path(folder) / "README.txt", LOGS_README.encode())
+        Path(folder).mkdir(parents=True, exist_ok=True)
         chosen = np.linspace(0, len(keys) - 1, min(N_LOGGED_PIECES, len(keys))).astype(int)
         self.folder = Path(folder)
         self.images = windows.cut(chosen)

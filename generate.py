@@ -270,15 +270,11 @@ def save_items(items, sound_generator, sources, samples=None):
 
 def find_save_dirs(samples):
     """(the folder to write, {kind: that of sounds}); see save_items()."""
-    save_dirs = {
-        "recorded": SAVE_DIR_RECORDED,
-        "original": SAVE_DIR_ORIGINAL,
-        "generated": SAVE_DIR_GENERATED,
-        "new": SAVE_DIR_NEW,
-    }
+    kinds = "recorded", "original", "generated", "new"
     if samples:
-        save_dirs = {kind: samples / kind for kind in save_dirs}
-    return samples or Path(SAMPLES), save_dirs
+        return samples, {kind: samples / kind for kind in kinds}
+    save_dirs = SAVE_DIR_RECORDED, SAVE_DIR_ORIGINAL, SAVE_DIR_GENERATED, SAVE_DIR_NEW
+    return Path(SAMPLES), dict(zip(kinds, save_dirs, strict=True))
 
 
 def describe_item(item, paths):

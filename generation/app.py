@@ -82,8 +82,8 @@ def list_tabs(gr, prior, seed):
     def seconds(value, label="Seconds"):
         return gr.Slider(0.1, MAX_SECONDS, value, step=0.1, label=label, **hidden)
 
-    def number(label, least, value=None):
-        return gr.Number(value, label=label, minimum=least, **hidden)
+    def number(label, value=None):
+        return gr.Number(value, label=label, minimum=0, **hidden)
 
     def upload(label="Recording"):
         sources = ["upload", "microphone"]
@@ -101,12 +101,12 @@ def list_tabs(gr, prior, seed):
         gr.Slider(-MAX_OFFSET, MAX_OFFSET, 0, step=0.1, label=f"Direction {i + 1}", **hidden)
         for i in range(n_directions)
     ]
-    gap = [upload(), number("From", 0, 1), number("To", 0, 3)]
+    gap = [upload(), number("From", 1), number("To", 3)]
     morph = [upload("From"), upload("To"), seconds(4)]
     return [
         ("New piece", "Make", manner(), functools.partial(tell_new, "sample", 1)),
         ("Compose", "Compose", [seconds(30), *manner()], functools.partial(tell_new, "compose")),
-        ("Loop", "Make a loop", [seconds(6), number("Beats per minute", 1), *manner()], tell_loop),
+        ("Loop", "Make a loop", [seconds(6), number("Beats per minute"), *manner()], tell_loop),
         (
             "Continue",
             "Continue",
@@ -130,7 +130,7 @@ def tell_new(command, *values):
 
 
 def tell_loop(length, bpm, *how):
-    return [*tell_new("loop", length, *how), *(["--bpm", *tell(bpm)] if bpm else [])]
+    return [*tell_new("loop", length, *how), *(["--bpm", *tell(max(1, bpm))] if bpm else [])]
 
 
 def tell(*values):

@@ -10,6 +10,7 @@ PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile 
 .PHONY: listen demo test quick lint fuzz clean
 
 FUZZ_INPUTS ?= 10000
+LISTEN = $(BIN)/python generate.py --model pretrained --samples samples_listen
 CHECK_PYTHON = import platform, sys; \
   v = sys.version_info; \
   ok = (3, 11) <= v < (3, 14) and (sys.platform, platform.machine()) != ("darwin", "x86_64"); \
@@ -17,8 +18,10 @@ CHECK_PYTHON = import platform, sys; \
 Python {v[0]}.{v[1]} on {sys.platform} {platform.machine()}: try make PYTHON=python3.12")
 
 listen: .venv/run
-	$(BIN)/python generate.py --model pretrained --samples samples_listen --sample 10 --compose 60 \
-	  --loop 8 --continue docs/audio/recorded-1.ogg 10
+	$(LISTEN) sample 10
+	$(LISTEN) compose 60
+	$(LISTEN) loop 8
+	$(LISTEN) continue docs/audio/recorded-1.ogg 10
 
 demo: .venv/run
 	$(BIN)/python preprocess.py

@@ -5,50 +5,27 @@ Out: samples/original/*.wav and samples/generated/*.wav, same names, named after
      samples/new/*.wav; samples/index.html to hear, see and compare it all, and what earlier runs
      made there; samples/metrics.csv.
 
-    python generate.py --num_spectrograms 5
-    python generate.py --compose 60 --temperature 0.8
+    python generate.py
+    python generate.py compose 60 --temperature 0.8
 """
 
 import argparse
 import io
-import itertools
 import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from generation.modes import (
-    MAX_SECONDS,
-    Manner,
-    Recordings,
-    Sources,
-    compare_pieces,
-    compose,
-    continue_recording,
-    explore,
-    fill_gap,
-    find_name,
-    interpolate,
-    load_song,
-    make_loop,
-    make_samples,
-    parse_seconds,
-    reconstruct_files,
-    tour_components,
-)
+from generation.modes import Composer, compare_pieces, find_name, reconstruct_songs
+from generation.sources import Recordings, Sources, load_song, say
 from preprocess import SAMPLE_RATE
-from soundgenerator import SoundGenerator
 from support import dataset
 from support.command_line import folder_path, make_parser, number, run_script, show_progress
-from support.dataset import load_split
-from support.detail import Detail
 from support.errors import UserError
 from support.files import lock, make_printable, remove_temporaries, write_atomically
 from support.memory import return_freed_memory
 from support.prior import TEMPERATURE, list_similar
-from support.settings import Settings
-from support.tracks import TrainingTracks
 
 SPECTROGRAMS_PATH = "saved_data/spectrograms"
 MIN_MAX_VALUES_PATH = "saved_data/min_max_values/min_max_values.pkl"
@@ -63,11 +40,24 @@ NUM_SPECTROGRAMS = 5
 COMPONENTS = 3  # directions of a tour
 SEED = 0
 
+DEFAULTS = {  # of the flags of every command, and of those that not every command has
+    "saved_data": None,
+    "model": Path(MODEL),
+    "samples": None,
+    "detail": True,
+    "seed": SEED,
+    "command": "pairs",
+    "count": NUM_SPECTROGRAMS,
+    "files": None,
+    "bpm": None,
+    "like": (),
+    "toward": "",
+}
+
+MAX_SECONDS = 1e6
 PRODUCTS = ("items.json",)  # in samples that were copied without hidden files
 WRITTEN_SAMPLES = 1 << 20  # scaled and written together
 HEADROOM = 0.99  # peak of a sound that would have clipped
-SAME_PEAK = 0.01  # dB
-BATCH_SIZE = 8  # pieces reconstructed at a time
 PRINTED_FIGURES = ("image error", "spectral convergence of the generated, dB", "mel distance, dB")
 
 
@@ -168,209 +158,123 @@ def save_item(item, save_dirs, sample_rate):
         factor = float(HEADROOM / peak)
         figures = {**item.figures, "scaled to avoid clipping by": factor}
         item = item._replace(figures=figures)
-    paths = {}
-    for kind, signal in item.sounds.items():
-        names = [item.name]
-        (paths[kind],) = save_signals(
-            *([signal], save_dirs[kind], names, sample_rate, factor, item.is_loop)
-        )
+    how = [item.name], sample_rate, factor, item.is_loop
+    paths = {
+        kind: save_signals([signal], save_dirs[kind], *how)[0]
+        for kind, signal in item.sounds.items()
+    }
     return item, paths
+
+
+def make_items(sound_generator, sources, options):
+    """Yield the Items that a command asks for; for a song that cannot be read, a UserError."""
+    if options.command == "pairs":
+        how = {"files": options.files, "seed": options.seed}
+        items = make_pairs(sound_generator, sources, options.count, **how)
+    elif options.command == "songs":
+        items = reconstruct_songs(sound_generator, options.files)
+    else:
+        items = make_music(sound_generator, sources, options)
+    for item in items:
+        if not options.detail and not isinstance(item, UserError):
+            item = item._replace(name=f"{item.name}-no_detail")  # another sound, another file
+        yield item
 
 
 def make_pairs(sound_generator, sources, num_spectrograms, *, files, seed):
     """Yield an Item of each chosen piece: recorded, its spectrogram inverted, reconstructed."""
-    count = num_spectrograms or NUM_SPECTROGRAMS
-    spectrograms, min_max_values, keys = select_spectrograms(
-        *load_spectrograms(sources), count, files=files, seed=seed
+    chosen = select_spectrograms(
+        *load_spectrograms(sources), num_spectrograms, files=files, seed=seed
     )
     recordings = Recordings(sources.spectrograms_path)
-    batches = [slice(start, start + BATCH_SIZE) for start in range(0, len(keys), BATCH_SIZE)]
-    pieces = itertools.chain.from_iterable(
-        compare_pieces(
-            sound_generator, recordings, spectrograms[batch], min_max_values[batch], keys[batch]
-        )
-        for batch in batches
-    )
-    yield from show_progress(pieces, len(keys), "pieces")
+    pieces = compare_pieces(sound_generator, recordings, *chosen)
+    yield from show_progress(pieces, len(chosen[0]), "pieces")
 
 
-def interpolate_pieces(sound_generator, sources, request, *, manner):
-    """Yield the way from one piece, or the end of an audio file, to the beginning of another one.
+def make_music(sound_generator, sources, options):
+    """Items of new music; see Composer."""
+    how = options.like, options.toward, options.temperature, options.seed
+    composer = Composer(sound_generator, sources.prior, *how)
+    match options.command:
+        case "sample":
+            return composer.sample(options.count)
+        case "compose":
+            return composer.compose(options.seconds)
+        case "loop":
+            return composer.loop(options.seconds, options.bpm)
+        case "continue":
+            return composer.extend(options.file, options.seconds, options.count)
+        case "fill":
+            return composer.fill(options.file, options.begin, options.end, options.count)
+        case "interpolate":
+            names = options.first, options.last
+            sounds = [load_sound(sound_generator, sources, name) for name in names]
+            return composer.interpolate(sounds, names, options.seconds)
+        case "tour":
+            return composer.tour(options.count)
+        case "explore":
+            return composer.explore(options.offsets)
 
-    Args:
-        request: (two keys or audio files, seconds).
-    """
-    *files, duration = request
-    sounds = []
-    for name in files:
-        if Path(name).is_file():
-            sounds.append(load_song(sound_generator, name))
-        else:
-            found = select_spectrograms(*load_spectrograms(sources), files=[name])
-            sounds += sound_generator.convert_spectrograms_to_audio(*found[:2])
-    duration = parse_seconds("--interpolate", duration, 0.01)
-    yield from interpolate(sound_generator, sources, sounds, files, duration, manner=manner)
+
+def load_sound(sound_generator, sources, name):
+    """The signal of an audio file, or of the piece with a key."""
+    if Path(name).is_file():
+        return load_song(sound_generator, name)
+    spectrograms, min_max_values, _ = select_spectrograms(*load_spectrograms(sources), files=[name])
+    return sound_generator.convert_spectrograms_to_audio(spectrograms, min_max_values)[0]
 
 
 def load_spectrograms(sources):
     """(spectrograms, keys, min-max values) of features that the model fits."""
-    check_settings(sources)
+    sources.check_settings()
     spectrograms, keys = load_data(sources.spectrograms_path)
     return spectrograms, keys, dataset.load_min_max_values(sources.min_max_values_path, keys)
 
 
-def check_settings(sources):
-    """Raise a UserError if the model was trained on features of other settings."""
-    if Settings.load(sources.spectrograms_path / "settings.json") != sources.settings:
-        raise UserError(
-            f"{sources.model} was trained on features of other settings than "
-            f"{sources.spectrograms_path}: run train.py again"
-        )
-
-
-NEW = ("manner",)
-MODES = {  # {flag: (its value to Items, what else that takes)}, in this order
-    "audio_files": (reconstruct_files, ()),
-    "components": (tour_components, NEW),
-    "explore": (explore, NEW),
-    "interpolate": (interpolate_pieces, NEW),
-    "sample": (make_samples, NEW),
-    "compose": (compose, NEW),
-    "loop": (make_loop, ("bpm", *NEW)),
-    "continue": (continue_recording, ("num_spectrograms", *NEW)),
-    "fill": (fill_gap, ("num_spectrograms", *NEW)),
-    "num_spectrograms": (make_pairs, ("files", "seed")),  # or if files, or no mode, are given
-}
-DEFAULTS = {  # of flags that are missing among the options unless they are given
-    "num_spectrograms": None,
-    "files": None,
-    "bpm": None,
-    "like": (),
-    "toward": "",
-    "temperature": TEMPERATURE,
-}
-
-
-def choose_modes(given):
-    """The names of the modes that are asked for.
-
-    Args:
-        given: names of the flags that are given.
-    Raises:
-        UserError: one of them belongs to other modes.
-    """
-    modes = [name for name in MODES if name in given]
-    if given & {"continue", "fill"} and "num_spectrograms" in modes:  # which is how many of them
-        modes.remove("num_spectrograms")
-    if not modes or ("files" in given and "num_spectrograms" not in given):
-        modes.append("num_spectrograms")
-    for flag in sorted(given & DEFAULTS.keys() - MODES.keys()):
-        name = "manner" if flag in Manner._fields else flag
-        takers = [mode for mode, (_, names) in MODES.items() if name in names]
-        if not {*modes} & {*takers}:
-            raise UserError(f"--{flag} does nothing without --{' or --'.join(takers)}")
-    return modes
-
-
-def make_items(sound_generator, sources, modes, flags):
-    """Yield the Items of each mode; for a song that cannot be read, a UserError.
-
-    Args:
-        modes: names of MODES.
-        flags: {name: value}.
-    """
-    manner = Manner(**{name: flags[name] for name in Manner._fields})
-    flags = {**flags, "manner": manner}
-    for name in modes:
-        make, names = MODES[name]
-        for item in make(sound_generator, sources, flags[name], **{n: flags[n] for n in names}):
-            if not flags["detail"] and not isinstance(item, UserError):
-                item = item._replace(name=f"{item.name}-no_detail")  # another sound, another file
-            yield item
-
-
-def check_audio(sources, tracks):
-    """Raise a UserError if features of TrainingTracks are of other audio, of the same names."""
-    keys = dataset.list_keys(sources.spectrograms_path)
-    min_max_values, peaks = dataset.load_min_max_values(sources.min_max_values_path, keys), {}
-    for key, entry in min_max_values.items():
-        track = dataset.get_track(key)
-        peaks[track] = max(entry["max"], peaks.get(track, -np.inf))
-    if any(
-        abs(peaks.get(track, peak) - peak) > SAME_PEAK
-        for track, peak in zip(tracks.tracks.tolist(), tracks.peaks, strict=True)
-    ):
-        raise UserError(
-            f"{sources.spectrograms_path} is of other audio than {sources.model} was trained on: "
-            "name its own folder with --saved_data"
-        )
-
-
-def make_evaluator(sound_generator, sources):
-    """The Evaluator of new pieces; without the model's features it knows none that was held out.
-
-    None for a model without its tracks, as the pretrained one is.
-    """
-    from generation.evaluation import Evaluator
-
-    try:
-        tracks, held_out = TrainingTracks.load(sources.model), []
-    except FileNotFoundError:
-        say(f"{sources.model} does not hold its training tracks: nothing tells copies", sys.stderr)
-        return None
-    try:
-        check_settings(sources)
-        check_audio(sources, tracks)
-        held_out = load_held_out(sources)
-    except (OSError, UserError) as error:
-        say(f"new pieces are not compared with held-out ones: {error}", sys.stderr)
-    say(f"comparing with {len(tracks.tracks)} training tracks and {len(held_out)} held-out pieces")
-    return Evaluator(sound_generator, tracks, held_out)
-
-
-def load_held_out(sources):
-    """At most MAX_COMPARED spectrograms that were not trained on."""
-    from generation.evaluation import choose_evenly
-
-    parts = load_split(sources.model / "split.json")
-    tracks = parts["valid"] | parts["test"]
-    keys = [
-        key
-        for key in dataset.list_keys(sources.spectrograms_path)
-        if dataset.get_track(key) in tracks
-    ]
-    chosen = choose_evenly(len(keys)) if keys else ()
-    return [dataset.load_spectrogram(sources.spectrograms_path, keys[index]) for index in chosen]
-
-
-def save_items(items, page, save_dirs, sound_generator, sources):
+def save_items(items, sound_generator, sources, samples=None):
     """Write Items, say what was made, and put it on a page; new pieces are judged before.
 
     Args:
         items: as make_items() yields them.
-        save_dirs: {kind: folder}.
+        samples: folder to write; None: that of the constants.
     Returns:
-        how many songs could not be read.
+        (the Page, how many songs could not be read).
     """
-    evaluator, is_sought, n_skipped, summary = None, False, 0, {}
-    for item in items:
-        if isinstance(item, UserError):
-            n_skipped += 1
-            say(f"skipped {item}", sys.stderr)
-            continue
-        if item.is_new and not is_sought:
-            evaluator, is_sought = make_evaluator(sound_generator, sources), True
-        if item.is_new and evaluator:
-            item = evaluator.compare(item)
-        item, paths = save_item(item, save_dirs, sound_generator.sample_rate)
-        page.add(item, paths)
-        say(describe_item(item, paths))
-    if evaluator:
-        summary = evaluator.measure_sets()
-        for name, value in summary.items():
-            say(f"{name}: {value:.2f}")
-    page.finish(summary)
-    return n_skipped
+    from generation.evaluation import make_evaluator
+    from generation.page import Page
+
+    folder, save_dirs = find_save_dirs(samples)
+    evaluator, n_skipped, summary = None, 0, {}
+    with lock(folder, *PRODUCTS):
+        remove_temporaries(*save_dirs.values(), *folder.glob("pictures/*"))
+        page = Page(folder, sources.settings)
+        for item in items:
+            if isinstance(item, UserError):
+                n_skipped += 1
+                say(f"skipped {item}", sys.stderr)
+                continue
+            if item.is_new and evaluator is None:
+                evaluator = make_evaluator(sound_generator, sources) or False
+            if item.is_new and evaluator:
+                item = evaluator.compare(item)
+            item, paths = save_item(item, save_dirs, sound_generator.sample_rate)
+            page.add(item, paths)
+            say(describe_item(item, paths))
+        if evaluator:
+            summary = evaluator.measure_sets()
+            for name, value in summary.items():
+                say(f"{name}: {value:.2f}")
+        page.finish(summary)
+    return page, n_skipped
+
+
+def find_save_dirs(samples):
+    """(the folder to write, {kind: that of sounds}); see save_items()."""
+    kinds = "recorded", "original", "generated", "new"
+    if samples:
+        return samples, {kind: samples / kind for kind in kinds}
+    save_dirs = SAVE_DIR_RECORDED, SAVE_DIR_ORIGINAL, SAVE_DIR_GENERATED, SAVE_DIR_NEW
+    return Path(SAMPLES), dict(zip(kinds, save_dirs, strict=True))
 
 
 def describe_item(item, paths):
@@ -382,175 +286,152 @@ def describe_item(item, paths):
     return f"{item.title}: {figures}{': ' if figures else ''}{sounds}"
 
 
-def say(text, file=None):
-    """Print a line above the progress bars, on stdout if no file is given."""
-    from tqdm import tqdm
-
-    with tqdm.external_write_mode():
-        print(make_printable(text), file=file or sys.stdout, flush=True)
-
-
 def get_parser():
+    """The parser, which leaves out what is not given: see DEFAULTS."""
     parser = make_parser(__doc__)
-    parser.argument_default = argparse.SUPPRESS  # main() sees which flags are given
-    add = parser.add_argument
-    help_text = "folder that preprocess.py wrote; None: that of SPECTROGRAMS_PATH"
-    add("--saved_data", type=folder_path, default=None, help=help_text)
-    add("--model", type=folder_path, default=MODEL, help="folder that train.py wrote")
-    help_text = "folder to write; None: SAMPLES and the SAVE_DIRs"
-    add("--samples", type=folder_path, default=None, help=help_text)
-    count = {"type": number(int, 1)}
-    pairs = parser.add_mutually_exclusive_group()
-    help_text = (
-        f"pieces to reconstruct, chosen at random (default: {NUM_SPECTROGRAMS}); with --continue "
-        "or --fill, in how many ways"
+    add_shared(parser)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", title="commands", description="COMMAND --help tells more"
     )
-    pairs.add_argument("--num_spectrograms", help=help_text, **count)
-    pairs.add_argument("--files", nargs="+", metavar="KEY", help="pieces to reconstruct")
-    add("--sample", metavar="N", help="make this many new pieces", **count)
-    seconds = number(float, 0.01, MAX_SECONDS)
-    add("--compose", type=seconds, metavar="SECONDS", help="make one long new piece")
-    help_text = "make a piece that can be repeated without a seam"
-    add("--loop", type=seconds, metavar="SECONDS", help=help_text)
-    help_text = "of a loop, which becomes a whole number of beats long"
-    add("--bpm", type=number(float, 1), help=help_text)
-    help_text = "a recording, and how it may go on or, if SECONDS are negative, have begun"
-    add("--continue", nargs=2, metavar=("FILE", "SECONDS"), help=help_text)
-    help_text = "a recording that is new between two times, in seconds"
-    add("--fill", nargs=3, metavar=("FILE", "FROM", "TO"), help=help_text)
-    help_text = "go from one piece or audio file to another one in this time"
-    ends = ("KEY_A", "KEY_B", "SECONDS")
-    add("--interpolate", nargs=3, metavar=ends, help=help_text)
-    help_text = (
-        "new music in the style of a genre, a training track or an audio file, or of several"
-    )
-    add("--like", nargs="+", metavar="NAME", help=help_text)
-    help_text = "another style, that new music changes to"
-    add("--toward", metavar="NAME", help=help_text)
-    help_text = f"of new music; lower is more typical (default: {TEMPERATURE})"
-    add("--temperature", type=number(float, 0), help=help_text)
-    help_text = "songs, and folders of songs, to send through the autoencoder"
-    add("--audio_files", nargs="+", metavar="FILE", help=help_text)
-    help_text = f"tour this many main directions of what was learned; without N: {COMPONENTS}"
-    add("--components", nargs="?", const=COMPONENTS, metavar="N", help=help_text, **count)
-    help_text = "a piece at these standard deviations along the main directions"
-    add("--explore", nargs="+", type=number(float, -10, 10), metavar="X", help=help_text)
-    help_text = "play with the model in a browser; what is kept goes to the samples"
-    add("--app", action="store_true", default=False, help=help_text)
-    help_text = "draw what sound loses in the autoencoder, if the model has learned to"
-    yes_or_no = argparse.BooleanOptionalAction
-    add("--detail", action=yes_or_no, default=True, help=help_text)
-    add("--seed", type=number(int, 0, 2**32 - 1), default=SEED, help="of all chance")
+
+    def add_command(name, text):
+        how = {"formatter_class": parser.formatter_class, "allow_abbrev": False}
+        command = commands.add_parser(name, help=text, description=text, **how)
+        add_shared(command)
+        return command
+
+    text = "pieces: recorded, inverted, reconstructed; this without a COMMAND, too"
+    pairs = add_command("pairs", text).add_mutually_exclusive_group()
+    help_text = "how many, chosen at random"
+    pairs.add_argument("--count", type=number(int, 1), default=NUM_SPECTROGRAMS, help=help_text)
+    pairs.add_argument("--files", nargs="+", metavar="KEY", help="which, by their keys")
+    text = "songs, and folders of songs, through the autoencoder"
+    add_command("songs", text).add_argument("files", nargs="+", metavar="FILE")
+    add_new_music(add_command)
+    add_command("app", "play with the model in a browser; what is kept goes to the samples")
     return parser
 
 
-def read_options(parser, argv=None):
-    """(options, the names of their modes), or what parser.error does if they do not go together."""
-    options = parser.parse_args(argv)
-    given = {*vars(options)} & (MODES.keys() | DEFAULTS.keys())
-    if options.app and given:
-        parser.error(f"--app does nothing with --{min(given)}: it asks for it on its page")
-    try:
-        return options, choose_modes(given)
-    except UserError as error:
-        parser.error(str(error))
+def add_shared(parser):
+    """Add the flags that go before a command, and behind it."""
+    parser.argument_default = argparse.SUPPRESS
+    add = parser.add_argument_group("of every command").add_argument
+    help_text = f"folder that preprocess.py wrote (default: that of {SPECTROGRAMS_PATH})"
+    add("--saved_data", type=folder_path, help=help_text)
+    add("--model", type=folder_path, help=f"folder that train.py wrote (default: {MODEL})")
+    help_text = f"folder to write (default: {SAMPLES})"
+    add("--samples", type=folder_path, help=help_text)
+    help_text = "draw what sound loses, if the model has learned to (default: yes)"
+    add("--detail", action=argparse.BooleanOptionalAction, help=help_text)
+    help_text = f"of all chance (default: {SEED})"
+    add("--seed", type=number(int, 0, 2**32 - 1), help=help_text)
 
 
-def choose_model(folder):
-    """The folder, or the pretrained model's in place of a MODEL that is not there yet."""
-    if folder != Path(MODEL) or folder.exists() or not (PRETRAINED / "parameters.json").exists():
-        return folder
-    print(
-        f"there is no {MODEL} yet: this is the pretrained one, see {PRETRAINED / 'MODEL_CARD.md'}"
-    )
-    return PRETRAINED
+def add_new_music(add_command):
+    """Add the commands that make new music."""
+    count = {"type": number(int, 1)}
+    ways = {**count, "default": 1, "help": "in how many ways, each with a seed of its own"}
+    length = {"type": number(float, 0.01, MAX_SECONDS), "metavar": "SECONDS"}
+    moment = {"type": number(float, 0), "help": "in seconds"}
+
+    def add_music(name, text, has_style=True):
+        add = add_command(name, text).add_argument
+        if has_style:
+            help_text = "in the style of a genre, training track or audio file, or of several"
+            add("--like", nargs="+", metavar="NAME", help=help_text)
+            add("--toward", metavar="NAME", help="another style, that it changes to")
+        help_text = "lower is more typical"
+        add("--temperature", type=number(float, 0), default=TEMPERATURE, help=help_text)
+        return add
+
+    add_music("sample", "new pieces")("count", metavar="N", **count)
+    add_music("compose", "one long new piece")("seconds", **length)
+    add = add_music("loop", "a new piece that can be repeated without a seam")
+    add("seconds", **length)
+    help_text = "beats per minute, of which it becomes a whole number long"
+    add("--bpm", type=number(float, 1), help=help_text)
+    add = add_music("continue", "a recording, and how it may go on, or have begun")
+    add("file", metavar="FILE")
+    help_text = "that are new; if negative, before the recording"
+    seconds = number(float, -MAX_SECONDS, MAX_SECONDS)
+    add("seconds", type=seconds, metavar="SECONDS", help=help_text)
+    add("--count", **ways)
+    add = add_music("fill", "a recording that is new between two times")
+    add("file", metavar="FILE")
+    add("begin", metavar="FROM", **moment)
+    add("end", metavar="TO", **moment)
+    add("--count", **ways)
+    add = add_music("interpolate", "the end of one sound, new music, and the beginning of another")
+    add("first", metavar="A", help="audio file, or key of a piece")
+    add("last", metavar="B", help="the same")
+    add("seconds", help="from one to the other", **length)
+    add = add_music("tour", "a tour of the main directions in which styles differ", False)
+    add("count", nargs="?", default=COMPONENTS, metavar="N", help="of how many", **count)
+    add = add_music("explore", "a piece at one place along these directions", False)
+    help_text = "standard deviations along each of the first directions"
+    add("offsets", nargs="+", type=number(float, -10, 10), metavar="X", help=help_text)
+
+
+def read_options(argv=None):
+    """All that a command line asks for, by name."""
+    return get_parser().parse_args(argv, argparse.Namespace(**DEFAULTS))
 
 
 def find_sources(options):
-    """The Sources of some options."""
+    """The Sources of some options; the pretrained model in place of a MODEL that is not there."""
+    model = options.model
+    if model == Path(MODEL) and not model.exists() and (PRETRAINED / "parameters.json").exists():
+        model = PRETRAINED
+        card = PRETRAINED / "MODEL_CARD.md"
+        print(f"there is no {MODEL} yet: this is the pretrained one, see {card}")
     if not options.saved_data:
-        return Sources(options.model, Path(SPECTROGRAMS_PATH), Path(MIN_MAX_VALUES_PATH))
+        return Sources(model, Path(SPECTROGRAMS_PATH), Path(MIN_MAX_VALUES_PATH))
     spectrograms_path = options.saved_data / dataset.SPECTROGRAMS_SAVE_DIR
-    return Sources(options.model, spectrograms_path, dataset.get_min_max_path(options.saved_data))
+    return Sources(model, spectrograms_path, dataset.get_min_max_path(options.saved_data))
 
 
 def main(argv=None):
-    options, modes = read_options(get_parser(), argv)
-    options.model = choose_model(options.model)
-    sources, folder = find_sources(options), options.samples or Path(SAMPLES)
-    save_dirs = {
-        "recorded": SAVE_DIR_RECORDED,
-        "original": SAVE_DIR_ORIGINAL,
-        "generated": SAVE_DIR_GENERATED,
-        "new": SAVE_DIR_NEW,
-    }
-    if options.samples:
-        save_dirs = {kind: options.samples / kind for kind in save_dirs}
-    from autoencoder import Autoencoder
-    from generation.page import Page
-
+    options = read_options(argv)
+    sources = find_sources(options)
     return_freed_memory()
-    autoencoder = Autoencoder.load(options.model)
-    settings = sources.settings
-    detail = Detail.load(options.model) if options.detail or options.app else None
-
-    def make_generator(options):
-        lost = detail if options.detail else None
-        return SoundGenerator.of(settings, autoencoder, options.seed, lost)
-
-    def make(options, modes):
-        """The Items that some options ask for."""
-        return make_items(make_generator(options), sources, modes, {**DEFAULTS, **vars(options)})
-
-    def save(items):
-        """Save Items to the folder; (the Page, how many songs could not be read)."""
-        with lock(folder, *PRODUCTS):
-            remove_temporaries(*save_dirs.values(), *folder.glob("pictures/*"))
-            page = Page(folder, settings)
-            return page, save_items(items, page, save_dirs, make_generator(options), sources)
-
-    if options.app:
-        run_app(make, save, options, sources, folder)
+    sound_generator = sources.make_generator(options.seed, options.detail)
+    if options.command == "app":
+        run_app(sound_generator, sources, options)
         return
-    page, n_skipped = save(make(options, modes))
-    index = make_printable(folder / "index.html")
+    items = make_items(sound_generator, sources, options)
+    page, n_skipped = save_items(items, sound_generator, sources, options.samples)
+    index = make_printable(page.folder / "index.html")
     print(f"open {index}: {len(page.entries)} items, {len(page.made)} of this run")
     if n_skipped:
         raise UserError(f"{n_skipped} songs could not be read")
 
 
-def run_app(make, save, options, sources, folder):
-    """Play with a model in the browser, until Ctrl-C.
-
-    Args:
-        make, save, sources: see main().
-        folder: of samples, for what is kept.
-    """
+def run_app(sound_generator, sources, options):
+    """Play with a model in the browser, until Ctrl-C; what is kept goes to the samples."""
     from generation.app import build_app, format_command, launch
 
-    parser = get_parser()
+    folder = options.samples or Path(SAMPLES)
 
-    def refuse(message):
-        raise UserError(message)
-
-    parser.error = refuse  # in place of ending the app
+    def make(flags):
+        asked = read_options(flags)
+        return make_items(sources.make_generator(asked.seed, asked.detail), sources, asked)
 
     def keep(item, flags, uploads):
         # Gradio's folder of an upload is named after what it holds.
         names = {path: Path(Path(path).parent.name[:8], Path(path).name) for path in uploads}
         copies = {path: str(folder / "uploads" / name) for path, name in names.items()}
         command = format_command([copies.get(flag, flag) for flag in flags])
-        page, _ = save([item._replace(figures={**item.figures, "command": command})])
+        item = item._replace(figures={**item.figures, "command": command})
+        page, _ = save_items([item], sound_generator, sources, options.samples)
         for path, copy in copies.items():
             write_atomically(copy, Path(path).read_bytes())
         return f"{folder / 'index.html'} has {len(page.entries)} items"
 
-    flags = ["--model", str(options.model)]
+    flags = ["--model", str(sources.model)]
     flags += ["--saved_data", str(options.saved_data)] if options.saved_data else []
     flags += ["--samples", str(folder)] if options.samples else []
     how = {"seed": options.seed, "detail": options.detail}
-    app = build_app(lambda argv: make(*read_options(parser, argv)), keep, sources, flags, **how)
-    launch(app)
+    launch(build_app(make, keep, sources, flags, **how))
 
 
 if __name__ == "__main__":

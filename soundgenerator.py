@@ -9,6 +9,7 @@ Out: float32 signals, (n_samples,) or (2, n_samples); used by generate.py.
     signal = generator.reconstruct(recording)
 """
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -26,6 +27,7 @@ from support.spectrograms import SILENCE_DB, normalise_to, resize, to_amplitude,
 CONTEXT_S = 10.0  # seconds of a recording, on each side, that what is new beside it depends on
 
 
+@dataclasses.dataclass(eq=False)
 class SoundGenerator:
     """Bridges an autoencoder's spectrograms and sound.
 
@@ -43,28 +45,19 @@ class SoundGenerator:
         detail: the Detail that the autoencoder's spectrograms lost, or None.
     """
 
-    def __init__(
-        self,
-        autoencoder,
-        hop_length,
-        *,
-        frame_size=FRAME_SIZE,
-        n_samples=None,
-        sample_rate=SAMPLE_RATE,
-        top_db=TOP_DB,
-        seed=SEED,
-        detail=None,
-    ):
-        self.autoencoder = autoencoder
-        self.hop_length = hop_length
-        self.frame_size = frame_size
-        self.n_samples = n_samples
-        self.sample_rate = sample_rate
-        self.top_db = top_db
-        self.seed = seed
-        self.detail = detail
-        self._extractor = LogSpectrogramExtractor(frame_size, hop_length, top_db=None)
-        self._griffin_lim = GriffinLim(frame_size, hop_length, seed=seed)
+    autoencoder: object
+    hop_length: int
+    _: dataclasses.KW_ONLY
+    frame_size: int = FRAME_SIZE
+    n_samples: int | None = None
+    sample_rate: int = SAMPLE_RATE
+    top_db: float = TOP_DB
+    seed: int = SEED
+    detail: Detail | None = None
+
+    def __post_init__(self):
+        self._extractor = LogSpectrogramExtractor(self.frame_size, self.hop_length, top_db=None)
+        self._griffin_lim = GriffinLim(self.frame_size, self.hop_length, seed=self.seed)
         self._min_max_normaliser = MinMaxNormaliser(0, 1)
 
     @classmethod
@@ -79,8 +72,9 @@ class SoundGenerator:
         """The SoundGenerator of a model folder."""
         from autoencoder import Autoencoder  # it takes seconds to import Keras
 
+        autoencoder = Autoencoder.load(folder)
         settings = Settings.load(Path(folder) / "settings.json", "run train.py --resume")
-        return cls.of(settings, Autoencoder.load(folder), seed, Detail.load(folder))
+        return cls.of(settings, autoencoder, seed, Detail.load(folder))
 
     @property
     def n_frames(self):

@@ -60,7 +60,7 @@ def measure(saved_data, folder, hours, seed):
     where, started = ["--saved_data", saved_data, "--model", folder / "model"], time.perf_counter()
     run("train.py", *where, "--split", folder / "split.json", "--resume")
     minutes = (time.perf_counter() - started) / 60
-    run("generate.py", *where, "--samples", folder / "samples", "--sample", N_NEW)
+    run("generate.py", *where, "--samples", folder / "samples", "sample", N_NEW)
     with open(folder / "model" / "history.csv") as file:
         loss = min(float(row["val_loss"]) for row in csv.DictReader(file))
     with open(folder / "samples" / "metrics.csv") as file:

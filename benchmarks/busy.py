@@ -29,7 +29,7 @@ def make_commands(folder):
     return [
         ["preprocess.py", "--audio_files_dir", str(ROOT / AUDIO_FILES_DIR), *saved],
         ["train.py", *saved, *model, "--epochs", "2", "--no-logs"],
-        ["generate.py", *saved, *model, "--samples", f"{folder}/samples", "--sample", "100"],
+        ["generate.py", *saved, *model, "--samples", f"{folder}/samples", "sample", "100"],
     ]
 
 

@@ -19,7 +19,8 @@ import train
 from autoencoder import weigh_rows
 from generate import save_signals
 from generation.evaluation import POOLED_FRAMES, measure_mel_distance
-from generation.modes import load_audio_folders, make_file_names
+from generation.modes import make_file_names
+from generation.sources import load_audio_folders
 from preprocess import Padder, make_pipeline
 from soundgenerator import SoundGenerator
 from support import dataset

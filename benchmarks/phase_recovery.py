@@ -125,8 +125,9 @@ def make_model_case(audio_files_dir, n_pieces, model_folder):
     amplitudes = []
     for signal in signals:
         image, min_max = to_image(extractor.extract(signal), normaliser)
-        images, _ = generator.autoencoder.reconstruct(generator.fit_images([image]))
-        log_spectrogram = generator.restore_log_spectrogram(images[0], min_max)
+        images, ranges = generator.fit_images([image], [min_max])
+        (reconstructed,), _ = generator.autoencoder.reconstruct(images)
+        log_spectrogram = generator.restore_log_spectrogram(reconstructed, ranges[0])
         amplitudes.append(to_amplitude(log_spectrogram))
     return Case(settings.frame_size, settings.hop_length, "reconstructed", signals, amplitudes)
 

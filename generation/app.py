@@ -10,11 +10,9 @@ import contextlib
 import functools
 import os
 import shlex
-from typing import NamedTuple
 
 import numpy as np
 
-from generation.modes import Item
 from generation.page import plot_spectrogram
 from support.errors import UserError
 from support.prior import TEMPERATURE
@@ -22,18 +20,10 @@ from support.prior import TEMPERATURE
 DIRECTIONS = 8  # sliders, at most
 MAX_OFFSET = 3.0  # standard deviations along a direction
 MAX_TEMPERATURE = 1.5
-MAX_SECONDS = 600  # of new music; --compose makes more
+MAX_SECONDS = 600  # of new music; compose makes more
 MAX_UPLOAD = "200mb"
 ANY = "any"  # style
 CACHE_S = 3600  # seconds that uploads and sounds stay which are not kept
-
-
-class Result(NamedTuple):
-    """What was made last in a tab, until it is kept."""
-
-    item: Item
-    flags: list  # of generate.py, that make it again
-    uploads: list  # paths among the flags, which the browser sent
 
 
 def build_app(make, keep, sources, base_flags, *, seed=0, detail=True):
@@ -53,7 +43,7 @@ def build_app(make, keep, sources, base_flags, *, seed=0, detail=True):
     try:
         import gradio as gr
     except ImportError as error:
-        raise UserError("--app needs gradio: pip install -r requirements-extra.txt") from error
+        raise UserError("the app needs gradio: pip install -r requirements-extra.txt") from error
 
     with gr.Blocks(title="Generative Music", delete_cache=(CACHE_S, CACHE_S)) as app:
         gr.Markdown(f"# Generative Music\nThe model in `{sources.model}`, on this machine.")
@@ -69,7 +59,7 @@ def build_app(make, keep, sources, base_flags, *, seed=0, detail=True):
                 else:
                     trigger = functools.partial(gr.on, [slider.release for slider in inputs])
                 add_outputs(gr, keep, show, detail, inputs, trigger)
-        app.load(lambda: [*make(["--sample", "1"])] and None)  # imports and compiles
+        app.load(lambda: [*make(["sample", "1"])] and None)  # imports and compiles
     return app
 
 
@@ -93,7 +83,7 @@ def list_tabs(gr, prior, seed):
         return gr.Slider(0.1, MAX_SECONDS, value, step=0.1, label=label, **hidden)
 
     def number(label, value=None):
-        return gr.Number(value, label=label, **hidden)
+        return gr.Number(value, label=label, minimum=0, **hidden)
 
     def upload(label="Recording"):
         sources = ["upload", "microphone"]
@@ -107,65 +97,49 @@ def list_tabs(gr, prior, seed):
             gr.Number(seed, precision=0, minimum=0, maximum=2**32 - 1, label="Seed", **hidden),
         ]
 
+    directions = [
+        gr.Slider(-MAX_OFFSET, MAX_OFFSET, 0, step=0.1, label=f"Direction {i + 1}", **hidden)
+        for i in range(n_directions)
+    ]
+    gap = [upload(), number("From", 1), number("To", 3)]
+    morph = [upload("From"), upload("To"), seconds(4)]
     return [
-        ("New piece", "Make", manner(), lambda *how: ["--sample", "1", *tell_manner(*how)]),
-        (
-            *("Compose", "Compose", [seconds(30), *manner()]),
-            lambda length, *how: ["--compose", tell(length), *tell_manner(*how)],
-        ),
+        ("New piece", "Make", manner(), functools.partial(tell_new, "sample", 1)),
+        ("Compose", "Compose", [seconds(30), *manner()], functools.partial(tell_new, "compose")),
         ("Loop", "Make a loop", [seconds(6), number("Beats per minute"), *manner()], tell_loop),
         (
-            *("Continue", "Continue", [upload(), seconds(10), *manner()]),
-            lambda path, more, *how: [
-                "--continue",
-                check_upload(path),
-                tell(more),
-                *tell_manner(*how),
-            ],
+            "Continue",
+            "Continue",
+            [upload(), seconds(10), *manner()],
+            functools.partial(tell_new, "continue"),
         ),
-        ("Fill", "Fill", [upload(), number("From", 1), number("To", 3), *manner()], tell_gap),
-        (
-            *("Explore", None),
-            [
-                gr.Slider(
-                    -MAX_OFFSET, MAX_OFFSET, 0, step=0.1, label=f"Direction {i + 1}", **hidden
-                )
-                for i in range(n_directions)
-            ],
-            lambda *offsets: ["--explore", *map(tell, offsets)],
-        ),
-        (
-            *("Morph", "Morph", [upload("From"), upload("To"), seconds(4)]),
-            lambda a, b, time: ["--interpolate", check_upload(a), check_upload(b), tell(time)],
-        ),
-        (
-            *("Through the model", "Send it through", [upload()]),
-            lambda path: ["--audio_files", check_upload(path)],
-        ),
+        ("Fill", "Fill", [*gap, *manner()], functools.partial(tell_new, "fill")),
+        ("Explore", None, directions, functools.partial(tell, "explore")),
+        ("Morph", "Morph", morph, functools.partial(tell, "interpolate")),
+        ("Through the model", "Send it through", [upload()], functools.partial(tell, "songs")),
     ]
 
 
-def tell_manner(style, recording, temperature, seed):
-    """The flags of what new music is to be like."""
+def tell_new(command, *values):
+    """A command and its flags: values of its own, then what new music is to be like."""
+    *own, style, recording, temperature, seed = values
     like = recording or (style if style != ANY else None)
     flags = ["--like", like] if like else []
-    return [*flags, "--temperature", tell(temperature), "--seed", str(int(seed or 0))]
+    flags += ["--temperature", *tell(temperature), "--seed", str(int(seed or 0))]
+    return [*tell(command, *own), *flags]
 
 
 def tell_loop(length, bpm, *how):
-    tempo = ["--bpm", tell(bpm)] if bpm else []
-    return ["--loop", tell(length), *tempo, *tell_manner(*how)]
+    return [*tell_new("loop", length, *how), *(["--bpm", *tell(max(1, bpm))] if bpm else [])]
 
 
-def tell_gap(path, begin, end, *how):
-    return ["--fill", check_upload(path), tell(begin), tell(end), *tell_manner(*how)]
-
-
-def tell(number):
-    """A number as a flag's text; a UserError if its field is empty."""
-    if number is None:
-        raise UserError("fill in each number")
-    return f"{number:g}"
+def tell(*values):
+    """Texts and numbers as a command line has them; a UserError if a field is empty."""
+    if None in values:
+        raise UserError(
+            "fill in each number, and upload a recording, or make one with the microphone"
+        )
+    return [each if isinstance(each, str) else f"{each:g}" for each in values]
 
 
 def add_outputs(gr, keep, show, detail, inputs, trigger):
@@ -180,7 +154,7 @@ def add_outputs(gr, keep, show, detail, inputs, trigger):
 
 
 def show_sound(gr, make, settings, base_flags, to_flags, with_detail, *values):
-    """The outputs of a tab: player, picture, command, result."""
+    """The outputs of a tab: player, picture, command, and what build_app's keep() takes."""
     with show_errors(gr):
         flags = [*to_flags(*values), *([] if with_detail else ["--no-detail"])]
         item = next(iter(make(flags)))
@@ -192,7 +166,7 @@ def show_sound(gr, make, settings, base_flags, to_flags, with_detail, *values):
     samples = signal.T / max(1, np.abs(signal).max())
     sound = settings.sample_rate, np.rint(32767 * samples).astype(np.int16)
     picture = plot_spectrogram(signal, settings)
-    return sound, picture, format_command(flags), Result(item, flags, uploads)
+    return sound, picture, format_command(flags), (item, flags, uploads)
 
 
 def keep_result(gr, keep, result):
@@ -209,13 +183,6 @@ def show_errors(gr):
         yield
     except (UserError, OSError) as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
-
-
-def check_upload(path):
-    """The path of an upload; a UserError if there is none."""
-    if not path:
-        raise UserError("upload a recording, or make one with the microphone")
-    return path
 
 
 def format_command(flags):

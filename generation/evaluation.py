@@ -7,11 +7,17 @@ Out: distances in dB; where training audio comes nearest; distances of sets.
     item = Evaluator(sound_generator, tracks, held_out).compare(item)
 """
 
+import sys
+
 import librosa
 import numpy as np
 import scipy.fft
 
+from generation.sources import say
+from support import dataset
 from support.bands import FRAMES_PER_STEP, extract_bands
+from support.errors import UserError
+from support.tracks import TrainingTracks
 
 N_MELS = 80  # bands
 MEL_FRAME_SIZE = 1024  # samples
@@ -24,6 +30,7 @@ SEARCH_BLOCK = 4096  # steps of training audio, transformed together
 SEARCH_BATCH = 8  # excerpts that are searched for together
 MIN_ENERGY = 1e-3  # of the changes of an excerpt that is not silent
 MAX_COMPARED = 200  # training and held-out excerpts, at most, in sets
+SAME_PEAK = 0.01  # dB
 VERBATIM = 0.25  # correlation above which VERBATIM_S seconds go as training audio does: of nine in
 VERBATIM_S = 1.5  # ten copies through the model, and of one in fifty excerpts of other music
 FORM_S = 20.0  # seconds of a piece that is long enough to have a form
@@ -230,9 +237,54 @@ def measure_run(bands, others, window):
     return int(max(edges[1::2] - edges[::2] + window, default=0))
 
 
+def make_evaluator(sound_generator, sources):
+    """The Evaluator of new pieces; without the model's features it knows none that was held out.
+
+    None for a model without its tracks, as the pretrained one is.
+    """
+    try:
+        tracks, held_out = TrainingTracks.load(sources.model), []
+    except FileNotFoundError:
+        say(f"{sources.model} does not hold its training tracks: nothing tells copies", sys.stderr)
+        return None
+    try:
+        held_out = load_held_out(sources, tracks)
+    except (OSError, UserError) as error:
+        say(f"new pieces are not compared with held-out ones: {error}", sys.stderr)
+    say(f"comparing with {len(tracks.tracks)} training tracks and {len(held_out)} held-out pieces")
+    return Evaluator(sound_generator, tracks, held_out)
+
+
+def load_held_out(sources, tracks):
+    """At most MAX_COMPARED spectrograms that a model was not trained on.
+
+    Args:
+        sources: the Sources of the model and its features.
+        tracks: the TrainingTracks.
+    Raises:
+        UserError: the features are of other settings, or of other audio of the same names.
+    """
+    sources.check_settings()
+    keys = dataset.list_keys(sources.spectrograms_path)
+    min_max_values, peaks = dataset.load_min_max_values(sources.min_max_values_path, keys), {}
+    for key, entry in min_max_values.items():
+        track = dataset.get_track(key)
+        peaks[track] = max(entry["max"], peaks.get(track, -np.inf))
+    for track, peak in zip(tracks.tracks.tolist(), tracks.peaks, strict=True):
+        if abs(peaks.get(track, peak) - peak) > SAME_PEAK:
+            raise UserError(
+                f"{sources.spectrograms_path} is of other audio than {sources.model} was trained "
+                "on: name its own folder with --saved_data"
+            )
+    parts = dataset.load_split(sources.model / "split.json")
+    keys = [key for key in keys if dataset.get_track(key) in parts["valid"] | parts["test"]]
+    chosen = [keys[index] for index in choose_evenly(len(keys))]
+    return [dataset.load_spectrogram(sources.spectrograms_path, key) for key in chosen]
+
+
 def choose_evenly(count):
     """At most MAX_COMPARED indices of count, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, MAX_COMPARED).astype(int))
+    return np.linspace(0, count - 1, min(count, MAX_COMPARED)).astype(int)
 
 
 def measure_kernel_distance(reference, points):

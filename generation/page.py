@@ -7,7 +7,6 @@ Out: samples/index.html, its pictures, spectrograms.png, metrics.csv, and items.
 """
 
 import os
-import re
 import warnings
 from pathlib import Path
 from urllib.parse import quote
@@ -18,12 +17,11 @@ import numpy as np
 
 from soundgenerator import cut_samples
 from support.bands import find_mel_rows
-from support.dataset import check_key
-from support.errors import UserError
 from support.files import (
     make_figure,
     make_printable,
     read_json,
+    reading,
     write_atomically,
     write_csv,
     write_figure,
@@ -40,7 +38,6 @@ KINDS = {  # of sounds, and what the page calls them
     "generated": "Generated",
     "new": "New",
 }
-LEADING_PARENTS = re.compile(r"^(?:\.\./)+")
 
 
 class Page:
@@ -138,43 +135,14 @@ def load_items(folder):
     path = folder / "items.json"
     if not path.exists():
         return {}, {}
-    try:
+    remedy = "delete it, which empties the page but keeps the sounds, or name another --samples"
+    with reading(path, remedy):
         content = read_json(path, MAX_ITEMS_BYTES)
-        entries = {entry["name"]: check_entry(entry) for entry in content["items"]}
-        summary = dict(content["summary"].items())
-    except (AttributeError, KeyError, TypeError, UserError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): delete it, which empties the page but keeps the sounds, "
-            "or name another --samples"
-        ) from error
-    for entry in entries.values():
-        entry["players"] = [
-            player for player in entry["players"] if os.path.isfile(folder / player["sound"])
-        ]
-    return {name: entry for name, entry in entries.items() if entry["players"]}, summary
-
-
-def check_entry(entry):
-    """The entry of items.json, or a UserError unless the page can show it.
-
-    Its paths must be relative; they may begin with ../, as those of an edited SAVE_DIR do.
-    """
-    players = [
-        {key: player[key] for key in ("kind", "sound", "picture", "seconds")}
-        for player in entry["players"]
-    ]
-    for player in players:
-        check_key(LEADING_PARENTS.sub("", player["sound"]))
-        if player["picture"] is not None:
-            check_key(player["picture"])
-        if not isinstance(player["seconds"], float):
-            raise UserError(f"seconds must be a number, got {player['seconds']!r}")
-    figures = dict(entry["figures"].items())
-    origins = [
-        (str(name), float(place), float(near)) for name, place, near in entry.get("origins", ())
-    ]
-    texts = {"name": entry["name"], "title": entry["title"]}
-    return {**texts, "players": players, "figures": figures, "origins": origins}
+        entries, summary = content["items"], content["summary"]
+        for entry in entries:
+            players = entry["players"]
+            entry["players"] = [each for each in players if os.path.isfile(folder / each["sound"])]
+        return {entry["name"]: entry for entry in entries if entry["players"]}, summary
 
 
 def plot_spectrogram(signal, settings):
@@ -235,11 +203,7 @@ def plot_pairs(path, items, settings):
 def format_entry(entry):
     """An entry of items.json as page.html shows it: its paths as URLs, its figures as texts."""
     players = [
-        {
-            **player,
-            "sound": quote(player["sound"], errors="replace"),
-            "picture": player["picture"] and quote(player["picture"], errors="replace"),
-        }
+        {**player, **{kind: quote(player[kind], errors="replace") for kind in ("sound", "picture")}}
         for player in entry["players"]
     ]
     return {**entry, "players": players, "figures": format_figures(entry["figures"])}

@@ -47,7 +47,7 @@ def test_three_scripts_turn_audio_into_pairs_of_wavs(tmp_path, audio):
     steps = [
         run_script("preprocess.py", *flags, cwd=tmp_path),
         run_script("train.py", *QUICK, "--validation_split", "0.2", cwd=tmp_path),
-        run_script("generate.py", "--num_spectrograms", "99", cwd=tmp_path),
+        run_script("generate.py", "pairs", "--count", "99", cwd=tmp_path),
     ]
 
     assert [step.returncode for step in steps] == [0, 0, 0], [step.stderr for step in steps]
@@ -61,7 +61,7 @@ def test_stereo_stays_stereo_through_all_three(tmp_path, audio, monkeypatch):
 
     preprocess.main(["--audio_files_dir", "audio", *SMALL, "--no-mono"])
     train.main([*QUICK, "--no-logs"])
-    generate.main(["--num_spectrograms", "3"])
+    generate.main(["pairs", "--count", "3"])
 
     assert_pairs(tmp_path, n_pairs=3, n_channels=2)
 

@@ -7,7 +7,8 @@ import soundfile
 
 import generate
 import preprocess
-from generation.modes import Item, Recordings, Sources, make_file_names
+from generation.modes import Item, make_file_names
+from generation.sources import Recordings, Sources
 from helpers import make_music, make_settings
 from support import dataset, files
 from support.command_line import show_progress
@@ -100,48 +101,65 @@ def test_saved_signals_read_back(tmp_path):
     np.testing.assert_allclose(soundfile.read(paths[0])[0], mono, atol=2**-15)
 
 
-@pytest.mark.parametrize(
-    "given, modes",
-    [
-        ({"seed"}, ["num_spectrograms"]),
-        ({"files"}, ["num_spectrograms"]),
-        ({"sample", "genre"}, ["sample"]),
-        ({"sample", "num_spectrograms"}, ["sample", "num_spectrograms"]),
-        ({"interpolate", "files"}, ["interpolate", "num_spectrograms"]),
-        ({"fill", "num_spectrograms"}, ["fill"]),
-    ],
-)
-def test_modes_are_those_that_the_flags_ask_for(given, modes):
-    assert generate.choose_modes(given) == modes
+def test_pairs_are_made_if_there_is_no_command():
+    options = generate.read_options(["--seed", "3"])
+
+    assert options == generate.read_options(["pairs", "--count", "5", "--seed", "3"])
+    assert generate.NUM_SPECTROGRAMS == options.count == 5
+
+
+@pytest.mark.parametrize("command", [["sample", "2"], ["fill", "a.wav", "1", "2"], ["app"]])
+def test_flags_of_every_command_may_stand_before_it_and_behind_it(command):
+    flags = ["--saved_data", "s", "--model", "m", "--samples", "t", "--seed", "1", "--no-detail"]
+    before, behind = generate.read_options([*flags, *command]), generate.read_options(command)
+
+    assert before == generate.read_options([*command, *flags])
+    assert before == generate.read_options([*flags[:4], *command, *flags[4:]])
+    names = ("saved_data", "model", "samples", "seed", "detail")
+    assert not [name for name in names if getattr(before, name) == getattr(behind, name)]
+
+
+def test_numbers_below_zero_are_no_flags():
+    asked, explored = (
+        generate.read_options(argv.split())
+        for argv in ("continue song.mp3 -20 --count 2", "explore 2 -1 -.5 --temperature 1")
+    )
+
+    assert (asked.file, asked.seconds, asked.count) == ("song.mp3", -20, 2)
+    assert (explored.offsets, explored.temperature) == ([2, -1, -0.5], 1)
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (("--toward", "jazz"), "--toward does nothing without --components or"),
-        (("--app", "--sample", "3", "--like", "jazz"), "--app does nothing with --like"),
-        (
-            ("--temperature", "1", "--num_spectrograms", "2"),
-            "nothing without --components or --explore",
-        ),
-        (("--bpm", "90", "--sample", "2"), "--bpm does nothing without --loop"),
-        (("--files", "a", "--num_spectrograms", "2"), "not allowed with argument"),
+        ("explore 1 --toward jazz", "unrecognized arguments: --toward"),
+        ("app --like jazz", "unrecognized arguments: --like"),
+        ("sample 2 --bpm 90", "unrecognized arguments: --bpm"),
+        ("pairs --files a --count 2", "not allowed with argument"),
+        ("continue song.mp3 x", "argument SECONDS: invalid float value: 'x'"),
+        ("fill song.mp3 1", "the following arguments are required: TO"),
+        ("fill song.mp3 -1 2", "argument FROM: must be at least 0"),
+        ("smaple 2", "invalid choice: 'smaple' (choose from"),
     ],
 )
-def test_a_flag_that_would_do_nothing_is_refused(tmp_path, monkeypatch, capsys, flags, message):
-    monkeypatch.chdir(tmp_path)
-
+def test_a_command_that_cannot_be_is_refused_in_a_line(capsys, flags, message):
     with pytest.raises(SystemExit, match="2"):
-        generate.main([*flags])
+        generate.main(flags.split())
 
-    assert message in capsys.readouterr().err
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_help_tells_the_defaults_of_flags_that_belong_to_a_mode():
-    text = " ".join(generate.get_parser().format_help().split())
+def test_help_lists_the_commands_and_that_of_each_tells_its_defaults(capsys):
+    def read_help(*command):
+        with pytest.raises(SystemExit, match="0"):
+            generate.main([*command, "--help"])
+        return " ".join(capsys.readouterr().out.split())
 
-    for flag, default in (("TEMPERATURE", 0.9), ("NUM_SPECTROGRAMS", 5)):
-        assert f"(default: {default})" in text.split(f" {flag} ")[-1]
+    for name in ("pairs", "songs", "sample", "continue", "tour", "app"):
+        assert f" {name} " in read_help()
+        assert "--model MODEL folder that train.py wrote (default: model)" in read_help(name)
+    assert "--temperature TEMPERATURE lower is more typical (default: 0.9)" in read_help("sample")
+    assert "chosen at random (default: 5)" in read_help("pairs")
 
 
 class Terminal(io.StringIO):
@@ -212,13 +230,12 @@ def test_audio_folder_is_relative_to_the_features(features):
     assert load_recorded(features, "a.wav.000.npy") is not None
 
 
-SOURCES = [[], {}, *({"audio_files_dirs": value} for value in (3, "gone", {"": 3}, {"": "gone"}))]
+def test_without_an_audio_folder_there_is_no_recording(features):
+    path = features.parent / "source.json"
 
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_without_an_audio_folder_there_is_no_recording(features, source):
-    files.write_json(features.parent / "source.json", source)
-
+    files.write_json(path, {"audio_files_dirs": {"": "gone"}})
+    assert load_recorded(features, "a.wav.000.npy") is None
+    path.unlink()
     assert load_recorded(features, "a.wav.000.npy") is None
 
 

@@ -94,7 +94,7 @@ def go_all_the_way(tmp_path, folder, flags):
         patch.setattr(Checkpoint, "save", save_and_stop)
         train.main(arguments)
     train.main([*arguments, "--resume"])
-    pairs = "--samples", str(samples), "--num_spectrograms", "1"
+    pairs = "--samples", str(samples), "pairs", "--count", "1"
     generate.main(make_arguments(folder, model, *pairs))
 
     assert [row["epoch"] for row in Checkpoint.load(model / "checkpoint.npz").rows] == [0, 1, 2]

@@ -629,7 +629,7 @@ def test_weights_of_another_shape_get_one_clear_line(
     make_settings(frame_size=32, hop_length=8, duration=0.1).save(tmp_path / "settings.json")
 
     with pytest.raises(UserError, match=r"weights\.h5 is damaged, or of another version"):
-        generate.main(["--model", str(tmp_path), "--sample", "1"])
+        generate.main(["--model", str(tmp_path), "sample", "1"])
     assert capfd.readouterr().err == ""
     assert all(warning.category is DeprecationWarning for warning in recwarn)  # which is not shown
 

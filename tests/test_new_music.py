@@ -15,18 +15,10 @@ import generate
 import train
 from autoencoder import Autoencoder
 from generation import evaluation, modes
-from generation.evaluation import measure_mel_distance
-from generation.modes import (
-    Item,
-    Manner,
-    Sources,
-    compose,
-    continue_recording,
-    explore,
-    make_samples,
-    tour_components,
-)
+from generation.evaluation import load_held_out, measure_mel_distance
+from generation.modes import Composer, Item
 from generation.page import Page, plot_spectrogram
+from generation.sources import Sources
 from helpers import (
     ROOT,
     SAMPLE_RATE,
@@ -66,15 +58,15 @@ def run_generate(folder, samples, *flags):
 
 
 MODES = {
-    "sample": (("--sample", "3", "--like", "wild"), 3 * [6615]),
-    "compose": (("--compose", "2.5", "--like", "song.wav", "--toward", "calm"), [55125]),
-    "loop": (("--loop", "2"), [44100]),
-    "beats": (("--loop", "2", "--bpm", "100"), [3 * 13230]),
-    "before": (("--continue", "song.wav", "-1.5"), [72765 + 33075]),
-    "fill": (("--fill", "song.wav", "1", "2.5"), [72765]),
-    "interpolate": (("--interpolate", "calm/0.wav.000", "song.wav", "0.5"), [6615 + 11025 + 72765]),
-    "audio_files": (("--audio_files", "song.wav"), [72765]),
-    "components": (("--components", "2"), 2 * [5 * 6615]),
+    "sample": (("sample", "3", "--like", "wild"), 3 * [6615]),
+    "compose": (("compose", "2.5", "--like", "song.wav", "--toward", "calm"), [55125]),
+    "loop": (("loop", "2"), [44100]),
+    "beats": (("loop", "2", "--bpm", "100"), [3 * 13230]),
+    "before": (("continue", "song.wav", "-1.5"), [72765 + 33075]),
+    "fill": (("fill", "song.wav", "1", "2.5"), [72765]),
+    "interpolate": (("interpolate", "calm/0.wav.000", "song.wav", "0.5"), [6615 + 11025 + 72765]),
+    "songs": (("songs", "song.wav"), [72765]),
+    "tour": (("tour", "2"), 2 * [5 * 6615]),
 }
 
 
@@ -117,7 +109,7 @@ def test_latents_of_a_track_are_those_of_its_recording(trained):
 
 
 def test_a_loop_goes_on_where_it_is_repeated(tmp_path, trained):
-    run_generate(trained, tmp_path, "--loop", "2")
+    run_generate(trained, tmp_path, "loop", "2")
 
     (path,) = (tmp_path / "new").glob("loop-*.wav")
     signal, _ = soundfile.read(path)
@@ -133,8 +125,8 @@ def test_a_loop_goes_on_where_it_is_repeated(tmp_path, trained):
 def test_a_recording_may_be_new_as_a_whole_or_too_short_to_tell_its_style(tmp_path, trained):
     soundfile.write(tmp_path / "short.wav", make_music(0.02), SAMPLE_RATE)
 
-    run_generate(trained, tmp_path / "a", "--fill", str(trained / "song.wav"), "0", "3.3")
-    run_generate(trained, tmp_path / "b", "--continue", str(tmp_path / "short.wav"), "1")
+    run_generate(trained, tmp_path / "a", "fill", str(trained / "song.wav"), "0", "3.3")
+    run_generate(trained, tmp_path / "b", "continue", str(tmp_path / "short.wav"), "1")
 
     for folder, seconds in (("a", 3.3), ("b", 1.02)):
         (path,) = (tmp_path / folder / "new").glob("*.wav")
@@ -142,7 +134,7 @@ def test_a_recording_may_be_new_as_a_whole_or_too_short_to_tell_its_style(tmp_pa
 
 
 def test_a_recording_is_new_between_two_times(tmp_path, trained):
-    run_generate(trained, tmp_path, "--fill", str(trained / "song.wav"), "1", "2")
+    run_generate(trained, tmp_path, "fill", str(trained / "song.wav"), "1", "2")
 
     recorded, new = (
         soundfile.read(next((tmp_path / kind).glob("*.wav")))[0] for kind in ("recorded", "new")
@@ -154,9 +146,8 @@ def test_a_recording_is_new_between_two_times(tmp_path, trained):
 
 def test_new_music_follows_the_seed(tmp_path, trained):
     def make(name, seed):
-        run_generate(
-            trained, tmp_path / name, "--sample", "2", "--compose", "1", "--seed", str(seed)
-        )
+        for command in ("sample", "compose"):
+            run_generate(trained, tmp_path / name, command, "2", "--seed", str(seed))
         return [path.read_bytes() for path in sorted((tmp_path / name / "new").glob("*.wav"))]
 
     first, again, other = make("a", 1), make("b", 1), make("c", 2)
@@ -167,7 +158,7 @@ def test_new_music_follows_the_seed(tmp_path, trained):
 
 def test_first_new_pieces_are_the_same_however_many_are_made(tmp_path, trained):
     for count in ("2", "3"):
-        run_generate(trained, tmp_path / count, "--sample", count, "--seed", "4")
+        run_generate(trained, tmp_path / count, "sample", count, "--seed", "4")
 
     two, three = (
         {path.name: path.read_bytes() for path in (tmp_path / count / "new").glob("*.wav")}
@@ -177,7 +168,7 @@ def test_first_new_pieces_are_the_same_however_many_are_made(tmp_path, trained):
 
 
 def test_new_pieces_are_compared_with_training_and_held_out_ones(tmp_path, trained):
-    run_generate(trained, tmp_path, "--sample", "4")
+    run_generate(trained, tmp_path, "sample", "4")
 
     rows = read_csv(tmp_path / "metrics.csv")
     sets = {row["figure"]: float(row["value"]) for row in rows if row["item"] == "all new pieces"}
@@ -197,7 +188,7 @@ def test_the_form_of_long_pieces_is_compared_with_that_of_training_tracks(
 ):
     monkeypatch.setattr(evaluation, "FORM_S", 0.9)  # of tracks of four pieces of 0.3 s
 
-    run_generate(trained, tmp_path, "--compose", "3")
+    run_generate(trained, tmp_path, "compose", "3")
 
     rows = read_csv(tmp_path / "metrics.csv")
     kind = "kernel distance of 0.9 s from training tracks"
@@ -212,7 +203,7 @@ def test_new_pieces_need_no_features(tmp_path, trained, capsys):
     shutil.copytree(trained / "model", tmp_path / "model")
 
     generate.main(
-        ["--model", str(tmp_path / "model"), "--samples", str(tmp_path / "made"), "--sample", "2"]
+        ["--model", str(tmp_path / "model"), "--samples", str(tmp_path / "made"), "sample", "2"]
         + ["--saved_data", str(tmp_path / "nowhere")]
     )
 
@@ -222,9 +213,9 @@ def test_new_pieces_need_no_features(tmp_path, trained, capsys):
 
 
 def test_pairs_are_recorded_inverted_and_reconstructed(tmp_path, trained, monkeypatch):
-    monkeypatch.setattr(generate, "BATCH_SIZE", 2)
+    monkeypatch.setattr(modes, "BATCH_SIZE", 2)
 
-    run_generate(trained, tmp_path, "--num_spectrograms", "5")
+    run_generate(trained, tmp_path, "pairs", "--count", "5")
 
     kinds = ("recorded", "original", "generated")
     names = [sorted(path.name for path in (tmp_path / kind).glob("*.wav")) for kind in kinds]
@@ -252,7 +243,7 @@ def test_the_documents_constants_are_the_defaults(tmp_path, trained, monkeypatch
     monkeypatch.setattr(generate, "SAVE_DIR_ORIGINAL", "one/o")
     monkeypatch.setattr(generate, "SAVE_DIR_GENERATED", "two/g")
 
-    generate.main(["--model", str(trained / "model"), "--num_spectrograms", "2"])
+    generate.main(["--model", str(trained / "model"), "pairs", "--count", "2"])
 
     originals, generated = (
         sorted(path.name for path in (tmp_path / folder).glob("*.wav"))
@@ -266,12 +257,9 @@ def test_the_documents_constants_are_the_defaults(tmp_path, trained, monkeypatch
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (
-            ("--sample", "1", "--like", "wilt"),
-            "genre or training track is called 'wilt', but: wild",
-        ),
-        (("--interpolate", "calm/0.wav.000", "calm/0.wav.00", "1"), "but: calm/0.wav.00"),
-        (("--fill", "song.wav", "2", "1"), "FROM < TO <= 3.30 s, the length of song.wav"),
+        (("sample", "1", "--like", "wilt"), "genre or training track is called 'wilt', but: wild"),
+        (("interpolate", "calm/0.wav.000", "calm/0.wav.00", "1"), "but: calm/0.wav.00"),
+        (("fill", "song.wav", "2", "1"), "FROM < TO <= 3.30 s, the length of song.wav"),
     ],
 )
 def test_bad_requests_are_refused(tmp_path, trained, monkeypatch, flags, message):
@@ -289,14 +277,14 @@ def test_songs_that_cannot_be_read_cost_only_themselves(tmp_path, trained, monke
     soundfile.write(tmp_path / "short.wav", np.ones(1), 192_000)
 
     with pytest.raises(UserError, match="3 songs could not be read"):
-        run_generate(trained, tmp_path / "samples", "--audio_files", *songs, "--components", "1")
+        run_generate(trained, tmp_path / "samples", "songs", *songs)
 
     missing, not_audio, short = capsys.readouterr().err.splitlines()
     assert missing.startswith("skipped missing.wav: cannot be opened")
     assert not_audio.startswith("skipped saved_data/source.json: not readable as audio")
     assert "short.wav: holds no samples" in short  # at 22050 Hz
-    names = sorted(path.name for path in (tmp_path / "samples" / "new").glob("*.wav"))
-    assert [name[:14] for name in names] == ["component-any-", "song-song.wav-"]
+    (path,) = (tmp_path / "samples" / "new").glob("*.wav")
+    assert path.name.startswith("song-song.wav-")
 
 
 def test_a_folder_of_songs_is_sent_through_whole(tmp_path, trained, capsys):
@@ -305,14 +293,12 @@ def test_a_folder_of_songs_is_sent_through_whole(tmp_path, trained, capsys):
     shutil.copy(trained / "song.wav", tmp_path / "songs" / "a.wav")
     soundfile.write(tmp_path / "songs" / "deep" / "a.wav", make_music(0.5), SAMPLE_RATE)
 
-    run_generate(trained, tmp_path / "samples", "--audio_files", str(tmp_path / "songs"))
+    run_generate(trained, tmp_path / "samples", "songs", str(tmp_path / "songs"))
 
     assert "cover.jpg: not readable as audio" in capsys.readouterr().err
-    run_generate(trained, tmp_path / "samples", "--audio_files", str(trained / "song.wav"))
+    run_generate(trained, tmp_path / "samples", "songs", str(trained / "song.wav"))
     shutil.copy(trained / "song.wav", tmp_path / "songs" / "song.wav")
-    run_generate(
-        trained, tmp_path / "samples", "--audio_files", str(tmp_path / "songs" / "song.wav")
-    )
+    run_generate(trained, tmp_path / "samples", "songs", str(tmp_path / "songs" / "song.wav"))
 
     names = sorted(path.name for path in (tmp_path / "samples" / "new").glob("*.wav"))
     assert [name[:8] for name in names] == ["song-a.w"] * 2 + ["song-son"]
@@ -322,7 +308,7 @@ def test_a_song_that_is_cut_is_made_and_its_shortage_is_said(tmp_path, trained, 
     data = (trained / "song.wav").read_bytes()
     (tmp_path / "cut.wav").write_bytes(data[: len(data) * 2 // 3])
 
-    run_generate(trained, tmp_path / "samples", "--audio_files", str(tmp_path / "cut.wav"))
+    run_generate(trained, tmp_path / "samples", "songs", str(tmp_path / "cut.wav"))
 
     printed, said = capsys.readouterr()
     assert "cut.wav (ends 1.1 s before the length" in printed
@@ -332,7 +318,7 @@ def test_a_song_that_is_cut_is_made_and_its_shortage_is_said(tmp_path, trained, 
 def test_a_recording_goes_on_in_several_ways(tmp_path, trained):
     song = str(trained / "song.wav")
 
-    run_generate(trained, tmp_path, "--continue", song, "1.5", "--num_spectrograms", "2")
+    run_generate(trained, tmp_path, "continue", song, "1.5", "--count", "2")
 
     recorded, made = (
         [soundfile.read(path)[0] for path in sorted((tmp_path / kind).glob("*.wav"))]
@@ -350,22 +336,17 @@ def test_a_recording_goes_on_in_several_ways(tmp_path, trained):
 
 
 def test_the_first_of_several_continuations_is_that_of_its_seed(trained):
-    settings = Settings.load(trained / "model" / "settings.json")
-    generator = SoundGenerator.of(settings, Autoencoder.load(trained / "model"))
-    request = str(trained / "song.wav"), "1.5"
+    generator, prior = SoundGenerator.load(trained / "model"), Prior.load(trained / "model")
 
     def make(count, seed):
-        sources = Sources(trained / "model", None, None)
-        items = continue_recording(
-            generator, sources, request, num_spectrograms=count, manner=Manner(seed=seed)
-        )
+        items = Composer(generator, prior, seed=seed).extend(trained / "song.wav", 1.5, count)
         return [item.sounds["new"] for item in items]
 
-    (first, second), (again,) = make(2, 5), make(None, 6)
+    (first, second), (again,) = make(2, 5), make(1, 6)
 
     np.testing.assert_array_equal(second, again)
     assert not np.array_equal(first, second)
-    figure = plot_spectrogram(first, settings)
+    figure = plot_spectrogram(first, Settings.load(trained / "model" / "settings.json"))
     (picture,) = figure.axes[0].images
     assert figure.axes[0].get_xlim() == pytest.approx((0, 4.8), abs=1e-3)
     assert picture.get_extent()[:2] == pytest.approx((0, 4.8), abs=1e-3)
@@ -375,37 +356,38 @@ def test_the_first_of_several_continuations_is_that_of_its_seed(trained):
     "arguments, message",
     [
         (("missing.wav", "2"), "missing.wav: cannot be opened"),
-        (("song.wav", "x"), "--continue needs seconds from -1e.06 up, got .x."),
+        (("song.wav", "0"), "continue needs more or less than 0 seconds"),
     ],
 )
 def test_impossible_continuations_are_refused(tmp_path, trained, monkeypatch, arguments, message):
     monkeypatch.chdir(trained)
 
     with pytest.raises(UserError, match=message):
-        run_generate(trained, tmp_path / "samples", "--continue", *arguments)
+        run_generate(trained, tmp_path / "samples", "continue", *arguments)
 
 
 def test_a_page_of_others_is_left_alone(tmp_path, trained):
     (tmp_path / "index.html").write_text("mine")
 
     with pytest.raises(UserError, match="was not written here: name another"):
-        run_generate(trained, tmp_path, "--sample", "1")
+        run_generate(trained, tmp_path, "sample", "1")
 
     assert read_all(tmp_path) == {"index.html": b"mine"}
 
 
 def test_a_second_run_in_one_samples_folder_is_refused(tmp_path, trained):
     with files.lock(tmp_path), pytest.raises(UserError, match="another run is writing"):
-        run_generate(trained, tmp_path, "--sample", "1")
+        run_generate(trained, tmp_path, "sample", "1")
 
     assert read_all(tmp_path) == {}
 
 
-def test_runs_of_several_modes_share_one_page(tmp_path, trained):
-    run_generate(trained, tmp_path, "--num_spectrograms", "1", "--sample", "3", "--seed", "1")
+def test_runs_of_several_commands_share_one_page(tmp_path, trained):
+    run_generate(trained, tmp_path, "--seed", "1", "pairs", "--count", "1")
+    run_generate(trained, tmp_path, "sample", "3", "--seed", "1")
     sets = [row for row in read_csv(tmp_path / "metrics.csv") if row["item"] == "all new pieces"]
 
-    run_generate(trained, tmp_path, "--components", "1")
+    run_generate(trained, tmp_path, "tour", "1")
 
     html = (tmp_path / "index.html").read_text()
     assert html.index("new/component-any-t0.9") < html.index("new/sample-any-t0.9-seed1-000.wav")
@@ -439,69 +421,66 @@ class Styles(Prior):
 
 
 @pytest.fixture
-def sources(monkeypatch):
-    """Sources of a prior over two genres, whose styles are 1 and 2, and their peaks too."""
+def prior(monkeypatch):
+    """A Prior over two genres, whose styles are 1 and 2, and their peaks too."""
     styles, names = np.array([[1, 0], [2, 0]], np.float32), ["calm/0.wav", "wild/1.wav"]
     fields = Prior.prepare(make_tracks(names, [1, 2]), [np.eye(2)] * 2)
-    prior = Styles(*fields)._replace(styles=styles)
     monkeypatch.setattr(prior_module, "STYLE_NOISE", 0)
-    sources = Sources(None, None, None)
-    sources.prior = prior
-    return sources
+    return Styles(*fields)._replace(styles=styles)
 
 
-def test_new_pieces_are_in_the_style_of_a_track_and_as_loud(sources):
-    made = [item.sounds["new"] for item in make_samples(Echo(), sources, 20, manner=Manner())]
+def test_new_pieces_are_in_the_style_of_a_track_and_as_loud(prior):
+    made = [item.sounds["new"] for item in Composer(Echo(), prior).sample(20)]
 
     styles = {(float(latents[0, 0]), peak) for latents, peak in made}
     assert styles == {(1, 1), (2, 2)} and {len(latents) for latents, _ in made} == {4}
 
 
 @pytest.mark.parametrize(
-    "manner, first, last, name",
+    "style, first, last, name",
     [
-        (Manner(("wild",)), 2, 2, "wild/1.wav"),
-        (Manner(("calm/0.wav", "wild")), 1.5, 1.5, "calm/0.wav and wild/1.wav"),
-        (Manner(("calm",), "wild"), 1, 2, "calm/0.wav, toward wild/1.wav"),
+        ([("wild",)], 2, 2, "wild/1.wav"),
+        ([("calm/0.wav", "wild")], 1.5, 1.5, "calm/0.wav and wild/1.wav"),
+        ([("calm",), "wild"], 1, 2, "calm/0.wav, toward wild/1.wav"),
     ],
 )
-def test_a_long_piece_is_in_the_style_asked_for(sources, manner, first, last, name):
-    (item,) = compose(Echo(), sources, 2.0, manner=manner)
+def test_a_long_piece_is_in_the_style_asked_for(prior, style, first, last, name):
+    (item,) = Composer(Echo(), prior, *style).compose(2.0)
 
     latents, _ = item.sounds["new"]
     np.testing.assert_allclose(latents[:, 0], np.linspace(first, last, 20), atol=1e-6)
     assert item.figures["in the manner of"] == name
 
 
-def test_what_fills_a_gap_goes_from_the_style_before_it_to_that_after_it(sources):
+def test_what_fills_a_gap_goes_from_the_style_before_it_to_that_after_it(prior):
     sounds = [np.full(30, level, np.float32) for level in (5, 8)]
 
-    (item,) = modes.interpolate(Echo(), sources, sounds, ["a", "b"], 2.0, manner=Manner())
+    (item,) = Composer(Echo(), prior).interpolate(sounds, ["a", "b"], 2.0)
 
     latents, _ = item.sounds["new"]
     assert (latents[:30] == 5).all() and (latents[50:] == 8).all()
     assert (np.diff(latents[30:50, 0]) > 0).all() and latents[40, 0] == pytest.approx(6.5, abs=0.1)
 
 
-def test_a_tour_goes_two_standard_deviations_to_either_side(sources):
-    (item,) = tour_components(Echo(), sources, 3, manner=Manner())
+def test_a_tour_goes_two_standard_deviations_to_either_side(prior):
+    (item,) = Composer(Echo(), prior).tour(3)
 
     latents, _ = item.sounds["new"]
     along = np.sort(latents[:, 0])
     np.testing.assert_allclose(along, 1.5 + np.linspace(-1, 1, 20), atol=1e-6)
 
 
-def test_a_place_is_that_many_standard_deviations_from_the_mean(sources):
-    (item,) = explore(Echo(), sources, [3.0], manner=Manner())
+def test_a_place_is_that_many_standard_deviations_from_the_mean(prior):
+    (item,) = Composer(Echo(), prior).explore([3.0])
 
     latents, _ = item.sounds["new"]
     assert np.abs(latents[:, 0] - 1.5) == pytest.approx(1.5) and (latents[:, 1] == 0).all()
 
 
-def test_no_style_is_not_a_genre_called_none(sources):
-    sources.prior = sources.prior._replace(genres=np.array(["None", "wild"]))
+def test_no_style_is_not_a_genre_called_none(prior):
+    prior = prior._replace(genres=np.array(["None", "wild"]))
 
-    items = [*make_samples(Echo(), sources, 20, manner=Manner())]
+    items = [*Composer(Echo(), prior).sample(20)]
 
     assert len({item.figures["in the manner of"] for item in items}) == 2
 
@@ -514,32 +493,34 @@ def test_files_of_one_name_are_told_apart(tmp_path):
     first, other, same = (modes.shorten(tmp_path / name / "song.mp3") for name in "abc")
 
     assert first.startswith("song.mp3-") and first == same != other
-    labels = [Manner(*how).label for how in ((), (("any",),), (("a+b",),), (("a", "b"),))]
-    labels += [Manner(("a-to-b",)).label, Manner(("a",), "b").label]
+    likes = ((), ("any",), ("a+b",), ("a", "b"), ("a-to-b",))
+    labels = [Composer(None, None, like).label for like in likes]
+    labels += [Composer(None, None, ("a",), "b").label]
     assert len({*labels}) == 6 and labels[0] == "any-t0.9-seed0"
 
 
 def test_what_is_asked_for_is_told_apart_by_its_name():
-    manners = [
-        *(Manner(), Manner(("jazz",)), Manner(("jazz",), "rock"), Manner(("jazz", "rock"))),
-        *(Manner(("a/x.wav",)), Manner(("b/x.wav",)), Manner(temperature=1), Manner(seed=1)),
+    jazz = ("jazz",)
+    asked = [
+        *({}, {"like": jazz}, {"like": jazz, "toward": "rock"}, {"like": ("jazz", "rock")}),
+        *({"like": ("a/x.wav",)}, {"like": ("b/x.wav",)}, {"temperature": 1}, {"seed": 1}),
     ]
 
-    labels = {manner.label for manner in manners}
+    labels = {Composer(None, None, **each).label for each in asked}
 
-    assert len(labels) == len(manners) and "jazz-to-rock-t0.9-seed0" in labels
+    assert len(labels) == len(asked) and "jazz-to-rock-t0.9-seed0" in labels
     assert not re.search(r"[^\w.+-]", "".join(labels))
 
 
 def test_new_music_needs_tracks_that_differ(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no .*prior\.npz: run train.py --resume"):
-        next(tour_components(None, Sources(tmp_path, None, None), 3, manner=Manner()))
+        _ = Sources(tmp_path, None, None).prior
 
 
 def test_a_model_without_detail_makes_music_without_it(tmp_path, trained):
     shutil.copytree(trained / "model", tmp_path / "model")
     samples = tmp_path / "samples"
-    flags = ["--model", str(tmp_path / "model"), "--samples", str(samples), "--explore", "1"]
+    flags = ["--model", str(tmp_path / "model"), "--samples", str(samples), "explore", "1"]
     generate.main(flags)
     generate.main([*flags, "--no-detail"])
     smooth, detailed = sorted((samples / "new").glob("explore-*.wav"))
@@ -555,27 +536,32 @@ def test_a_model_without_detail_makes_music_without_it(tmp_path, trained):
     assert smooth.read_bytes() == detailed.read_bytes()
 
 
-def test_pieces_that_were_not_trained_on_are_held_out(trained):
-    spectrograms_path = trained / "saved_data" / "spectrograms"
-    held_out = load_split(trained / "model" / "split.json")["valid"]
-    keys = dataset.list_keys(spectrograms_path)
+@pytest.fixture
+def sources(trained):
+    """The Sources of the fixture `trained`."""
+    saved = trained / "saved_data"
+    return Sources(trained / "model", saved / "spectrograms", dataset.get_min_max_path(saved))
+
+
+def test_pieces_that_were_not_trained_on_are_held_out(sources):
+    held_out = load_split(sources.model / "split.json")["valid"]
+    keys = dataset.list_keys(sources.spectrograms_path)
     expected = [key for key in keys if dataset.get_track(key) in held_out]
 
-    images = generate.load_held_out(Sources(trained / "model", spectrograms_path, None))
+    images = load_held_out(sources, TrainingTracks.load(sources.model))
 
     assert len(images) == len(expected) > 0
     for image, key in zip(images, expected, strict=True):
-        np.testing.assert_array_equal(image, dataset.load_spectrogram(spectrograms_path, key))
+        np.testing.assert_array_equal(
+            image, dataset.load_spectrogram(sources.spectrograms_path, key)
+        )
 
 
-def test_audio_of_the_same_names_is_not_taken_for_what_was_held_out(trained):
-    saved = trained / "saved_data"
-    folders = saved / "spectrograms", dataset.get_min_max_path(saved)
-    sources, tracks = Sources(trained / "model", *folders), TrainingTracks.load(trained / "model")
-    generate.check_audio(sources, tracks)
+def test_audio_of_the_same_names_is_not_taken_for_what_was_held_out(sources):
+    tracks = TrainingTracks.load(sources.model)
 
     with pytest.raises(UserError, match="is of other audio than .*model was trained on"):
-        generate.check_audio(sources, tracks._replace(peaks=tracks.peaks + 1))
+        load_held_out(sources, tracks._replace(peaks=tracks.peaks + 1))
 
 
 def test_the_pretrained_model_is_used_until_there_is_another(
@@ -587,13 +573,13 @@ def test_the_pretrained_model_is_used_until_there_is_another(
     monkeypatch.setattr(generate, "PRETRAINED", tmp_path / "pretrained")
     monkeypatch.chdir(tmp_path)
 
-    generate.main(["--sample", "1"])
+    generate.main(["sample", "1"])
 
     printed, errors = capsys.readouterr()
     assert "there is no model yet: this is the pretrained one" in printed
     assert "does not hold its training tracks: nothing tells copies" in errors
     shutil.copytree(trained / "model", tmp_path / "model")
-    generate.main(["--sample", "1", "--samples", "whole"])
+    generate.main(["sample", "1", "--samples", "whole"])
     halved, whole = (
         next((tmp_path / folder / "new").glob("*.wav")) for folder in ("samples", "whole")
     )
@@ -606,7 +592,7 @@ def test_the_pretrained_model_is_used_until_there_is_another(
 def test_the_pretrained_model_makes_music(tmp_path):
     folders = ["--model", str(generate.PRETRAINED), "--samples", str(tmp_path)]
 
-    generate.main([*folders, "--sample", "1", "--like", "orchestral"])
+    generate.main([*folders, "sample", "1", "--like", "orchestral"])
 
     signal, rate = soundfile.read(next((tmp_path / "new").glob("*.wav")))
     assert rate == 22050 and len(signal) == 65488
@@ -614,10 +600,10 @@ def test_the_pretrained_model_makes_music(tmp_path):
     assert measure_mel_distance(signal, make_tone(duration=65488 / rate), rate) > 5
 
 
-@pytest.mark.parametrize("flags", [("--temperature", "-1"), ("--compose", "0"), ("--sample", "0")])
-def test_impossible_numbers_are_refused(trained, capsys, flags):
+@pytest.mark.parametrize("flags", ["sample 1 --temperature -1", "compose 0", "sample 0"])
+def test_impossible_numbers_are_refused(capsys, flags):
     with pytest.raises(SystemExit, match="2"):
-        generate.main([*flags])
+        generate.main(flags.split())
 
     assert "must be" in capsys.readouterr().err
 
@@ -649,7 +635,7 @@ def test_page_escapes_what_it_shows(tmp_path):
 def test_page_plays_and_shows_everything_in_a_browser(tmp_path, trained, browser):
     from selenium.webdriver.support.ui import WebDriverWait
 
-    run_generate(trained, tmp_path, "--num_spectrograms", "2")
+    run_generate(trained, tmp_path, "pairs", "--count", "2")
 
     browser.get((tmp_path / "index.html").as_uri())
     browser.execute_script("for (const i of document.images) i.loading = 'eager'")

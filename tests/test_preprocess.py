@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 import preprocess
-from generation.modes import Recordings
+from generation.sources import Recordings
 from helpers import (
     ROOT,
     SAMPLE_RATE,

@@ -435,8 +435,12 @@ def get_parser():
     add("--components", nargs="?", const=COMPONENTS, metavar="N", help=help_text, **count)
     help_text = "a piece at these standard deviations along the main directions"
     add("--explore", nargs="+", type=number(float, -10, 10), metavar="X", help=help_text)
+    alone = parser.add_mutually_exclusive_group()
     help_text = "play with the model in a browser; what is kept goes to the samples"
-    add("--app", action="store_true", default=False, help=help_text)
+    alone.add_argument("--app", action="store_true", default=False, help=help_text)
+    help_text = "write the networks as TFLite files, in place of sound; None: do not"
+    export = {"type": folder_path, "metavar": "FOLDER", "default": None}
+    alone.add_argument("--export", help=help_text, **export)
     help_text = "draw what sound loses in the autoencoder, if the model has learned to"
     yes_or_no = argparse.BooleanOptionalAction
     add("--detail", action=yes_or_no, default=True, help=help_text)
@@ -450,6 +454,8 @@ def read_options(parser, argv=None):
     given = {*vars(options)} & (MODES.keys() | DEFAULTS.keys())
     if options.app and given:
         parser.error(f"--app does nothing with --{min(given)}: it asks for it on its page")
+    if options.export and given:
+        parser.error(f"--export makes no sound: leave out --{min(given)}")
     try:
         return options, choose_modes(given)
     except UserError as error:
@@ -477,6 +483,12 @@ def find_sources(options):
 def main(argv=None):
     options, modes = read_options(get_parser(), argv)
     options.model = choose_model(options.model)
+    if options.export:
+        from generation.export import export_networks
+
+        for line in export_networks(options.model, options.export):
+            print(line, flush=True)
+        return
     sources, folder = find_sources(options), options.samples or Path(SAMPLES)
     save_dirs = {
         "recorded": SAVE_DIR_RECORDED,

@@ -120,6 +120,7 @@ def test_modes_are_those_that_the_flags_ask_for(given, modes):
     [
         (("--toward", "jazz"), "--toward does nothing without --components or"),
         (("--app", "--sample", "3", "--like", "jazz"), "--app does nothing with --like"),
+        (("--export", "here", "--sample", "3"), "--export makes no sound: leave out --sample"),
         (
             ("--temperature", "1", "--num_spectrograms", "2"),
             "nothing without --components or --explore",

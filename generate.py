@@ -308,6 +308,8 @@ def get_parser():
     text = "songs, and folders of songs, through the autoencoder"
     add_command("songs", text).add_argument("files", nargs="+", metavar="FILE")
     add_new_music(add_command)
+    text = "the networks as TFLite files, for where there is no Keras"
+    add_command("export", text).add_argument("folder", type=folder_path, help="to write")
     add_command("app", "play with the model in a browser; what is kept goes to the samples")
     return parser
 
@@ -393,6 +395,12 @@ def find_sources(options):
 def main(argv=None):
     options = read_options(argv)
     sources = find_sources(options)
+    if options.command == "export":
+        from generation.export import export_networks
+
+        for line in export_networks(sources.model, options.folder):
+            print(line, flush=True)
+        return
     return_freed_memory()
     sound_generator = sources.make_generator(options.seed, options.detail)
     if options.command == "app":

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import generate
 from helpers import ROOT
 
 PAGE = ROOT / "docs" / "python.md"
@@ -17,6 +18,8 @@ def test_snippets_of_the_page_do_what_they_say(tmp_path, trained, monkeypatch):
     shutil.copytree(trained / "model", tmp_path / "model")  # alone, without features
     shutil.copy(trained / "song.wav", tmp_path)
     monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(r"```\npython generate.py (.*?)\n```", PAGE.read_text())
+    generate.main(command.split())
     names = {}
 
     for snippet in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
@@ -27,21 +30,4 @@ def test_snippets_of_the_page_do_what_they_say(tmp_path, trained, monkeypatch):
     new = soundfile.info(tmp_path / "new.wav")
     assert (new.duration, new.samplerate) == (10, names["generator"].sample_rate)
     assert names["filled"].shape == names["signal"].shape and (tmp_path / "filled.wav").is_file()
-    latents = latents[np.newaxis, :52]
-    image = interpret(tmp_path / "decoder.tflite", latents)
-    np.testing.assert_allclose(image, autoencoder.decoder(latents), atol=1e-4)
-    again = interpret(tmp_path / "encoder.tflite", image)
-    np.testing.assert_allclose(again, autoencoder.encoder(image), atol=1e-4)
-
-
-def interpret(path, values):
-    """What a .tflite file makes of values, whose length it takes."""
-    import tensorflow as tf
-
-    interpreter = tf.lite.Interpreter(str(path))
-    (given,), (made,) = interpreter.get_input_details(), interpreter.get_output_details()
-    interpreter.resize_tensor_input(given["index"], values.shape)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(given["index"], values)
-    interpreter.invoke()
-    return interpreter.get_tensor(made["index"])
+    np.testing.assert_allclose(names["image"], autoencoder.decoder(latents[np.newaxis]), atol=1e-4)

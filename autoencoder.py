@@ -157,7 +157,7 @@ class Autoencoder:
 
     def _conv_block(self, x, index):
         """Convolution, ReLU and BatchNormalization."""
-        conv = layers.Conv2D(self.conv_filters[index], name=f"conv_{index}", **self._steps(index))
+        conv = layers.Conv2D(self.conv_filters[index], name=f"conv_{index}", **self._size(index))
         return self._activate(conv(x), index)
 
     def _bottleneck(self, x):
@@ -169,14 +169,14 @@ class Autoencoder:
 
     def _deconv_block(self, x, index, filters):
         """A _conv_block backwards, to as many channels as its input had; the last one is linear."""
-        deconv = layers.Conv2DTranspose(filters, name=f"deconv_{index}", **self._steps(index))
+        deconv = layers.Conv2DTranspose(filters, name=f"deconv_{index}", **self._size(index))
         return self._activate(deconv(x), index) if index > 0 else deconv(x)
 
     def _activate(self, x, index):
         norm = layers.BatchNormalization(momentum=BN_MOMENTUM, name=f"norm_{index}")
         return norm(layers.ReLU()(x))
 
-    def _steps(self, index):
+    def _size(self, index):
         """The kernel, strides and padding of a convolution and of its mirror image."""
         kernel, strides = self.conv_kernels[index], self.conv_strides[index]
         return {"kernel_size": kernel, "strides": strides, "padding": "same"}

@@ -323,9 +323,9 @@ def add_shared(parser):
     add("--model", type=folder_path, help=f"folder that train.py wrote (default: {MODEL})")
     help_text = f"folder to write (default: {SAMPLES})"
     add("--samples", type=folder_path, help=help_text)
-    help_text = "draw what sound loses, if the model has learned to (default: yes)"
+    help_text = "add the detail that the autoencoder loses, if the model can (default: yes)"
     add("--detail", action=argparse.BooleanOptionalAction, help=help_text)
-    help_text = f"of all chance (default: {SEED})"
+    help_text = f"of everything random (default: {SEED})"
     add("--seed", type=number(int, 0, 2**32 - 1), help=help_text)
 
 

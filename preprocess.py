@@ -303,7 +303,7 @@ class PreprocessingPipeline:
         origin, journal = self._describe_origin(), self.saver.journal
         outcomes = journal.begin(origin, describe_folders(folders), stamps)
         self.saver.save_source(folders)
-        # The old min-max values go first, so that no feature ever lies beside another's range.
+        # The ranges that still hold are written first, so that no feature lies beside another's.
         min_max_values = collect_min_max_values(outcomes)
         self.saver.save_min_max_values(min_max_values)
         journal.remove_other_features(min_max_values.keys())
@@ -408,7 +408,7 @@ def prepare_saved_data(saved_data, saver, settings, force):
     settings_path = get_settings_path(saved_data)
     if settings_path.exists() and not force and Settings.load(settings_path) != settings:
         raise UserError(f"{saved_data} holds features of other settings: add --force")
-    if force:  # before the settings, so that no feature ever lies beside those of another
+    if force:  # before the settings, so that no feature ever lies beside those of others
         saver.forget()
     settings.save(settings_path)
 

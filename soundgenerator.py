@@ -214,7 +214,7 @@ class SoundGenerator:
 
     @property
     def _steps_and_frames(self):
-        """The fewest steps of latents that are whole frames of sound, and these."""
+        """(steps, frames): the fewest steps that are whole frames of sound, and these frames."""
         width, step = self.autoencoder.input_shape[1], self.autoencoder.frames_per_step
         n_frames = self.n_frames if self.n_samples else width
         columns = math.lcm(step, width // math.gcd(width, n_frames))

@@ -1,9 +1,9 @@
 """Fit the autoencoder to the spectrograms that preprocess.py wrote.
 
-In:  saved_data/spectrograms/**/*.npy.
-Out: model/checkpoint.npz and logs/ for TensorBoard, while it trains; at the end, all together,
-     parameters.json, model.weights.h5, settings.json, history.csv, history.png, tracks.npz,
-     detail.npz, prior.npz and split.json.
+In:  saved_data/ as preprocess.py wrote it.
+Out: model/checkpoint.npz, then those of the flows, and logs/, while it trains; at the end, all
+     together, parameters.json, model.weights.h5, settings.json, history.csv, history.png,
+     tracks.npz, detail.npz, prior.npz and split.json.
 
     python train.py --saved_data saved_data --model model --epochs 100
 """
@@ -49,7 +49,7 @@ CONV_FILTERS = None  # one entry per convolution; None: chosen by the shape
 START = "pca"  # or "random"
 PRECISION = "auto"  # bfloat16 on a GPU that has it, else float32
 DEVICE = "auto"
-FLOW_EPOCHS = 20  # twentieths of what is planned for each
+FLOW_EPOCHS = 20  # of each flow: the full plan
 N_VARIATIONS = 3  # of each track: a little faster or slower, higher or lower
 VALIDATION_SPLIT = 0.1  # share of the pieces
 SHIFT_WINDOWS = True
@@ -126,7 +126,7 @@ def train(
         epochs: passes over x_train; None chooses them by its size.
         architecture: the Autoencoder's arguments by name; None chooses them by the shape.
         start: "pca" (see start_as_pca) or "random" weights, or the Checkpoint of a run to resume.
-        callbacks: of Keras; None: those of make_callbacks.
+        callbacks: of Keras; None: those of make_callbacks, which takes that Checkpoint, too.
     Returns:
         The Autoencoder with its best weights by validation loss (by training loss without).
     Raises:
@@ -161,7 +161,7 @@ def train(
             None,
             epochs,
             x_validation=x_validation,
-            initial_epoch=checkpoint.count_epochs() if checkpoint else 0,
+            initial_epoch=checkpoint.count_finished_epochs() if checkpoint else 0,
             callbacks=[x_train.make_callback(), *(callbacks or make_callbacks())],
         )
     return autoencoder
@@ -227,7 +227,7 @@ def get_parser():
     add("--batch_size", default=BATCH_SIZE, help="pieces", **size)
     help_text = f"passes over the data; None: {CELLS:.0e} cells, {MAX_EPOCHS} at most"
     add("--epochs", default=EPOCHS, help=help_text, **size)
-    help_text = "of what draws detail and new music; 0: neither, in half of the time"
+    help_text = "of the two flows, which draw detail and new music; 0: neither, in half the time"
     add("--flow_epochs", type=number(int, 0), default=FLOW_EPOCHS, help=help_text)
     help_text = "share of the pieces to validate on"
     split = parser.add_mutually_exclusive_group()
@@ -282,8 +282,8 @@ def fit_and_save(options, checkpoint, is_first):
     validation = make_windows(features, parts["valid"], *sizes) if parts["valid"] else None
 
     fingerprint = make_fingerprint(parts, min_max_values)
-    begun = checkpoint and checkpoint.run["epochs"]
-    n_epochs = options.epochs or begun or choose_epochs(windows.shape)
+    planned = checkpoint and checkpoint.run["epochs"]
+    n_epochs = options.epochs or planned or choose_epochs(windows.shape)
     architecture, run = make_run(options, n_epochs, windows.shape, settings, fingerprint)
     checkpoint = checkpoint and checkpoint.continue_as(run)
     if checkpoint:

@@ -15,7 +15,7 @@ import scipy.fft
 
 from generation.sources import say
 from support import dataset
-from support.bands import FRAMES_PER_STEP, extract_bands
+from support.bands import FRAMES_PER_BAND_STEP, extract_bands
 from support.errors import UserError
 from support.tracks import TrainingTracks
 
@@ -105,7 +105,7 @@ class Evaluator:
         self.held_out = held_out
         self._tracks = tracks
         width = sound_generator.autoencoder.input_shape[1]
-        self._length = -(-width // FRAMES_PER_STEP)  # steps of an excerpt, which is a piece
+        self._length = -(-width // FRAMES_PER_BAND_STEP)  # steps of an excerpt, which is a piece
         self._step_s = sound_generator.n_samples / sound_generator.sample_rate / self._length
         self._replay = REPLAY * np.sqrt(REPLAY_STEPS / self._length)
         self._form_length = round(FORM_S / self._step_s)  # of one that has a form

@@ -12,11 +12,11 @@ import librosa
 import numpy as np
 
 N_BANDS = 32
-FRAMES_PER_STEP = 4
+FRAMES_PER_BAND_STEP = 4
 
 
 def extract_bands(image, sample_rate):
-    """The means of an image over mel bands, steps of FRAMES_PER_STEP frames, and channels.
+    """The means of an image over mel bands, steps of FRAMES_PER_BAND_STEP frames, and channels.
 
     Args:
         image: float32 (height, width, n_channels), in [0, 1].
@@ -27,7 +27,7 @@ def extract_bands(image, sample_rate):
     """
     height, width = image.shape[:2]
     rows = make_weights(sample_rate, height, min(N_BANDS, height // 4)) @ image.mean(axis=-1)
-    starts = np.arange(0, width, FRAMES_PER_STEP)
+    starts = np.arange(0, width, FRAMES_PER_BAND_STEP)
     return np.add.reduceat(rows, starts, axis=1).T / np.diff([*starts, width])[:, np.newaxis]
 
 

@@ -25,7 +25,7 @@ layers, ops = keras.layers, keras.ops
 
 N_EULER = 32  # steps from noise to data
 N_FREQUENCIES = 32  # that tell the network the time
-N_HOW = 128  # numbers that tell each convolution of time and style
+N_CONDITION = 128  # numbers that tell each convolution of time and style
 
 
 @dataclasses.dataclass(eq=False)
@@ -54,15 +54,15 @@ class Flow:
         frequencies = np.geomspace(1, 1000, N_FREQUENCIES, dtype=np.float32)
         angles = layers.Reshape((1, N_FREQUENCIES))(time * frequencies)
         waves = layers.Concatenate()([ops.sin(angles), ops.cos(angles)])
-        how = layers.Dense(N_HOW)(layers.Dense(N_HOW, "silu")(waves))
+        condition = layers.Dense(N_CONDITION)(layers.Dense(N_CONDITION, "silu")(waves))
         inputs = {"place": place, "given": given, "time": time}
         if self.n_style:
             inputs["style"] = keras.Input((None, self.n_style), name="style")
-            how = how + layers.Dense(N_HOW)(inputs["style"])
-        how = layers.Activation("silu")(how)
+            condition = condition + layers.Dense(N_CONDITION)(inputs["style"])
+        condition = layers.Activation("silu")(condition)
         # Scales and shifts of what each convolution sees, 0 at first.
         n_convs = 2 * len(self.dilations)
-        changes = layers.Dense(2 * n_convs * self.filters, kernel_initializer="zeros")(how)
+        changes = layers.Dense(2 * n_convs * self.filters, kernel_initializer="zeros")(condition)
         changes = iter(ops.split(changes, 2 * n_convs, axis=-1))
         t = layers.Reshape((1, 1))(time)
         variance = ops.square(t) + ops.square(1 - t)  # of a place, if that of data is 1

@@ -1,9 +1,9 @@
 """From log spectrograms to the images that a network learns from, and back.
 
 In:  log spectrograms in dB, float32 (n_bins, n_frames) or (n_bins, n_frames, n_channels).
-Out: images in [0, 1] of the network's size, and the decibel range of each.
+Out: images in [0, 1], and the decibel range of each.
 
-    image, min_max = to_image(log_spectrogram, MinMaxNormaliser(0, 1), shape=(512, 256))
+    image, min_max = to_image(log_spectrogram, MinMaxNormaliser(0, 1))
 """
 
 import numpy as np
@@ -11,21 +11,17 @@ import numpy as np
 SILENCE_DB = -100.0  # librosa.amplitude_to_db of digital silence
 
 
-def to_image(log_spectrogram, normaliser, *, top_db=None, shape=None):
-    """Floor, normalise and resize a log spectrogram; to_log_spectrogram goes back.
+def to_image(log_spectrogram, normaliser):
+    """Normalise a log spectrogram; to_log_spectrogram goes back.
 
     Args:
         log_spectrogram: float32, dB.
         normaliser: the MinMaxNormaliser.
-        top_db: dB kept below the peak; None for a log spectrogram that has its floor already.
-        shape: (height, width) of the image; None keeps the size.
     Returns:
         (image float32, in [0, 1]; {"min": dB, "max": dB}).
     """
-    if top_db is not None:
-        log_spectrogram = np.maximum(log_spectrogram, log_spectrogram.max() - top_db)
     min_max = {"min": float(log_spectrogram.min()), "max": float(log_spectrogram.max())}
-    return resize(normaliser.normalise(log_spectrogram), shape), min_max
+    return normaliser.normalise(log_spectrogram), min_max
 
 
 def normalise_to(log_spectrogram, min_max):

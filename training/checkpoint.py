@@ -72,8 +72,8 @@ class Checkpoint(NamedTuple):
                 )
         return self._replace(run=run)
 
-    def count_epochs(self):
-        """How many of the run's epochs need not be trained any more."""
+    def count_finished_epochs(self):
+        """Epochs of the run that are done; all of them if its patience ran out."""
         epochs, patience = self.run["epochs"], self.run["patience"] or math.inf
         is_over = count_epochs_since_best(self.rows) >= patience
         return epochs if is_over else min(len(self.rows) - 1, epochs)
@@ -94,6 +94,9 @@ class Checkpoint(NamedTuple):
 
 def load_checkpoint(folder, *, resume, force):
     """The checkpoint in a model folder to go on from, or None to begin anew.
+
+    With force, that of a whole model waits under another name until the new model is ready; with
+    resume it comes back, unless another one took its place.
 
     Raises:
         UserError: the folder holds a run, and neither resume nor force is asked for; or its

@@ -94,7 +94,7 @@ def train_prior(tracks, latents, varied=(), held_out=(), *, epochs=EPOCHS, path=
 
 
 def choose_batches(n_batches, limits):
-    """How many batches an epoch has, if all have about so many within limits."""
+    """Batches of an epoch, so that EPOCHS of them are about so many, within limits."""
     return math.ceil(np.clip(n_batches, *limits) / EPOCHS)
 
 
@@ -119,7 +119,7 @@ def fit_flow(network, x_train, x_validation, epochs, path):
     network.fit(
         x_train,
         epochs=epochs,
-        initial_epoch=checkpoint.count_epochs() if checkpoint else 0,
+        initial_epoch=checkpoint.count_finished_epochs() if checkpoint else 0,
         validation_data=x_validation,
         shuffle=False,  # their order is their own
         callbacks=[x_train.make_callback(), *callbacks],

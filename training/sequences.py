@@ -56,13 +56,13 @@ class Sequences(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         rng = np.random.default_rng((self.seed, self.epoch if self.is_training else 0, index))
-        places, known, inputs = self.cut(rng)
-        noise = self.draw_noise(rng, places.shape)
-        time = 1 / (1 + np.exp(-rng.standard_normal((len(places), 1, 1), np.float32)))
-        place = (1 - time) * noise + time * places  # of logit-normal times
-        inputs |= {"place": np.where(known[..., np.newaxis], places, place), "time": time[:, :, 0]}
+        data, known, inputs = self.cut(rng)
+        noise = self.draw_noise(rng, data.shape)
+        time = 1 / (1 + np.exp(-rng.standard_normal((len(data), 1, 1), np.float32)))  # logit-normal
+        place = (1 - time) * noise + time * data
+        inputs |= {"place": np.where(known[..., np.newaxis], data, place), "time": time[:, :, 0]}
         is_drawn = 1 - known.astype(np.float32)
-        return inputs, places - noise, is_drawn / is_drawn.mean()  # what is known does not count
+        return inputs, data - noise, is_drawn / is_drawn.mean()  # what is known does not count
 
     def draw_noise(self, rng, shape):
         """The noise that sequences come from, float32."""
@@ -92,16 +92,16 @@ class LatentSequences(Sequences):
     def __init__(self, prior, latents, *how, is_training=True):
         super().__init__(*how, is_training)
         self.window = prior.window
-        self.places = prior.standardise(np.concatenate(latents)).astype(np.float16)
+        self.latents = prior.standardise(np.concatenate(latents)).astype(np.float16)
         self.n_steps = np.array([*map(len, latents)])
         self.firsts = np.cumsum(self.n_steps) - self.n_steps
         self.styles = np.array([*map(prior.find_style, latents)])
 
     def list_arrays(self):
-        return [np.array(self.window), self.places, self.n_steps]
+        return [np.array(self.window), self.latents, self.n_steps]
 
     def cut(self, rng):
-        """(places float32 (n, window, d), which are known bool (n, window), what else is given)."""
+        """(data float32 (n, window, d), which are known bool (n, window), what else is given)."""
         n, window = self.batch_size, self.window
         tracks = rng.choice(len(self.n_steps), n, p=self.n_steps / self.n_steps.sum())
         lengths = self.n_steps[tracks, np.newaxis]
@@ -113,7 +113,7 @@ class LatentSequences(Sequences):
             styles[:, :-1] += STYLE_NOISE * rng.standard_normal(styles[:, :-1].shape, np.float32)
             styles *= rng.random((n, 1)) >= PLAIN
         given = {"given": known[..., np.newaxis].astype(np.float32), "style": styles[:, np.newaxis]}
-        return self.places[steps].astype(np.float32), known, given
+        return self.latents[steps].astype(np.float32), known, given
 
     def _mask(self, rng):
         """Which steps are known, bool (n, window)."""

@@ -310,7 +310,7 @@ def get_parser():
     add_new_music(add_command)
     text = "the networks as TFLite files, for where there is no Keras"
     add_command("export", text).add_argument("folder", type=folder_path, help="to write")
-    add_command("app", "play with the model in a browser; what is kept goes to the samples")
+    add_command("app", "train, and play with the model, in a browser")
     return parser
 
 
@@ -394,6 +394,9 @@ def find_sources(options):
 
 def main(argv=None):
     options = read_options(argv)
+    if options.command == "app":
+        run_app(options)
+        return
     sources = find_sources(options)
     if options.command == "export":
         from generation.export import export_networks
@@ -403,9 +406,6 @@ def main(argv=None):
         return
     return_freed_memory()
     sound_generator = sources.make_generator(options.seed, options.detail)
-    if options.command == "app":
-        run_app(sound_generator, sources, options)
-        return
     items = make_items(sound_generator, sources, options)
     page, n_skipped = save_items(items, sound_generator, sources, options.samples)
     index = make_printable(page.folder / "index.html")
@@ -414,32 +414,39 @@ def main(argv=None):
         raise UserError(f"{n_skipped} songs could not be read")
 
 
-def run_app(sound_generator, sources, options):
-    """Play with a model in the browser, until Ctrl-C; what is kept goes to the samples."""
+def run_app(options):
+    """Train models and play with them in the browser, until Ctrl-C."""
     from generation.app import build_app, format_command, launch
 
+    return_freed_memory()
     folder = options.samples or Path(SAMPLES)
 
-    def make(flags):
+    def open_model(model, saved_data):
+        sources = find_sources(argparse.Namespace(model=model, saved_data=saved_data))
+        flags = ["--model", str(sources.model)]
+        flags += ["--saved_data", str(saved_data)] if saved_data else []
+        return sources, flags + (["--samples", str(folder)] if options.samples else [])
+
+    def make(sources, flags):
         asked = read_options(flags)
         return make_items(sources.make_generator(asked.seed, asked.detail), sources, asked)
 
-    def keep(item, flags, uploads):
+    def keep(sources, item, flags, uploads):
         # Gradio's folder of an upload is named after what it holds.
         names = {path: Path(Path(path).parent.name[:8], Path(path).name) for path in uploads}
         copies = {path: str(folder / "uploads" / name) for path, name in names.items()}
         command = format_command([copies.get(flag, flag) for flag in flags])
         item = item._replace(figures={**item.figures, "command": command})
+        sound_generator = sources.make_generator(options.seed, options.detail)
         page, _ = save_items([item], sound_generator, sources, options.samples)
         for path, copy in copies.items():
             write_atomically(copy, Path(path).read_bytes())
         return f"{folder / 'index.html'} has {len(page.entries)} items"
 
-    flags = ["--model", str(sources.model)]
-    flags += ["--saved_data", str(options.saved_data)] if options.saved_data else []
-    flags += ["--samples", str(folder)] if options.samples else []
+    opened = options.model, options.saved_data
+    folders = options.saved_data or Path(SPECTROGRAMS_PATH).parent, options.model
     how = {"seed": options.seed, "detail": options.detail}
-    launch(build_app(make, keep, sources, flags, **how))
+    launch(build_app(open_model, make, keep, opened, folders, **how))
 
 
 if __name__ == "__main__":

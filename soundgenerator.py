@@ -240,7 +240,7 @@ class SoundGenerator:
         latents, min_max = self.encode(signal)
         return self.make_sound(latents, min_max, signal.shape[-1])
 
-    def fill(self, signal, begin, end, fill, peak=None):
+    def fill(self, signal, begin, end, fill, peak=None, is_fixed=False):
         """A sound whose samples from begin to end are made anew, without a seam.
 
         Up to half a frame of what is known beside them is new, too: the frames beyond are whole.
@@ -249,22 +249,22 @@ class SoundGenerator:
             signal: float32 (n_samples,) or (2, n_samples).
             fill: a function from latents, float32 (steps, latent_space_dim), and which of them are
                 known, bool (steps,), to all of them; see Prior.fill.
-            peak: dB, of a sound of which nothing is known.
+            peak: dB, of the range where nothing is known; else it is that of what is known.
+            is_fixed: whether it is of the range in any case.
         Returns:
             float32, of the signal's shape.
         """
         half_frame = self.frame_size // 2
         first, last = max(0, begin - half_frame), min(signal.shape[-1], end + half_frame)
-        latents, known, n_past, known_peak = self._encode_around(signal, first, last)
-        peak = peak if known_peak is None else known_peak
+        latents, known, n_past, peak = self._encode_around(signal, first, last, peak, is_fixed)
         min_max = {"min": peak - self.top_db, "max": peak}
         amplitudes = self._make_amplitudes(fill(latents, known), min_max, n_past)
         new = self._invert_between(signal, first, last, amplitudes)
         return np.concatenate([signal[..., :first], new, signal[..., last:]], axis=-1)
 
-    def _encode_around(self, signal, first, last):
+    def _encode_around(self, signal, first, last, peak=None, is_fixed=False):
         """What is known around a gap: (latents, those of the gap 0; which are known, bool (steps,);
-        how many come before the gap; the peak in dB, None if nothing is known)."""
+        how many come before the gap; the peak in dB: see fill())."""
         steps, frames = self._steps_and_frames
         block = frames * self.hop_length  # samples of as many steps
         context, n_samples = round(CONTEXT_S * self.sample_rate), signal.shape[-1]
@@ -274,12 +274,13 @@ class SoundGenerator:
         place = start + n_blocks * block
         sides = (start, first), (place, min(n_samples, place + context))
         counts = [max(0, 1 + (b - 1 - a) // self.hop_length) for a, b in sides]  # of frames
-        peaks = [
-            float(self._extract(signal, a, 0, count).max())
-            for (a, _), count in zip(sides, counts, strict=True)
-            if count
-        ]
-        peak = max(peaks, default=None)
+        if not is_fixed:
+            peaks = [
+                float(self._extract(signal, a, 0, count).max())
+                for (a, _), count in zip(sides, counts, strict=True)
+                if count
+            ]
+            peak = max(peaks, default=peak)
         past, future = (
             self.encode(signal, a, b - 1, peak)[0] if count else self._make_latents(0)
             for (a, b), count in zip(sides, counts, strict=True)

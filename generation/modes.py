@@ -7,7 +7,9 @@ Out: Items: sounds with names, titles and figures.
 """
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import os
 import re
 import unicodedata
@@ -25,6 +27,7 @@ from support.spectrograms import to_amplitude
 
 BATCH_SIZE = 8  # pieces reconstructed at a time
 TOUR = (-2, -1, 0, 1, 2)  # standard deviations along a direction
+CHUNK_S = 2.0  # seconds of endless music that are made together
 LOOP_START_S = 4.5  # seconds, at most, that a loop begins with, and comes back to
 MAX_LABEL = 40  # characters
 MAX_WAV_NAME_BYTES = 200  # file systems end at 255
@@ -144,7 +147,7 @@ class Composer:
 
     def sample(self, count):
         """Yield `count` new pieces."""
-        silence = self._make_silence(self.generator.n_samples)
+        silence = self.make_silence(self.generator.n_samples)
         for index in show_progress(range(count), count, "new pieces"):
             yield self._make(
                 "sample", f"{index:03d}", f"New piece {index + 1}", silence, is_new=True
@@ -152,7 +155,7 @@ class Composer:
 
     def compose(self, seconds):
         """Yield one new piece."""
-        silence = self._make_silence(max(1, round(seconds * self.generator.sample_rate)))
+        silence = self.make_silence(max(1, round(seconds * self.generator.sample_rate)))
         text = f"{seconds:g} s"
         yield self._make("compose", text, f"A piece of {text}", silence, is_new=True)
 
@@ -167,7 +170,7 @@ class Composer:
             seconds = max(1, round(seconds * bpm / 60)) * 60 / bpm
         n_samples = max(generator.frame_size, round(seconds * generator.sample_rate))
         place = min(n_samples // 2, round(LOOP_START_S * generator.sample_rate))
-        silence, text = self._make_silence(place), f"{seconds:g} s"
+        silence, text = self.make_silence(place), f"{seconds:g} s"
         start = self._make("loop", f"start of {text}", "", silence).sounds["new"]
         # The way from its start to its start: half a frame of the second one is new, too.
         whole = join(start, n_samples - place, start)
@@ -225,7 +228,7 @@ class Composer:
     def tour(self, count):
         """Yield a continuous sound for each of the main directions in which styles differ."""
         mean = self.prior.styles.mean(axis=0)
-        silence = self._make_silence(len(TOUR) * self.generator.n_samples)
+        silence = self.make_silence(len(TOUR) * self.generator.n_samples)
         for index, direction in enumerate(self.prior.find_directions()[:count]):
             title = f"Direction {index + 1}, from {TOUR[0]} to {TOUR[-1]} standard deviations"
             way = [mean + offset * direction for offset in TOUR]
@@ -245,7 +248,7 @@ class Composer:
         place = " ".join(f"{offset:g}" for offset in offsets)
         style = self.prior.styles.mean(axis=0) + np.array(offsets) @ directions[: len(offsets)]
         title = f"At {place} standard deviations along the main directions"
-        silence = self._make_silence(self.generator.n_samples)
+        silence = self.make_silence(self.generator.n_samples)
         yield self._make("explore", place, title, silence, way=[style])
 
     def _make_ways(self, count, recorded, *what):
@@ -254,7 +257,7 @@ class Composer:
             item = dataclasses.replace(self, seed=seed)._make(*what)
             yield item._replace(sounds={"recorded": recorded, **item.sounds})
 
-    def _make_silence(self, n_samples):
+    def make_silence(self, n_samples):
         n_channels = self.generator.autoencoder.input_shape[2]
         return np.zeros((n_channels, n_samples) if n_channels > 1 else n_samples, np.float32)
 
@@ -274,7 +277,7 @@ class Composer:
         figures |= {"temperature": self.temperature, "seed": self.seed}
         peak = float(np.median(self.prior.peaks))
         if not way and (self.like or self.toward or not gap):
-            way, peak, figures["in the manner of"] = self._find_way(rng)
+            way, peak, figures["in the manner of"] = self.find_way(rng)
 
         def fill(latents, known):
             gap = np.flatnonzero(~known)
@@ -289,7 +292,7 @@ class Composer:
         figures = {name: value for name, value in figures.items() if value != ""}
         return Item(name, title, {"new": sound}, figures, **fields)
 
-    def _find_way(self, rng):
+    def find_way(self, rng):
         """The styles that are asked for: (list of them, their peak in dB, their names)."""
         found = [self._find_style(name, rng) for name in self.like or (None,)]
         styles, peaks, names = map(list, zip(*found, strict=True))
@@ -322,6 +325,36 @@ class Composer:
         else:
             style, index = prior.draw_style(rng, found)
         return style, prior.peaks[index], tracks[index]
+
+
+def compose_endlessly(get_composer):
+    """Yield new music without an end, in chunks of CHUNK_S that follow each other without a seam.
+
+    The range of decibels stays its style's: if it were what came before's, it would grow and grow.
+
+    Args:
+        get_composer: from the number of a chunk to its Composer, whose style does not change.
+    Yields:
+        float32 (n_samples,) or (2, n_samples).
+    """
+    known = asked = None  # what came before, and with which style and seed
+    for number in itertools.count():
+        composer = get_composer(number)
+        generator = composer.generator
+        if asked != (composer.like, composer.seed):
+            asked, rng = (composer.like, composer.seed), np.random.default_rng(composer.seed)
+            (style, *_), peak, _ = composer.find_way(rng)
+        how = {"style": style, "temperature": composer.temperature, "rng": rng}
+        known = composer.make_silence(0) if known is None else known
+        # The last half frame is made anew with what comes next. So is another one, unheard: the
+        # end of a sound is seen by too few frames.
+        half_frame, place = generator.frame_size // 2, known.shape[-1]
+        n_new = round(CHUNK_S * generator.sample_rate)
+        signal = join(known, n_new + half_frame, known[..., :0])
+        fill = functools.partial(composer.prior.fill, **how)
+        sound = generator.fill(signal, place, signal.shape[-1], fill, peak, True)[..., :-half_frame]
+        yield sound[..., max(0, place - half_frame) : -half_frame]
+        known = sound[..., -round(CONTEXT_S * generator.sample_rate) - half_frame :]
 
 
 def follow(places, count):

@@ -1,7 +1,9 @@
-"""python generate.py app, through a real browser: every tab makes a sound, which is read back."""
+"""python generate.py app, mostly through a real browser: every tab makes a sound, which is read
+back."""
 
 import base64
 import io
+import itertools
 import os
 import re
 import socket
@@ -11,18 +13,24 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
-from helpers import ROOT, SAMPLE_RATE, name_folders, read_csv
+import generation.app
+from generation import scripts
+from generation.app import build_app, limit_level
+from generation.modes import CHUNK_S
+from helpers import ROOT, SAMPLE_RATE, make_music, name_folders, read_csv
+from support.errors import UserError
 
 pytest.importorskip("gradio")
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-WAIT_S = 120
+WAIT_S = 300
 TABS = {  # {name: (button or None, seconds of its sound)}
     "New piece": ("Make", 0.3),
     "Compose": ("Compose", 3.0),
@@ -33,6 +41,7 @@ TABS = {  # {name: (button or None, seconds of its sound)}
     "Morph": ("Morph", 3.3 + 4 + 3.3),
     "Through the model": ("Send it through", 3.3),
 }
+READ_END = "return window.player?.stop ?? 0"  # of endless music, in samples
 READ_SOUND = """
 const done = arguments[arguments.length - 1];
 fetch(arguments[0]).then(r => r.arrayBuffer()).then(data => {
@@ -104,6 +113,18 @@ class Tab:
         field = self.panel.find_element(By.XPATH, f".//input[@aria-label='{label}']")
         self.browser.execute_script(script, field, str(value))
 
+    def write(self, label, text):
+        path = f".//label[contains(., '{label}')]//*[self::input or self::textarea]"
+        field = self.panel.find_element(By.XPATH, path)
+        field.clear()
+        field.send_keys(str(text))
+
+    def wait_for(self, text):
+        """Wait until the tab, or one of its fields, shows a text."""
+        script = "return [arguments[0].innerText, ...[...arguments[0].querySelectorAll('textarea')]"
+        script += ".map(field => field.value)].join()"
+        self.wait.until(lambda b: text in b.execute_script(script, self.panel))
+
     def read_command(self):
         """The command that the tab shows, once it does."""
         path = ".//label[contains(., 'command that makes it again')]//textarea"
@@ -160,3 +181,140 @@ def test_every_tab_makes_a_sound_that_can_be_kept(app, trained, browser, tmp_pat
     path = re.search(r"songs (\S+)", kept)[1]
     assert Path(path).read_bytes() == (trained / "song.wav").read_bytes()
     assert Path(path).parents[1] == samples / "uploads"
+
+
+@pytest.mark.slow
+def test_endless_music_plays_until_it_is_stopped(app, browser):
+    browser.get(app[0])
+    tab = Tab(browser, "Endless")
+
+    tab.press("Play")
+    tab.wait.until(lambda b: (b.execute_script(READ_END) or 0) > 1.5 * CHUNK_S * SAMPLE_RATE)
+    tab.press("Stop")
+
+    tab.wait.until(lambda b: b.execute_script("return window.player === null"))
+
+
+@pytest.mark.slow
+def test_what_is_changed_while_endless_music_plays_is_heard_soon(browser, monkeypatch):
+    def play(get_composer):
+        for number in itertools.count():
+            yield np.full(1600, get_composer(number).temperature / 2, np.float32)
+
+    monkeypatch.setattr(generation.app, "compose_endlessly", play)
+    prior = SimpleNamespace(genres=np.array(["calm"]), find_directions=lambda: [0])
+    settings = SimpleNamespace(sample_rate=8000)
+    how = {"prior": prior, "settings": settings, "make_generator": lambda seed, detail: None}
+    sources = SimpleNamespace(model="model", **how)
+    folders = ("model", None), ("saved_data", "model")
+    app = build_app(lambda *_: (sources, []), lambda *_: [], None, *folders)
+    _, address, _ = app.launch(prevent_thread_lock=True, quiet=True)
+    heard = """const texts = [...document.querySelectorAll("textarea")].map(field => field.value);
+    const bytes = atob((texts.find(text => text.includes(" 8000 1 ")) ?? "").split(" ")[3] ?? "");
+    return (bytes.charCodeAt(3000) + 256 * bytes.charCodeAt(3001)) / 32767"""
+    try:
+        browser.get(address)
+        tab = Tab(browser, "Endless")
+
+        tab.press("Play")
+        tab.wait.until(lambda b: b.execute_script(heard) == pytest.approx(0.45, abs=0.01))
+        tab.set_number("number input for Temperature", 0.3)
+        tab.wait.until(lambda b: b.execute_script(heard) == pytest.approx(0.15, abs=0.01))
+    finally:
+        app.close()
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_on_the_page_and_then_played_with(app, browser, tmp_path):
+    (tmp_path / "music").mkdir()
+    for track in range(3):
+        path = tmp_path / ("music" if track else "") / f"{track}.wav"
+        soundfile.write(path, make_music(3.0, seed=track), SAMPLE_RATE)
+    browser.get(app[0])
+    tab = Tab(browser, "Train")
+    tab.upload([tmp_path / "0.wav"])
+    tab.write("Folder of music on this machine", tmp_path / "music")
+    tab.write("--saved_data", tmp_path / "features")
+    tab.write("--model", tmp_path / "model")
+    tab.press("Count")
+    tab.wait_for("3 files, 3 pieces, 0.00 h of audio, 0 skipped")
+    tab.wait_for("training takes about 5 minutes on two cores")
+
+    small = "--conv_filters 8 8 --latent_space_dim 4 --epochs 1 --flow_epochs 1 --no-logs"
+    tab.write("More flags of train.py", small)
+    tab.press("Start")
+    tab.wait_for("epoch 1/1: training loss")
+    title = f"The model in {tmp_path / 'model'}"
+    tab.wait.until(lambda b: title in b.find_element(By.TAG_NAME, "body").text.replace("\n", " "))
+    tab = Tab(browser, "New piece")
+    tab.press("Make")
+
+    assert f"--model {tmp_path / 'model'}" in tab.read_command()
+    signal, _ = tab.read_sound()
+    assert len(signal) / SAMPLE_RATE == pytest.approx(2.97, abs=0.05)
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """A Script that runs those of tmp_path: one that waits for Ctrl-C, and two that end."""
+    wait = "import sys, time\nprint('begun', flush=True)\n"
+    wait += "try: time.sleep(60)\nexcept KeyboardInterrupt: sys.exit('interrupted')\n"
+    texts = {"wait": wait, "succeed": "print('done')", "fail": "raise SystemExit('error: no')"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(scripts, "ROOT", tmp_path)
+    monkeypatch.setattr(scripts, "POLL_S", 0.01)
+    monkeypatch.setattr(scripts, "END_S", 0.01)
+    return scripts.Script()
+
+
+def test_a_script_is_interrupted_as_by_ctrl_c_and_only_one_runs(script):
+    script.start("wait.py", [])
+    printed = script.follow()
+    while "begun" not in next(printed):
+        pass
+
+    with pytest.raises(UserError, match="a script is running here"):
+        script.start("wait.py", [])
+    script.stop()
+
+    assert [*printed][-1] == "$ python wait.py\nbegun\ninterrupted\n"
+
+
+def test_what_is_to_follow_a_script_follows_it_if_it_ends_well(script):
+    ended = []
+    for name in ("succeed", "fail"):
+        script.start(f"{name}.py", ["--model", "a b"], lambda name=name: ended.append(name))
+        (*_, text) = script.follow()
+
+    assert ended == ["succeed"] and text.endswith("$ python fail.py --model 'a b'\nerror: no\n")
+
+
+def test_the_losses_of_what_trains_last_are_drawn():
+    text = "epoch 0/2: validation loss 0.5\nepoch 1/2: training loss 0.4, validation loss 0.3, 1 s"
+    later = f"{text}\ndetail: 7 parameters\nepoch 0/3: training loss 0.9\n"
+
+    lines = [scripts.plot_losses(each).axes[0].lines for each in (text, later)]
+
+    assert scripts.plot_losses("$ python train.py\n") is None
+    drawn = [{line.get_label(): line.get_xydata().tolist() for line in each} for each in lines]
+    assert drawn[0] == {"validation": [[0, 0.5], [1, 0.3]], "training": [[1, 0.4]]}
+    assert drawn[1] == {"training": [[0, 0.9]]}
+
+
+@pytest.mark.parametrize("hours, time", [(0.2, "5 minutes"), (1, "half"), (10, "hour and a half")])
+def test_the_user_is_told_what_to_expect(hours, time):
+    text = f"3 files, 3 pieces, {hours:.2f} h of audio, 0 skipped\n"
+
+    assert time in scripts.describe_prospects(text)
+
+
+def test_music_that_gets_louder_does_not_clip_for_long_nor_jump():
+    chunks = [np.full(SAMPLE_RATE, level, np.float32) for level in (1, 4, 1, 1)]
+
+    made = [*limit_level(iter(chunks), SAMPLE_RATE)]
+
+    factors = np.concatenate([m[0] / c for m, c in zip(made, chunks, strict=True)])
+    assert np.abs(np.diff(factors)).max() < 1e-3  # of a whole
+    assert [m[0, -1] for m in made] == pytest.approx([1, 1, 0.275, 0.3025])
+    assert (np.abs(made[1][0]) > 1).sum() <= 0.05 * SAMPLE_RATE + 1

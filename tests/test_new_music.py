@@ -16,7 +16,7 @@ import train
 from autoencoder import Autoencoder
 from generation import evaluation, modes
 from generation.evaluation import load_held_out, measure_mel_distance
-from generation.modes import Composer, Item
+from generation.modes import Composer, Item, compose_endlessly
 from generation.page import Page, plot_spectrogram
 from generation.sources import Sources
 from helpers import (
@@ -475,6 +475,45 @@ def test_a_place_is_that_many_standard_deviations_from_the_mean(prior):
 
     latents, _ = item.sounds["new"]
     assert np.abs(latents[:, 0] - 1.5) == pytest.approx(1.5) and (latents[:, 1] == 0).all()
+
+
+class Ramp(Echo):
+    """One whose sounds rise by 1 from sample to sample, and that knows the styles it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.styles = []
+
+    def fill(self, signal, begin, end, fill, peak, is_fixed):
+        assert is_fixed
+        first, known = max(0, begin - 1), np.arange(len(signal)) < begin
+        latents = fill(np.zeros((len(signal), 2)), known)
+        self.styles.append((float(latents[-1, 0]), peak))
+        rising = np.arange(len(signal) - first) + (signal[first - 1] + 1 if first else 0)
+        return np.concatenate([signal[:first], rising])
+
+
+def test_endless_music_goes_on_where_it_was_and_in_the_style_asked_for_last(prior):
+    generator = Ramp()
+    styles = ["calm"] * 8 + ["wild"]
+    chunks = compose_endlessly(lambda number: Composer(generator, prior, (styles[number],)))
+
+    made = [next(chunks) for _ in styles]
+
+    np.testing.assert_array_equal(np.concatenate(made), np.arange(9 * 20 - 1))
+    assert generator.styles == [(1, 1)] * 8 + [(2, 2)]  # and as loud as it
+
+
+def test_endless_music_of_a_model_joins_without_a_step(trained):
+    generator, prior = SoundGenerator.load(trained / "model"), Prior.load(trained / "model")
+    chunks = compose_endlessly(lambda number: Composer(generator, prior, seed=1))
+
+    made = [next(chunks) for _ in range(3)]
+
+    assert [len(chunk) for chunk in made] == [44100 - 128, 44100, 44100]
+    steps = np.abs(np.diff(np.concatenate(made)))
+    for joint in np.cumsum([len(chunk) for chunk in made[:2]]):
+        assert steps[joint - 1] < 3 * steps[joint - 300 : joint + 300].std() + steps.mean()
 
 
 def test_no_style_is_not_a_genre_called_none(prior):

@@ -377,6 +377,17 @@ def test_what_is_known_beside_a_gap_is_the_recordings(begin, end):
     assert ((frames + 128 <= begin) | (frames - 128 >= end)).all()  # whole ones
 
 
+def test_the_range_beside_what_is_known_is_the_one_asked_for():
+    generator, music = make_generator(Identity((128, 104, 1))), make_recording(3.0, 1)[:55000]
+    latents, known, _, peak = generator._encode_around(music, 40000, 55000)
+
+    softer, _, _, asked = generator._encode_around(music, 40000, 55000, peak + 8, True)
+
+    assert asked == peak + 8
+    is_heard = latents[known] > 0.2
+    np.testing.assert_allclose(softer[known][is_heard], latents[known][is_heard] - 0.1, atol=1e-4)
+
+
 @pytest.mark.parametrize("n_known", [256, 300, 1000, 6615])
 def test_a_recording_of_a_frame_or_more_goes_on(n_known):
     music = make_music(3.0)[: n_known + 5000]

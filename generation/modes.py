@@ -346,14 +346,16 @@ def compose_endlessly(get_composer):
             (style, *_), peak, _ = composer.find_way(rng)
         how = {"style": style, "temperature": composer.temperature, "rng": rng}
         known = composer.make_silence(0) if known is None else known
-        # The last half frame is made anew with what comes next. So is another one, unheard: the
-        # end of a sound is seen by too few frames.
+        # The last half frame is made anew with what comes next, and fades over to that. Behind it
+        # comes another one, unheard: the end of a sound is seen by too few frames.
         half_frame, place = generator.frame_size // 2, known.shape[-1]
         n_new = round(CHUNK_S * generator.sample_rate)
         signal = join(known, n_new + half_frame, known[..., :0])
         fill = functools.partial(composer.prior.fill, **how)
         sound = generator.fill(signal, place, signal.shape[-1], fill, peak, True)[..., :-half_frame]
-        yield sound[..., max(0, place - half_frame) : -half_frame]
+        joint, fade = slice(max(0, place - half_frame), place), np.linspace(1, 0, half_frame)
+        sound[..., joint] += fade[:place] * (known[..., joint] - sound[..., joint])
+        yield sound[..., joint.start : -half_frame]
         known = sound[..., -round(CONTEXT_S * generator.sample_rate) - half_frame :]
 
 

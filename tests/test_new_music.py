@@ -504,6 +504,27 @@ def test_endless_music_goes_on_where_it_was_and_in_the_style_asked_for_last(prio
     assert generator.styles == [(1, 1)] * 8 + [(2, 2)]  # and as loud as it
 
 
+class Stairs(Echo):
+    """One whose sounds are 1 higher each time, half a frame before what is asked for included."""
+
+    frame_size, level = 20, 0
+
+    def fill(self, signal, begin, end, fill, peak, is_fixed):
+        self.level += 1
+        first = max(0, begin - 10)
+        return np.concatenate([signal[:first], np.full(len(signal) - first, self.level, float)])
+
+
+def test_endless_music_fades_over_from_what_a_chunk_was_to_end_with(prior):
+    generator = Stairs()
+    chunks = compose_endlessly(lambda number: Composer(generator, prior))
+
+    made = np.concatenate([next(chunks) for _ in range(3)])
+
+    assert len(made) == 3 * 20 - 10 and made[-1] == 3
+    assert np.abs(np.diff(made)).max() < 0.2
+
+
 def test_endless_music_of_a_model_joins_without_a_step(trained):
     generator, prior = SoundGenerator.load(trained / "model"), Prior.load(trained / "model")
     chunks = compose_endlessly(lambda number: Composer(generator, prior, seed=1))

@@ -12,9 +12,25 @@ from helpers import SAMPLE_RATE
 
 @pytest.fixture(autouse=True)
 def quick_flows(request, monkeypatch):
-    """Leaves the flow as it begins, unless a test is marked: to trace its training takes 5 s."""
-    if "real_flow" not in request.keywords:
-        monkeypatch.setattr(train, "fit_flow", lambda *_: None)
+    """Leaves flows as they begin, unless a test is marked: to trace the training of one takes 5 s.
+
+    Those of `trained` lead nowhere, in two steps as in many, and need not be traced.
+    """
+    if "real_flow" in request.keywords:
+        return
+    monkeypatch.setattr(train, "fit_flow", lambda *_: None)
+    if "trained" in request.fixturenames:
+        from support.flow import Flow
+
+        request.getfixturevalue("eager")
+        monkeypatch.setitem(Flow.draw.__kwdefaults__, "n_euler", 2)
+
+
+@pytest.fixture
+def eager():
+    """TensorFlow computes op by op: to trace takes longer than what most tests compute."""
+    with helpers.compute_eagerly():
+        yield
 
 
 @pytest.fixture
@@ -60,7 +76,7 @@ def trained(tmp_path_factory):
         folder / "audio", folder / "saved_data", helpers.make_settings(), jobs=1
     )
     small = ["--conv_filters", "16", "32", "--latent_space_dim", "12", "--epochs", "3"]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, helpers.compute_eagerly():
         patch.setattr(train, "fit_flow", lambda *_: None)
         train.main(
             [*helpers.name_folders(folder), *small, "--no-logs", "--validation_split", "0.2"]

@@ -148,7 +148,9 @@ def test_a_damaged_prior_is_named(tmp_path, walking, change):
 
 
 @pytest.mark.parametrize("n_tracks, n_steps", [(2, 1), (1, 2)])
-def test_few_steps_are_enough_for_a_prior(n_tracks, n_steps):
+def test_few_steps_are_enough_for_a_prior(monkeypatch, eager, n_tracks, n_steps):
+    monkeypatch.setattr(train, "PRIOR_BATCHES", (40, 40))
+
     prior = train.train_prior(*make_walks(n_tracks, n_steps), epochs=2)
 
     assert prior.window == n_steps
@@ -234,7 +236,7 @@ def test_a_new_flow_leaves_noise_as_it_is(filters):
 
 
 def test_a_prior_whose_training_was_interrupted_goes_on_as_if_it_had_not_stopped(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, eager
 ):
     monkeypatch.setattr(train, "PRIOR_BATCHES", (60, 60))  # three in an epoch
     tracks, latents = make_walks(4, 80)

@@ -12,23 +12,14 @@ from helpers import SAMPLE_RATE
 
 @pytest.fixture(autouse=True)
 def quick_flows(request, monkeypatch):
-    """Leaves flows as they begin, unless a test is marked: to trace the training of one takes 5 s.
-
-    Those of `trained` lead nowhere, in two steps as in many, and need not be traced.
-    """
-    if "real_flow" in request.keywords:
-        return
-    monkeypatch.setattr(train, "fit_flow", lambda *_: None)
-    if "trained" in request.fixturenames:
-        from support.flow import Flow
-
-        request.getfixturevalue("eager")
-        monkeypatch.setitem(Flow.draw.__kwdefaults__, "n_euler", 2)
+    """Leaves the flow as it begins, unless a test is marked: to trace its training takes 5 s."""
+    if "real_flow" not in request.keywords:
+        monkeypatch.setattr(train, "fit_flow", lambda *_: None)
 
 
 @pytest.fixture
 def eager():
-    """TensorFlow computes op by op: to trace takes longer than what most tests compute."""
+    """TensorFlow computes op by op, which is sooner done than tracing for up to about 30 steps."""
     with helpers.compute_eagerly():
         yield
 

@@ -124,7 +124,7 @@ def test_bins_as_channels_is_a_convolution_over_time():
 
 
 @pytest.mark.slow
-def test_training_in_half_precision_comes_close_to_float32(eager):
+def test_training_in_half_precision_comes_close_to_float32():
     images, losses = make_images(64), {}
     for precision in ("float32", "bfloat16", "float16"):
         autoencoder, dtypes = make_small(precision=precision), []

@@ -19,6 +19,13 @@ def quick_flows(request, monkeypatch):
 
 
 @pytest.fixture
+def eager():
+    """TensorFlow computes op by op, which is sooner done than tracing for up to about 30 steps."""
+    with helpers.compute_eagerly():
+        yield
+
+
+@pytest.fixture
 def write_audio(tmp_path):
     """Writes a signal, (n_samples,) or (n_samples, n_channels), below tmp_path/audio."""
 
@@ -61,7 +68,7 @@ def trained(tmp_path_factory):
         folder / "audio", folder / "saved_data", helpers.make_settings(), jobs=1
     )
     small = ["--conv_filters", "16", "32", "--latent_space_dim", "12", "--epochs", "3"]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, helpers.compute_eagerly():
         patch.setattr(flows, "fit_flow", lambda *_: None)
         train.main(
             [*helpers.name_folders(folder), *small, "--no-logs", "--validation_split", "0.2"]

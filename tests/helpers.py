@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import av
@@ -112,6 +113,20 @@ def run_script(script, *flags, cwd, **environment):
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
+
+
+@contextlib.contextmanager
+def compute_eagerly():
+    """TensorFlow computes op by op, and traces nothing."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Even though")  # but for tf.data, which needs it not
+            yield
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 @contextlib.contextmanager

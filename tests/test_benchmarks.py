@@ -38,7 +38,11 @@ def has_several_colours(path):
 
 
 @pytest.mark.slow
-def test_reconstruction_measures_every_method_on_the_tracks_held_out(tmp_path, saved_data, capsys):
+def test_reconstruction_measures_every_method_on_the_tracks_held_out(
+    saved_data, capsys, monkeypatch, eager
+):
+    monkeypatch.setattr(benchmarks.reconstruction, "PLAIN_FILTERS", (4, 8))
+
     benchmarks.reconstruction.main(
         ["--held_out", "*/3.wav", "--latent_space_dims", "7", "--budget_s", "1", "--sounds", "wav"]
     )
@@ -74,7 +78,7 @@ def test_reconstruction_measures_every_method_on_the_tracks_held_out(tmp_path, s
 
 
 @pytest.mark.slow
-def test_reconstruction_measures_a_trained_model_on_what_it_held_out(saved_data, capsys):
+def test_reconstruction_measures_a_trained_model_on_what_it_held_out(saved_data, capsys, eager):
     small = ["--conv_filters", "4", "8", "--latent_space_dim", "3", "--epochs", "1", "--no-logs"]
     small += ["--flow_epochs", "0"]
     train.main([*small, "--validation_split", "0.25"])
@@ -100,11 +104,12 @@ def test_reconstruction_refuses_a_pattern_that_holds_nothing_out(saved_data):
 
 
 @pytest.mark.slow
-def test_training_times_the_network_and_what_a_window_costs(tmp_path, monkeypatch, capsys):
-    for name, value in (("MATRIX_SIZE", 64), ("N_ROUNDS", 1), ("PRECISIONS", ["bfloat16"])):
+def test_training_times_the_network_and_what_a_window_costs(tmp_path, monkeypatch, capsys, eager):
+    few = {"MATRIX_SIZE": 64, "N_ROUNDS": 1, "N_WARM_UP": 1, "PRECISIONS": ["bfloat16"]}
+    for name, value in few.items():
         monkeypatch.setattr(benchmarks.training, name, value)
 
-    benchmarks.training.main(["--n_pieces", "256", "--shape", "32", "16", "--n_steps", "2"])
+    benchmarks.training.main(["--n_pieces", "64", "--shape", "32", "16", "--n_steps", "2"])
 
     rows = read_csv("training.csv")
     ours = [row for row in rows if row["program"] != "PyTorch"]
@@ -143,8 +148,11 @@ def test_busy_times_the_three_scripts_idle_and_beside_loops(monkeypatch, capsys)
 
 
 @pytest.mark.slow
-def test_phase_recovery_measures_every_method(write_audio, capsys):
+def test_phase_recovery_measures_every_method(write_audio, monkeypatch, capsys):
     write_audio("a.wav", make_music(5.5))
+    few = {"LIBROSA_ITERATIONS": (32,), "OUR_ITERATIONS": (0, 40), "N_ROUNDS": 1}
+    for name, value in few.items():
+        monkeypatch.setattr(benchmarks.phase_recovery, name, value)
 
     benchmarks.phase_recovery.main(
         ["--audio_files_dir", "audio", "--n_pieces", "1", "--frame", "512", "256"]
@@ -171,7 +179,7 @@ def test_preprocessing_measures_both_programs_and_every_step(
 
     benchmarks.preprocessing.main(
         ["--audio_files_dir", "audio", "--n_files", "2", "--n_files_memory", "3"]
-        + ["--n_rounds", "1", "--folder", "."]
+        + ["--n_rounds", "1", "--folder", ".", "--jobs", "1"]
     )
 
     rows = read_csv("preprocessing.csv")

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from helpers import ROOT, assert_close
+from support.errors import UserError
+from training import devices
 
 pytestmark = pytest.mark.slow
 TRAIN = """
@@ -38,25 +40,6 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 devices.list_gpus = lambda: ["CPU:0", "CPU:1"]
 """
-JOIN = 'devices.join_processes("127.0.0.1:9", 2, 1)'
-
-
-def start(folder, name, setup="", **environment):
-    return subprocess.Popen(
-        [sys.executable, "-c", TRAIN.format(setup=setup), str(folder / name)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "MPLCONFIGDIR": str(folder), **environment},
-    )
-
-
-def finish(*processes):
-    """Wait for the processes to end well."""
-    for process in processes:
-        printed, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, printed + errors
 
 
 def load(path):
@@ -64,21 +47,28 @@ def load(path):
         return [file[name] for name in file.files]
 
 
-def test_two_devices_train_like_one(tmp_path):
-    two = start(tmp_path, "two.npz", MIRRORED)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["", str(tmp_path / "one.npz")])
-        exec(TRAIN.format(setup=""), {})  # on one device, in this process
-    finish(two)
+def test_two_devices_train_like_one(tmp_path, monkeypatch):
+    one, two = tmp_path / "one.npz", tmp_path / "two.npz"
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAIN.format(setup=MIRRORED), str(two)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "MPLCONFIGDIR": str(tmp_path)},
+    )
+    monkeypatch.setattr(sys, "argv", ["", str(one)])
+    exec(TRAIN.format(setup=""), {})  # on one device, in this process
+    printed, errors = process.communicate(timeout=240)
 
-    assert_close(load(tmp_path / "one.npz"), load(tmp_path / "two.npz"))
+    assert process.returncode == 0, printed + errors
+    assert_close(load(one), load(two))
 
 
-def test_a_coordinator_that_does_not_answer_is_named(tmp_path):
+def test_a_coordinator_that_does_not_answer_is_named(monkeypatch):
     pytest.importorskip("jax")
-    setup = "devices.CONNECT_S = 1\n" + JOIN
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setattr(devices, "CONNECT_S", 0.1)
 
-    process = start(tmp_path, "none.npz", setup, KERAS_BACKEND="jax")
-    _, errors = process.communicate(timeout=240)
-
-    assert "UserError: --coordinator 127.0.0.1:9 does not answer" in errors
+    with pytest.raises(UserError, match="--coordinator 127.0.0.1:9 does not answer"):
+        devices.join_processes("127.0.0.1:9", 2, 1)

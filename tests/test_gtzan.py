@@ -1,6 +1,5 @@
 """data/gtzan/prepare.py and the split beside it, on a miniature of GTZAN with its faults."""
 
-import json
 import runpy
 import shutil
 import sys
@@ -211,12 +210,11 @@ def test_a_split_without_a_track_to_train_on_is_refused():
 
 @pytest.mark.slow
 def test_train_learns_from_one_part_and_keeps_another(
-    tmp_path, archive, make_settings, monkeypatch, capfd
+    tmp_path, archive, script, make_settings, monkeypatch, eager, capfd
 ):
-    audio = archive / "Data" / "genres_original"
-    settings = make_settings(duration=0.05)
-    preprocess.preprocess_folder(audio, tmp_path / "saved", settings, jobs=1)
     monkeypatch.chdir(tmp_path)
+    script["main"](["--source", str(archive), "--folder", "audio", "--tracks_per_genre", "5"])
+    preprocess.preprocess_folder("audio", "saved", make_settings(duration=0.05), jobs=1)
     capfd.readouterr()
 
     flags = ["--saved_data", "saved", "--epochs", "1", "--split", str(SPLIT), "--no-logs"]
@@ -224,13 +222,13 @@ def test_train_learns_from_one_part_and_keeps_another(
     train.main([*flags, "--conv_filters", "4", "8", "--latent_space_dim", "4"])
 
     printed = capfd.readouterr().out
-    counted = "split: 442 tracks to train on, 197 to validate on, 290 kept for tests, 70 in no part"
-    assert counted in printed
-    assert "have no features: jazz/jazz.00054.wav" in printed
-    with np.load(tmp_path / "model" / "tracks.npz") as tracks:
-        trained = {*tracks["tracks"].tolist()}
-    parts = json.loads(SPLIT.read_text())
-    assert trained == {*parts["train"]} - {f"{DAMAGED}.wav"}
-    kept = json.loads((tmp_path / "model" / "split.json").read_text())
-    counts = {part: len(tracks) for part, tracks in kept.items()}
-    assert counts == {"train": 442, "valid": 197, "test": 290}
+    taken = {f"{track}.wav" for track in script["list_tracks"](5)}
+    parts = {part: taken & tracks for part, tracks in load_split(SPLIT).items()}
+    n_train, n_valid, n_test = (len(parts[part]) for part in ("train", "valid", "test"))
+    assert min(n_train, n_valid, n_test) > 0
+    assert (
+        f"split: {n_train} tracks to train on, {n_valid} to validate on, {n_test} kept for tests"
+    ) in printed
+    with np.load("model/tracks.npz") as tracks:
+        assert {*tracks["tracks"].tolist()} == parts["train"]
+    assert load_split("model/split.json") == parts

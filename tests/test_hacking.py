@@ -120,7 +120,7 @@ def go_all_the_way(tmp_path, folder, flags):
         ("no start from PCA", (26, 5)),
     ],
 )
-def test_a_row_of_the_readme_goes_all_the_way(tmp_path, folder, monkeypatch, wanted, shape):
+def test_a_row_of_the_readme_goes_all_the_way(tmp_path, folder, monkeypatch, eager, wanted, shape):
     module, flags = apply_row(read_rows()[wanted])
     assert flags or "becomes" in read_rows()[wanted]
     monkeypatch.setattr(autoencoder, "Autoencoder", module.Autoencoder)

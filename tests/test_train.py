@@ -150,7 +150,7 @@ def test_train_learns_from_windows():
 @pytest.mark.slow
 @pytest.mark.parametrize("learning_rate, is_start_best", [(1e-2, False), (1.0, True)])
 def test_train_keeps_the_best_weights_even_those_of_the_start(
-    spectrograms, learning_rate, is_start_best
+    spectrograms, eager, learning_rate, is_start_best
 ):
     x_train = train.load_fsdd(spectrograms, None)
     callbacks = make_callbacks()
@@ -177,7 +177,7 @@ def test_train_keeps_the_best_weights_even_those_of_the_start(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["pca", "random"])
-def test_train_is_the_same_for_the_same_seed(spectrograms, start):
+def test_train_is_the_same_for_the_same_seed(spectrograms, eager, start):
     x_train = train.load_fsdd(spectrograms, None)
     architecture = choose_small(x_train, 4, 4, latent_space_dim=2)
 
@@ -202,7 +202,7 @@ def test_the_learning_rate_climbs_to_its_peak_and_falls_along_a_cosine():
     np.testing.assert_allclose(rates, [0, 0.4, 2, 1, 0], atol=1e-6)  # float32
 
 
-def test_the_learning_rate_is_zero_when_training_ends(spectrograms):
+def test_the_learning_rate_is_zero_when_training_ends(spectrograms, eager):
     x_train = train.load_fsdd(spectrograms, None)
     callbacks = make_callbacks()
 
@@ -276,7 +276,7 @@ def test_the_fingerprint_of_a_run_tells_its_pieces_their_parts_and_their_ranges(
     assert len(fingerprints) == 4
 
 
-def test_train_stops_at_nan(spectrograms):
+def test_train_stops_at_nan(spectrograms, eager):
     x_train = train.load_fsdd(spectrograms, None)
     architecture = choose_small(x_train, 4, latent_space_dim=2)
 
@@ -296,7 +296,7 @@ def test_patience_counts_from_the_best_epoch_or_the_peak_of_the_rate():
     assert count_epochs_since_best(rows) == 0
 
 
-def test_patience_stops_a_run_that_gets_no_better(spectrograms, capsys):
+def test_patience_stops_a_run_that_gets_no_better(spectrograms, eager, capsys):
     x_train = train.load_fsdd(spectrograms, None)
     callbacks = make_callbacks(patience=3)
     history = callbacks[1]

@@ -257,7 +257,7 @@ def test_a_prior_whose_training_was_interrupted_goes_on_as_if_it_had_not_stopped
 
     for one, other in zip(whole, resumed, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-    assert Checkpoint.load(tmp_path / "b.npz").count_epochs() == 3
+    assert Checkpoint.load(tmp_path / "b.npz").count_finished_epochs() == 3
     before = (tmp_path / "b.npz").read_bytes()
     fit(tmp_path / "b.npz")  # nothing is left to do
     assert (tmp_path / "b.npz").read_bytes() == before

@@ -78,7 +78,7 @@ def test_stereo_stays_stereo_through_all_three(tmp_path, audio, monkeypatch):
     "main, flags, message",
     [
         (train.main, [], "run preprocess.py first"),
-        (generate.main, ["--model", "mine"], "no model in mine: run train.py"),
+        (generate.main, ["--model", "mine"], "there is no mine/parameters.json: run train.py"),
         (preprocess.main, ["--audio_files_dir", "empty"], "empty is empty"),
     ],
 )

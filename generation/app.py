@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from generation.modes import Composer, compose_endlessly
 from generation.page import plot_spectrogram
@@ -249,10 +250,14 @@ def show_sound(gr, model, make, to_flags, with_detail, *values):
     uploads = [each for each in values if isinstance(each, str) and each in flags[1:]]
     uploads = [path for path in uploads if os.path.isfile(path)]
     signal, flags = item.sounds["new"], [*base_flags, *flags]
-    samples = signal.T / max(1, np.abs(signal).max())
-    sound = sources.settings.sample_rate, np.rint(32767 * samples).astype(np.int16)
+    sound = to_player(signal.T, sources.settings.sample_rate)
     picture = plot_spectrogram(signal, sources.settings)
     return sound, picture, format_command(flags), (sources, item, flags, uploads)
+
+
+def to_player(samples, sample_rate):
+    """Samples, (n,) or (n, 2), as a player takes them."""
+    return sample_rate, np.rint(32767 * samples / max(1, np.abs(samples).max())).astype(np.int16)
 
 
 def keep_result(gr, keep, result):
@@ -343,6 +348,7 @@ def add_training(gr, model, folders, loaded):
         count, start, stop = gr.Button("Count"), gr.Button("Start"), gr.Button("Stop")
     printed = gr.Textbox(label="Printed", lines=N_LINES, max_lines=N_LINES)
     prospects, losses = gr.Markdown(), gr.Plot(show_label=False)
+    sound = gr.Audio(label="A piece as the model makes it now", interactive=False)
 
     def count_music(folder, uploads, saved_data):
         with show_errors(gr):
@@ -351,21 +357,25 @@ def add_training(gr, model, folders, loaded):
 
     def train(saved_data, target, more):
         with show_errors(gr):
-            flags = ["--saved_data", saved_data, "--model", target, *shlex.split(more)]
+            flags = ["--saved_data", saved_data, "--model", target, *more.split()]
             flags += [] if "--force" in flags else ["--resume"]
             paths = [Path(name).expanduser() for name in (target, saved_data)]
             script.start("train.py", flags, lambda: model.open(*paths))
 
-    def show_script():
+    def show_script(target):
+        path, heard = Path(target).expanduser() / "logs" / "reconstructed.wav", 0
         for text in script.follow():
             last = text.splitlines(keepends=True)[-N_LINES:]
-            yield "".join(last), describe_prospects(text), plot_losses(text)
+            is_new = path.exists() and path.stat().st_mtime_ns > heard
+            heard = path.stat().st_mtime_ns if is_new else heard
+            new = to_player(*soundfile.read(path, dtype="float32")) if is_new else gr.skip()
+            yield "".join(last), describe_prospects(text), plot_losses(text), new
 
     counting = count.click(count_music, [folder, uploads, saved_data])
     training = start.click(train, [saved_data, target, more])
     stop.click(script.stop)
     return [
-        event.then(show_script, None, [printed, prospects, losses], concurrency_limit=None)
+        event.then(show_script, target, [printed, prospects, losses, sound], concurrency_limit=None)
         for event in (loaded, counting, training)
     ]
 

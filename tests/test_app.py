@@ -240,10 +240,11 @@ def test_a_model_is_trained_on_the_page_and_then_played_with(app, browser, tmp_p
     tab.wait_for("3 files, 3 pieces, 0.00 h of audio, 0 skipped")
     tab.wait_for("training takes about 5 minutes on two cores")
 
-    small = "--conv_filters 8 8 --latent_space_dim 4 --epochs 1 --flow_epochs 1 --no-logs"
+    small = "--conv_filters 8 8 --latent_space_dim 4 --epochs 1 --flow_epochs 1"
     tab.write("More flags of train.py", small)
     tab.press("Start")
     tab.wait_for("epoch 1/1: training loss")
+    assert len(tab.read_sound()[0]) / SAMPLE_RATE == pytest.approx(2.97, abs=0.05)
     title = f"The model in {tmp_path / 'model'}"
     tab.wait.until(lambda b: title in b.find_element(By.TAG_NAME, "body").text.replace("\n", " "))
     tab = Tab(browser, "New piece")

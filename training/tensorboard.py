@@ -1,21 +1,23 @@
 """Logs of a run to watch and hear it by.
 
 In:  the losses of each epoch, and the autoencoder that learns.
-Out: model/logs for TensorBoard.
+Out: model/logs for TensorBoard; in it original.wav and reconstructed.wav, of one piece.
 
     tensorboard --logdir model/logs
 """
 
+import io
 import math
 import time
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from autoencoder import keras
 from soundgenerator import SoundGenerator
 from support.bands import find_mel_rows
-from support.files import make_printable
+from support.files import make_printable, write_atomically
 
 N_LOGGED = 10  # times in a run that pictures and sounds of pieces are logged
 N_LOGGED_PIECES = 3
@@ -102,6 +104,9 @@ class TensorBoard(keras.callbacks.Callback):
             mono = np.atleast_2d(signal).mean(axis=0)
             mono = mono / max(1, np.abs(mono).max())
             self._log(audio(f"{kind}/{name}", mono, self.sample_rate), step)
+        buffer = io.BytesIO()  # of the last one, for the app
+        soundfile.write(buffer, mono, self.sample_rate, format="WAV")
+        write_atomically(self.folder / f"{kind}.wav", buffer.getbuffer())
 
 
 def color_spectrogram(image):

@@ -311,7 +311,7 @@ def test_surround_is_mixed_down_to_stereo_and_mono(tmp_path, n_channels):
 
     stereo, mono = (read(tmp_path / "a.wav", mono=mono)[0] for mono in (False, True))
 
-    gains = np.ones((2, n_channels))  # channels without places are averaged
+    gains = np.tile(np.eye(2), n_channels // 2)  # without places: left and right by turns
     if n_channels in SPEAKERS:
         gains = np.array([LEVELS[name] for name in SPEAKERS[n_channels].split()]).T
     gains /= gains.sum(axis=1, keepdims=True)  # what is at full scale does not clip

@@ -34,10 +34,6 @@ def read(path, mono=True, duration=0.5):
     return signal, remarks
 
 
-def measure_length(path):
-    return read(path)[0].shape[-1] / SAMPLE_RATE
-
-
 def measure_pitch(signal):
     """The strongest frequency, Hz."""
     return np.abs(np.fft.rfft(signal)).argmax() * SAMPLE_RATE / len(signal)
@@ -63,17 +59,16 @@ def high_pass(signal):
         ("a.aac", "aac"),
         ("a.m4a", "alac"),
         ("a.wma", "wmav2"),
-        ("a.mkv", "ac3"),
         ("a.webm", "libopus"),
-        ("a.avi", "mp2"),
         ("a.wv", "wavpack"),
         ("a.adx", "adpcm_adx"),
         ("a.nut", "mp2"),
         ("a.rm", "ac3"),
         ("a.sox", "pcm_s32le"),
+        ("a.mp3", "libmp3lame"),
     ],
 )
-def test_what_libsndfile_cannot_read_is_read(tmp_path, name, codec):
+def test_sounds_of_many_formats_have_their_length_pitch_and_level(tmp_path, name, codec):
     signal = make_tone(440, 1.0, 48000)
     path = write_with_ffmpeg(tmp_path / name, signal[None], codec, sample_rate=48000)
 
@@ -108,7 +103,9 @@ def test_what_ffmpeg_refuses_is_read_by_libsndfile(tmp_path, write_audio, monkey
     path = write_audio("a.ogg", make_tone(440, 1.0))
     monkeypatch.setattr(readers, "FFMPEG_FORMATS", "mp3")
 
-    assert measure_pitch(read(path)[0]) == pytest.approx(440, abs=2)
+    signal, _ = read(path)
+    assert measure_pitch(signal) == pytest.approx(440, abs=2)
+    assert np.sqrt(np.mean(signal**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.1)  # lossy
     with pytest.raises(UserError, match="not readable as audio"):
         read(write_with_ffmpeg(tmp_path / "a.m4a", make_tone()[None], "aac"))
 
@@ -141,10 +138,8 @@ def test_ffmpeg_is_asked_what_a_wav_with_a_word_of_dts_is(tmp_path, monkeypatch,
     assert bool(asked) == is_asked  # the wheels of PyAV have no encoder to test the rest with
 
 
-@pytest.mark.parametrize("told, chunk, seconds", [(1.0, b"", 3.0), (3.0, b"LIST", 3.0)])
-def test_a_wav_that_is_longer_than_its_header_tells_is_read_to_its_end(
-    tmp_path, told, chunk, seconds
-):
+@pytest.mark.parametrize("told, chunk", [(1.0, b""), (3.0, b"LIST")])
+def test_a_wav_that_is_longer_than_its_header_tells_is_read_to_its_end(tmp_path, told, chunk):
     path = tmp_path / "a.wav"
     soundfile.write(path, make_tone(440, 3.0), SAMPLE_RATE)
     data = bytearray(path.read_bytes())
@@ -152,29 +147,35 @@ def test_a_wav_that_is_longer_than_its_header_tells_is_read_to_its_end(
     data += struct.pack("<4sI20000x", chunk, 20000) if chunk else b""
     path.write_bytes(data)
 
-    assert measure_length(path) == pytest.approx(seconds, abs=0.001)
+    assert len(read(path)[0]) / SAMPLE_RATE == pytest.approx(3.0, abs=0.001)
 
 
-def test_a_picture_is_refused(tmp_path):
-    with av.open(str(tmp_path / "a.jpg"), "w", format="image2") as container:
-        stream = container.add_stream("mjpeg", rate=1)
+@pytest.mark.parametrize(
+    "name, codec, form, message",
+    [
+        ("a.jpg", "mjpeg", "yuvj420p", "not readable as audio"),
+        ("a.mp4", "mpeg4", "yuv420p", "no audio"),
+    ],
+)
+def test_a_picture_and_a_video_without_sound_are_refused(tmp_path, name, codec, form, message):
+    container_format = "image2" if name == "a.jpg" else None
+    with av.open(str(tmp_path / name), "w", format=container_format) as container:
+        stream = container.add_stream(codec, rate=1)
         stream.width = stream.height = 32
-        stream.pix_fmt = "yuvj420p"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
-
-    with pytest.raises(UserError, match="not readable as audio"):
-        read(tmp_path / "a.jpg")
-
-
-def test_a_video_without_sound_is_refused(tmp_path):
-    with av.open(str(tmp_path / "a.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=1)
-        stream.width = stream.height = 32
+        stream.pix_fmt = form
         picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))
         container.mux([*stream.encode(picture), *stream.encode(None)])
 
-    with pytest.raises(UserError, match="holds no audio"):
-        read(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / name)
+
+
+def test_a_playlist_opens_no_other_file(tmp_path):
+    soundfile.write(tmp_path / "secret.wav", make_tone(), SAMPLE_RATE)
+    (tmp_path / "a.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nsecret.wav\n#EXT-X-ENDLIST\n")
+
+    with pytest.raises(UserError, match="not readable as audio"):
+        read(tmp_path / "a.m3u8")
 
 
 def test_an_unknown_codec_is_refused(tmp_path):
@@ -186,29 +187,27 @@ def test_an_unknown_codec_is_refused(tmp_path):
         read(path)
 
 
-def test_a_playlist_opens_no_other_file(tmp_path):
-    soundfile.write(tmp_path / "secret.wav", make_tone(), SAMPLE_RATE)
-    (tmp_path / "a.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nsecret.wav\n#EXT-X-ENDLIST\n")
+def test_an_mp3_has_its_length_with_and_without_headers_joined_and_cut(tmp_path):
+    whole = write_mp3(tmp_path / "a.mp3").read_bytes()
+    bare = write_mp3(tmp_path / "b.mp3", write_xing="0").read_bytes()
+    start = 10 + int.from_bytes(whole[8:10]) % 128 + 128 * whole[8]  # of the audio, behind ID3
+    for data, seconds in (
+        (whole, 3.0),
+        (bare, 3.0),
+        (bare[1000:], 3.0),  # begins in the middle of a frame
+        (whole[:start] + bytes(3000) + whole[start:], 3.0),
+        (whole + whole, 6.0),
+        (whole[: len(whole) // 2], 1.5),
+    ):
+        (tmp_path / "c.mp3").write_bytes(data)
 
-    with pytest.raises(UserError, match="not readable as audio"):
-        read(tmp_path / "a.m3u8")
+        signal, remarks = read(tmp_path / "c.mp3")
 
-
-@pytest.mark.parametrize("options", [{}, {"write_xing": "0"}])
-def test_an_mp3_has_its_length_with_and_without_a_header_of_it(tmp_path, options):
-    path = write_mp3(tmp_path / "a.mp3", 3.0, **options)
-
-    signal, remarks = read(path)
-
-    assert len(signal) / SAMPLE_RATE == pytest.approx(3.0, abs=TOLERANCE_S)
-    assert not remarks
-
-
-def test_two_joined_mp3s_are_read_to_the_end(tmp_path):
-    data = write_mp3(tmp_path / "a.mp3").read_bytes()
-    (tmp_path / "joined.mp3").write_bytes(data + data)
-
-    assert measure_length(tmp_path / "joined.mp3") == pytest.approx(6.0, abs=2 * TOLERANCE_S)
+        assert len(signal) / SAMPLE_RATE == pytest.approx(seconds, abs=2 * TOLERANCE_S)
+        assert not remarks
+    (tmp_path / "c.mp3").write_bytes(whole[:300])
+    with pytest.raises(UserError, match="holds no samples|not readable"):
+        read(tmp_path / "c.mp3")
 
 
 def test_joined_mp3s_of_other_rates_and_channels_are_read_to_the_end(tmp_path):
@@ -221,22 +220,6 @@ def test_joined_mp3s_of_other_rates_and_channels_are_read_to_the_end(tmp_path):
 
     assert len(signal) / SAMPLE_RATE == pytest.approx(2.0, abs=2 * TOLERANCE_S)
     assert measure_pitch(signal[-SAMPLE_RATE // 2 :]) == pytest.approx(440, abs=2)
-
-
-def test_an_mp3_that_begins_in_the_middle_of_a_frame_is_read(tmp_path):
-    path = write_mp3(tmp_path / "a.mp3", 3.0, write_xing="0")
-    path.write_bytes(path.read_bytes()[1000:])
-
-    assert measure_length(path) == pytest.approx(3.0, abs=2 * TOLERANCE_S)
-
-
-def test_an_mp3_with_zeros_behind_its_tags_is_read(tmp_path):
-    path = write_mp3(tmp_path / "a.mp3")
-    data = path.read_bytes()
-    start = 10 + int.from_bytes(data[8:10]) % 128 + 128 * data[8]  # of the audio, behind ID3
-    path.write_bytes(data[:start] + bytes(3000) + data[start:])
-
-    assert measure_length(path) == pytest.approx(3.0, abs=TOLERANCE_S)
 
 
 def test_a_flac_that_does_not_know_its_length_is_read(tmp_path):
@@ -272,14 +255,6 @@ def test_a_cut_file_is_used_and_the_shortage_of_a_wav_is_said(tmp_path, name):
     assert remarks == (said if name == "a.wav" else [])
 
 
-def test_a_cut_mp3_is_used(tmp_path):
-    path = write_mp3(tmp_path / "a.mp3", 4.0)
-
-    signal, remarks = read(cut(path, 0.5))
-
-    assert len(signal) / SAMPLE_RATE == pytest.approx(2.0, abs=0.2) and remarks == []
-
-
 def test_a_few_missing_samples_are_used_without_a_word(tmp_path):
     path = tmp_path / "a.wav"
     soundfile.write(path, make_tone(), SAMPLE_RATE)
@@ -306,14 +281,6 @@ def test_damaged_packets_are_left_out_and_said(tmp_path):
     assert len(remarks) == 1 and remarks[0].endswith("s that are damaged")
 
 
-def test_a_file_without_one_sample_is_refused(tmp_path):
-    path = write_mp3(tmp_path / "a.mp3", 1.0)
-    path.write_bytes(path.read_bytes()[:300])
-
-    with pytest.raises(UserError, match="holds no samples|not readable"):
-        read(path)
-
-
 def test_reading_prints_nothing(tmp_path, capfd):
     data = bytearray(write_mp3(tmp_path / "a.mp3").read_bytes())
     data[5000:9000] = np.random.default_rng(0).bytes(4000)
@@ -336,32 +303,20 @@ LEVELS = {"L": (1, 0), "R": (0, 1), "l": (0.707, 0), "r": (0, 0.707), "-": (0, 0
 LEVELS |= {"C": (0.707, 0.707), "c": (0.5, 0.5)}
 
 
-def write_surround(path, n_channels):
-    """Write a tone of its own in each channel, at full scale together; their frequencies in Hz."""
+@pytest.mark.parametrize("n_channels", [*SPEAKERS, 16])
+def test_surround_is_mixed_down_to_stereo_and_mono(tmp_path, n_channels):
     frequencies = [200 * (index + 1) for index in range(n_channels)]
     signal = np.stack([make_tone(f, 1.0, level=1.0) for f in frequencies], axis=1)
-    soundfile.write(path, signal, SAMPLE_RATE, subtype="FLOAT")
-    return frequencies
+    soundfile.write(tmp_path / "a.wav", signal, SAMPLE_RATE, subtype="FLOAT")
 
+    stereo, mono = (read(tmp_path / "a.wav", mono=mono)[0] for mono in (False, True))
 
-@pytest.mark.parametrize("n_channels", SPEAKERS)
-def test_surround_is_mixed_down_to_stereo(tmp_path, n_channels):
-    frequencies = write_surround(tmp_path / "a.wav", n_channels)
-
-    signal, _ = read(tmp_path / "a.wav", mono=False)
-
-    gains = np.array([LEVELS[name] for name in SPEAKERS[n_channels].split()]).T
+    gains = np.tile(np.eye(2), n_channels // 2)  # without places: left and right by turns
+    if n_channels in SPEAKERS:
+        gains = np.array([LEVELS[name] for name in SPEAKERS[n_channels].split()]).T
     gains /= gains.sum(axis=1, keepdims=True)  # what is at full scale does not clip
-    np.testing.assert_allclose(measure_levels(signal, frequencies), gains, atol=1e-3)
-
-
-def test_surround_is_mixed_down_to_mono_without_its_bass_channel(tmp_path):
-    frequencies = write_surround(tmp_path / "a.wav", 6)
-
-    signal, _ = read(tmp_path / "a.wav")
-
-    gains = np.array([0.5, 0.5, 0.707, 0, 0.354, 0.354]) / 2.414
-    np.testing.assert_allclose(measure_levels(signal, frequencies), gains, atol=1e-3)
+    np.testing.assert_allclose(measure_levels(stereo, frequencies), gains, atol=1e-3)
+    np.testing.assert_allclose(measure_levels(mono, frequencies), gains.mean(axis=0), atol=1e-3)
 
 
 def test_surround_does_not_clip(tmp_path):
@@ -384,15 +339,7 @@ def test_the_layout_that_a_file_names_is_obeyed(tmp_path):
     np.testing.assert_allclose(measure_levels(signal, [200, 400, 600]), expected, atol=0.01)
 
 
-def test_channels_without_places_are_averaged(tmp_path):
-    frequencies = write_surround(tmp_path / "a.wav", 16)
-
-    signal, _ = read(tmp_path / "a.wav")
-
-    np.testing.assert_allclose(measure_levels(signal, frequencies), 1 / 16, atol=1e-3)
-
-
-@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "FLOAT", "DOUBLE"])
 def test_samples_of_every_kind_have_their_level(tmp_path, subtype):
     channels = np.stack([make_tone()] * 3, axis=1)
     soundfile.write(tmp_path / "a.wav", channels, SAMPLE_RATE, subtype=subtype)
@@ -403,41 +350,28 @@ def test_samples_of_every_kind_have_their_level(tmp_path, subtype):
     np.testing.assert_allclose(signal, high_pass(make_tone()), atol=atol)
 
 
-def test_opposite_channels_are_said_in_mono(write_audio):
-    tone = make_tone()
-    path = write_audio("a.wav", np.stack([tone, -tone], axis=1))
+TONE = make_tone()
+
+
+@pytest.mark.parametrize(
+    "left, right, cancel",
+    [
+        (TONE, -TONE, True),
+        (TONE + 0.3, 0.3 - 0.9 * TONE, True),  # beside a constant
+        (TONE, make_tone(600), False),
+        (TONE, TONE, False),
+        (TONE, 0 * TONE, False),
+        (0 * TONE + 0.3, 0 * TONE - 0.3, False),  # constants alone
+        (0.02 * TONE + 0.3, 0.02 * TONE - 0.3, False),
+    ],
+)
+def test_channels_that_cancel_in_mono_are_said(write_audio, left, right, cancel):
+    path = write_audio("a.wav", np.stack([left, right], axis=1), subtype="FLOAT")
 
     _, remarks = read(path)
 
-    assert remarks == ["has a left and a right that cancel each other out in mono: see --no-mono"]
-
-
-@pytest.mark.parametrize("right", [make_tone(600), make_tone(440), np.zeros(SAMPLE_RATE)])
-def test_other_stereo_is_not_said_to_cancel(write_audio, right):
-    path = write_audio("a.wav", np.stack([make_tone(440), right], axis=1))
-
-    _, remarks = read(path)
-
-    assert not remarks
-
-
-def test_constants_hide_no_channels_that_cancel(write_audio):
-    tone = make_tone()
-    path = write_audio("a.wav", np.stack([tone, -0.9 * tone], axis=1) + 0.3, subtype="FLOAT")
-
-    _, remarks = read(path)
-
-    assert len(remarks) == 1
-
-
-@pytest.mark.parametrize("level", [0.0, 0.01])
-def test_opposite_constants_are_not_channels_that_cancel(write_audio, level):
-    tone = make_tone(level=level)
-    path = write_audio("a.wav", np.stack([tone + 0.3, tone - 0.3], axis=1), subtype="FLOAT")
-
-    _, remarks = read(path)
-
-    assert not remarks
+    said = ["has a left and a right that cancel each other out in mono: see --no-mono"]
+    assert remarks == (said if cancel else [])
 
 
 @pytest.mark.parametrize("kind", ["step", "sine"])
@@ -451,9 +385,15 @@ def test_wander_is_taken_away_from_all_of_a_file(write_audio, kind):
     assert np.abs(signal[11 * SAMPLE_RATE :]).max() < 0.1 * WANDER_LEFT
 
 
-@pytest.mark.parametrize("sample_rate", [8000, 44100, 96000])
 @pytest.mark.parametrize(
-    "frequency, level_db, tolerance_db", [(10, -3.01, 0.1), (30, 0, 1.0), (100, 0, 0.1)]
+    "sample_rate, frequency, level_db, tolerance_db",
+    [
+        (44100, 10, -3.01, 0.1),
+        (44100, 30, 0, 1.0),
+        (44100, 100, 0, 0.1),
+        (8000, 10, -3.01, 0.1),
+        (96000, 10, -3.01, 0.1),
+    ],
 )
 def test_a_tone_keeps_its_level_above_10_hz(
     write_audio, sample_rate, frequency, level_db, tolerance_db
@@ -507,7 +447,7 @@ def test_silence_behind_a_sound_becomes_exact(write_audio, monkeypatch):
     assert not signal[-SAMPLE_RATE:].any()
 
 
-@pytest.mark.parametrize("sample", [(np.inf, -np.inf), (np.nan, 0), (3e38, 3e38)])
+@pytest.mark.parametrize("sample", [(np.inf, -np.inf), (3e38, 3e38)])
 @pytest.mark.parametrize("mono", [True, False])
 def test_samples_that_are_not_finite_are_refused_in_any_block(
     write_audio, monkeypatch, sample, mono

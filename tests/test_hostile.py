@@ -47,7 +47,7 @@ class Fate(enum.Enum):
     UNSEEN = enum.auto()  # it is hidden, and nothing is said of it
 
 
-RATES = (8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000)
+RATES = (8000, 11025, 22050, 44100, 96000, 192000)
 SUBTYPES = {
     "wav": "PCM_U8 PCM_16 PCM_24 PCM_32 FLOAT DOUBLE ULAW ALAW IMA_ADPCM MS_ADPCM",
     "aiff": "PCM_S8 FLOAT",
@@ -61,28 +61,21 @@ SUBTYPES = {
     "mp3": "MPEG_LAYER_III",
 }
 CUT_FORMATS = ("wav", "aiff", "au", "flac", "ogg", "mp3", "caf", "w64", "rf64")
-CUTS = (0, 1, 4, 11, 12, 20, 36, 43, 44, 45, 60, 100, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, -1, -2)
+CUTS = (0, 11, 36, 44, 100, 0.3, 0.7, -1)
 NAMES = (
     "two\nlines.wav",
-    "tab\t.wav",
-    "'quotes\".wav",
     "🎵 emoji.wav",
     "<script>alert(1)</script>.wav",
     "=cmd|' /C calc'!A1.wav",
     "-rf.wav",
-    "100%.wav",
-    "a b  c.wav",
     "\x1b]0;title\x07.wav",
     "n" * 246 + ".wav",
     "長" * 83 + ".wav",
     os.fsdecode(b"latin-\xe9.wav"),
     "x.wav.000.npy",
-    "{{ 7 * 7 }}.wav",
-    "a.wav.001",
     "über.WAV",
     "no ending",
     "NUL.wav",
-    "$(id).wav",
 )
 
 
@@ -117,7 +110,7 @@ class Corpus:
         for rate in RATES:
             signal = make_tone(440, 0.7, rate)
             self.put(f"rates/{rate}.wav", encode(signal, "wav", rate), Fate.KEPT)
-        for channels in range(1, 17):
+        for channels in (1, 2, 3, 6, 16):
             signal = np.stack([audio] * channels, axis=1)
             self.put(f"channels/{channels}.wav", encode(signal, "wav"), Fate.KEPT)
         for kind, subtypes in SUBTYPES.items():
@@ -277,7 +270,7 @@ def test_no_file_crashes_a_run_or_costs_a_good_one(tmp_path, corpus, channels):
     }
     assert not wrong
     values = load_ranges(saved)
-    assert len(fates) > 250 and len(values) > 200
+    assert len(fates) > 150 and len(values) > 100
     assert dataset.list_keys(saved / "spectrograms") == sorted(
         values, key=lambda key: (dataset.get_track(key), len(key), key)
     )
@@ -327,30 +320,24 @@ class Attack:
 GOOD = {"a.npy": {"min": -80.0, "max": 0.0}}
 BAD_VALUES = (
     [GOOD],
-    None,
     {"a.npy": Attack(os.system, "echo pwned > pwned")},
-    Attack(eval, "open('pwned', 'w')"),
     {"a.npy": {"min": Attack(os.getcwd), "max": 0.0}},
     {"a.npy": {"min": np.zeros(3), "max": 0.0}},
     {"a.npy": {"min": np.array([None], object), "max": 0.0}},
     {"a.npy": {"min": np.float64(-1), "max": 0.0}},
     {"a.npy": {"min": float("nan"), "max": 0.0}},
-    {"a.npy": {"min": 0.0, "max": float("inf")}},
     {"a.npy": {"min": 1.0, "max": 0.0}},
     {"a.npy": {"min": 0.0}},
     {"a.npy": {"min": "0", "max": "x"}},
     {"a.npy": [0.0, 1.0]},
     {1: {"min": 0.0, "max": 1.0}},
     {"../a.npy": GOOD["a.npy"]},
-    {"x/../../a.npy": GOOD["a.npy"]},
     {"..\\a.npy": GOOD["a.npy"]},
     {"/etc/a.npy": GOOD["a.npy"]},
-    {"C:/a.npy": GOOD["a.npy"]},
     {"c:a.npy": GOOD["a.npy"]},
-    {"\\\\server\\a.npy": GOOD["a.npy"]},
     {"a\0.npy": GOOD["a.npy"]},
 )
-BAD_PICKLES = (pickle.dumps(GOOD)[:-3], b"", b".", b"\x80\x04.")
+BAD_PICKLES = (pickle.dumps(GOOD)[:-3], b"", b".")
 
 
 @pytest.mark.parametrize("data", [*map(pickle.dumps, BAD_VALUES), *BAD_PICKLES])
@@ -364,15 +351,20 @@ def test_a_hostile_pickle_does_nothing(tmp_path, monkeypatch, data):
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_a_pickle_larger_than_the_ranges_of_its_features_is_refused_unread(tmp_path):
+def test_a_pickle_that_is_too_large_or_counts_far_takes_no_memory(tmp_path):
     path = tmp_path / "min_max_values.pkl"
     path.write_bytes(pickle.dumps([{} for _ in range(10_000)]))  # 70 times as large when read
-
     with pytest.raises(UserError, match="must have at most 1120 bytes, got"):
         dataset.load_min_max_values(path, GOOD)
 
+    path.write_bytes(b"\x80\x02}r" + struct.pack("<I", 1 << 27) + b".")
+    tracemalloc.start()
+    dataset.load_min_max_values(path, ["a"])
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
-@pytest.mark.parametrize("character", ["x", "長", "🎵", os.fsdecode(b"\xe9")])
+
+@pytest.mark.parametrize("character", ["x", "🎵", os.fsdecode(b"\xe9")])
 def test_the_ranges_of_keys_of_any_length_are_read(tmp_path, character):
     keys = [f"{character * (1 + n % 200)}.{n:03d}.npy" for n in range(2000)]
     values = {key: {"min": -1.0 - n, "max": float(n)} for n, key in enumerate(keys)}
@@ -400,15 +392,11 @@ def format_npz():
 
 BAD_HEADERS = (
     make_npy("(" * 9000),
-    make_npy("[" * 9000 + "]" * 9000, version=(2, 0)),
     make_npy("{'descr': __import__('os').system('touch pwned')}"),
     make_npy(" " * 60_000),
-    make_npy("\0" * 100),
-    make_npy("'"),
     make_npy("'", version=(3, 0)),
     format_npz(),
     b"",
-    b"\x93NUMPY",
     b"\x93NUMPY\x01\0\xff\xff",
     b"PK\x03\x04" + bytes(100),
     pickle.dumps(Attack(os.system, "touch pwned")),
@@ -416,11 +404,9 @@ BAD_HEADERS = (
 BAD_SHAPES = {  # shape: bytes of data
     "(4, 4)": 63,
     "(1000000, 1000000)": 64,
-    "(99999999999, 99999999999)": 64,
     "(-4, -4)": 64,
     "(0, 99999999999999999999)": 0,
     "(0, 4)": 0,
-    "(4,)": 16,
     "()": 4,
     "(2, 2, 2, 2)": 64,
 }
@@ -428,7 +414,6 @@ BAD_TYPES = {  # type: bytes of data
     "'|O'": 128,
     "[('a', '<f4')]": 64,
     "'<i4'": 64,
-    "'<U1'": 64,
     "'<U0'": 0,
     "'<c8'": 128,
 }
@@ -468,7 +453,7 @@ def test_a_feature_of_a_terabyte_is_refused_unread(tmp_path):
         dataset.load_spectrogram(tmp_path, "a.npy")
 
 
-@pytest.mark.parametrize("key", ["../a.npy", "/etc/a.npy", "x/../../a.npy", "C:a.npy", "..\\a.npy"])
+@pytest.mark.parametrize("key", ["../a.npy", "/etc/a.npy", "C:a.npy", "..\\a.npy"])
 def test_keys_that_leave_the_folder_are_refused(tmp_path, key):
     np.save(tmp_path / "a.npy", np.zeros((2, 2)))
     (tmp_path / "inner").mkdir()
@@ -516,32 +501,25 @@ def test_readers_do_not_wait_for_a_pipe(tmp_path, reader):
         reader(tmp_path / "pipe")
 
 
-@pytest.mark.parametrize("reader", [lambda path: dataset.load_min_max_values(path, ()), load_split])
-def test_files_of_absurd_size_are_refused_unread(tmp_path, reader):
+def test_files_of_absurd_size_are_refused_unread(tmp_path):
     with open(tmp_path / "a", "wb") as file:
         file.truncate(1 << 40)
 
-    with pytest.raises(UserError, match="must have at most"):
-        reader(tmp_path / "a")
+    for reader in (lambda path: dataset.load_min_max_values(path, ()), load_split):
+        with pytest.raises(UserError, match="must have at most"):
+            reader(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {"sample_rate": "22050"},
-        {"sample_rate": 0},
         {"sample_rate": 1e9},
-        {"sample_rate": [[]]},
         {"frame_size": 1 << 40},
-        {"frame_size": 255},
-        {"hop_length": 0},
         {"hop_length": 200},
-        {"duration": -1},
         {"duration": float("nan")},
-        {"duration": 1e9},
         {"duration": 3600, "hop_length": 1},
         {"segments": "../x"},
-        {"top_db": None},
         {"format_version": 3},
         {"unknown": 1},
     ],
@@ -554,7 +532,7 @@ def test_hostile_settings_are_refused(tmp_path, make_settings, fields):
         Settings.load(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "null", "9" * 5000, '{"a": NaN}', "\0"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "null", "9" * 5000])
 def test_json_that_is_damaged_is_refused(tmp_path, text):
     (tmp_path / "settings.json").write_text(text)
 
@@ -585,27 +563,17 @@ def copy_model(model, tmp_path, **fields):
     "fields",
     [
         {"input_shape": None},
-        {"input_shape": [16, 12]},
         {"input_shape": [-16, -12, 1]},
         {"input_shape": [16, 12, 1 << 40]},
-        {"input_shape": {"a": 1}},
         {"conv_filters": [1 << 40]},
-        {"conv_filters": [4] * 1000},
         {name: [2] * 1000 for name in ("conv_filters", "conv_kernels", "conv_strides")},
-        {"conv_filters": [[[[4]]]]},
         {"conv_filters": []},
         {"conv_kernels": [1 << 30]},
-        {"conv_kernels": [[]]},
-        {"conv_kernels": 3},
-        {"conv_strides": [[2, 2, 2]]},
         {"conv_strides": [0]},
         {"latent_space_dim": 10**12},
         {"latent_space_dim": "3"},
-        {"latent_space_dim": [3]},
         {"latent_space_dim": float("inf")},
-        {"latent_space_dim": 1e400},
         {"precision": "int8"},
-        {"precision": [[]]},
         {"unknown": 1},
     ],
 )
@@ -673,7 +641,7 @@ def test_weights_that_refer_to_other_files_are_refused(model, tmp_path, attack):
         Autoencoder.load(tmp_path)
 
 
-def test_an_archive_that_lies_or_holds_objects_is_refused(tmp_path):
+def test_an_archive_that_lies_holds_objects_or_is_compressed_is_refused(tmp_path):
     path = tmp_path / "latents.npz"
     np.savez(path, latent=np.array([{}], object))
     with pytest.raises(ValueError, match="allow_pickle"):
@@ -684,12 +652,9 @@ def test_an_archive_that_lies_or_holds_objects_is_refused(tmp_path):
     with pytest.raises((ValueError, MemoryError)):
         files.load_arrays(path)
 
-
-def test_a_compressed_archive_is_refused_unread(tmp_path):
-    np.savez_compressed(tmp_path / "latents.npz", latent=np.zeros(9))
-
+    np.savez_compressed(path, latent=np.zeros(9))
     with pytest.raises(UserError, match="it is compressed, and may be of any size"):
-        files.load_arrays(tmp_path / "latents.npz")
+        files.load_arrays(path)
 
 
 def test_what_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
@@ -713,22 +678,12 @@ def test_what_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
             read()
 
 
-def test_a_pickle_that_counts_far_takes_no_memory(tmp_path):
-    (tmp_path / "a.pkl").write_bytes(b"\x80\x02}r" + struct.pack("<I", 1 << 27) + b".")
-    tracemalloc.start()
-
-    dataset.load_min_max_values(tmp_path / "a.pkl", ["a"])
-
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    tracemalloc.stop()
-
-
-@pytest.mark.parametrize("damage", [{"bands": np.zeros((7, 4), np.uint8)}, {"unknown": 1}])
-def test_damaged_tracks_are_refused(tmp_path, damage):
+def test_damaged_tracks_are_refused(tmp_path):
     good = make_tracks(["a.wav", "b.wav"])
     good.save(tmp_path)
     assert [*TrainingTracks.load(tmp_path).tracks] == ["a.wav", "b.wav"]
 
-    np.savez(tmp_path / "tracks.npz", **{**good._asdict(), **damage})
-    with pytest.raises(UserError, match=r"tracks\.npz is damaged, .*: run train.py again"):
-        TrainingTracks.load(tmp_path)
+    for damage in ({"bands": np.zeros((7, 4), np.uint8)}, {"unknown": 1}):
+        np.savez(tmp_path / "tracks.npz", **{**good._asdict(), **damage})
+        with pytest.raises(UserError, match=r"tracks\.npz is damaged, .*: run train.py again"):
+            TrainingTracks.load(tmp_path)

@@ -16,14 +16,12 @@ import train
 from autoencoder import Autoencoder
 from generation import evaluation, modes
 from generation.evaluation import load_held_out, measure_mel_distance
-from generation.modes import Composer, Item, compose_endlessly
-from generation.page import Page, plot_spectrogram
+from generation.modes import Composer, compose_endlessly
 from generation.sources import Sources
 from helpers import (
     ROOT,
     SAMPLE_RATE,
     make_music,
-    make_settings,
     make_tone,
     make_tracks,
     name_folders,
@@ -60,10 +58,8 @@ def run_generate(folder, samples, *flags):
 MODES = {
     "sample": (("sample", "3", "--like", "wild"), 3 * [6615]),
     "compose": (("compose", "2.5", "--like", "song.wav", "--toward", "calm"), [55125]),
-    "loop": (("loop", "2"), [44100]),
     "beats": (("loop", "2", "--bpm", "100"), [3 * 13230]),
     "before": (("continue", "song.wav", "-1.5"), [72765 + 33075]),
-    "fill": (("fill", "song.wav", "1", "2.5"), [72765]),
     "interpolate": (("interpolate", "calm/0.wav.000", "song.wav", "0.5"), [6615 + 11025 + 72765]),
     "songs": (("songs", "song.wav"), [72765]),
     "tour": (("tour", "2"), 2 * [5 * 6615]),
@@ -113,6 +109,7 @@ def test_a_loop_goes_on_where_it_is_repeated(tmp_path, trained):
 
     (path,) = (tmp_path / "new").glob("loop-*.wav")
     signal, _ = soundfile.read(path)
+    assert len(signal) == 44100
     steps = np.abs(np.diff(signal))
     assert abs(signal[0] - signal[-1]) < np.quantile(steps, 0.999)
     data = path.read_bytes()
@@ -139,32 +136,23 @@ def test_a_recording_is_new_between_two_times(tmp_path, trained):
     recorded, new = (
         soundfile.read(next((tmp_path / kind).glob("*.wav")))[0] for kind in ("recorded", "new")
     )
+    assert len(new) == 72765
     gap = slice(22050 - 128, 44100 + 128)  # half a frame more than a second
     np.testing.assert_allclose(np.delete(new, gap), np.delete(recorded, gap), atol=2**-14)
     assert np.abs(new - recorded)[22050:44100].max() > 0.01
 
 
-def test_new_music_follows_the_seed(tmp_path, trained):
-    def make(name, seed):
-        for command in ("sample", "compose"):
-            run_generate(trained, tmp_path / name, command, "2", "--seed", str(seed))
-        return [path.read_bytes() for path in sorted((tmp_path / name / "new").glob("*.wav"))]
+def test_new_music_follows_the_seed_however_much_is_made(tmp_path, trained):
+    def make(command, count, seed):
+        folder = tmp_path / f"{command}-{count}-{seed}"
+        run_generate(trained, folder, command, str(count), "--seed", str(seed))
+        return [path.read_bytes() for path in sorted((folder / "new").glob("*.wav"))]
 
-    first, again, other = make("a", 1), make("b", 1), make("c", 2)
+    two, three, other = (make("sample", *each) for each in ((2, 1), (3, 1), (2, 2)))
+    one_long, other_long = (make("compose", 2, seed) for seed in (1, 2))
 
-    assert len(first) == 3 and first == again
-    assert all(one != two for one, two in zip(first, other, strict=True))
-
-
-def test_first_new_pieces_are_the_same_however_many_are_made(tmp_path, trained):
-    for count in ("2", "3"):
-        run_generate(trained, tmp_path / count, "sample", count, "--seed", "4")
-
-    two, three = (
-        {path.name: path.read_bytes() for path in (tmp_path / count / "new").glob("*.wav")}
-        for count in ("2", "3")
-    )
-    assert len(two) == 2 and len(three) == 3 and two == {name: three[name] for name in two}
+    assert len(two) == 2 and len(three) == 3 and two == three[:2]
+    assert not {*two, *one_long} & {*other, *other_long}
 
 
 def test_new_pieces_are_compared_with_training_and_held_out_ones(tmp_path, trained):
@@ -260,6 +248,8 @@ def test_the_documents_constants_are_the_defaults(tmp_path, trained, monkeypatch
         (("sample", "1", "--like", "wilt"), "genre or training track is called 'wilt', but: wild"),
         (("interpolate", "calm/0.wav.000", "calm/0.wav.00", "1"), "but: calm/0.wav.00"),
         (("fill", "song.wav", "2", "1"), "FROM < TO <= 3.30 s, the length of song.wav"),
+        (("continue", "missing.wav", "2"), "missing.wav: cannot be opened"),
+        (("continue", "song.wav", "0"), "continue needs more or less than 0 seconds"),
     ],
 )
 def test_bad_requests_are_refused(tmp_path, trained, monkeypatch, flags, message):
@@ -273,18 +263,24 @@ def test_bad_requests_are_refused(tmp_path, trained, monkeypatch, flags, message
 
 def test_songs_that_cannot_be_read_cost_only_themselves(tmp_path, trained, monkeypatch, capsys):
     monkeypatch.chdir(trained)
-    songs = ["missing.wav", "saved_data/source.json", "song.wav", str(tmp_path / "short.wav")]
+    cut, short = (str(tmp_path / name) for name in ("cut.wav", "short.wav"))
+    songs = ["missing.wav", "saved_data/source.json", cut, short]
+    data = (trained / "song.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(data[: len(data) * 2 // 3])
     soundfile.write(tmp_path / "short.wav", np.ones(1), 192_000)
 
     with pytest.raises(UserError, match="3 songs could not be read"):
         run_generate(trained, tmp_path / "samples", "songs", *songs)
 
-    missing, not_audio, short = capsys.readouterr().err.splitlines()
+    printed, errors = capsys.readouterr()
+    missing, not_audio, shortage, short = errors.splitlines()
     assert missing.startswith("skipped missing.wav: cannot be opened")
     assert not_audio.startswith("skipped saved_data/source.json: not readable as audio")
+    assert "cut.wav ends 1.1 s before the length that its header gives" in shortage
+    assert "cut.wav (ends 1.1 s before the length" in printed
     assert "short.wav: holds no samples" in short  # at 22050 Hz
     (path,) = (tmp_path / "samples" / "new").glob("*.wav")
-    assert path.name.startswith("song-song.wav-")
+    assert path.name.startswith("song-cut.wav-")
 
 
 def test_a_folder_of_songs_is_sent_through_whole(tmp_path, trained, capsys):
@@ -304,21 +300,12 @@ def test_a_folder_of_songs_is_sent_through_whole(tmp_path, trained, capsys):
     assert [name[:8] for name in names] == ["song-a.w"] * 2 + ["song-son"]
 
 
-def test_a_song_that_is_cut_is_made_and_its_shortage_is_said(tmp_path, trained, capsys):
-    data = (trained / "song.wav").read_bytes()
-    (tmp_path / "cut.wav").write_bytes(data[: len(data) * 2 // 3])
-
-    run_generate(trained, tmp_path / "samples", "songs", str(tmp_path / "cut.wav"))
-
-    printed, said = capsys.readouterr()
-    assert "cut.wav (ends 1.1 s before the length" in printed
-    assert "cut.wav ends 1.1 s before the length that its header gives" in said
-
-
-def test_a_recording_goes_on_in_several_ways(tmp_path, trained):
+def test_a_recording_goes_on_in_several_ways_each_that_of_its_seed(tmp_path, trained):
     song = str(trained / "song.wav")
+    generator, prior = SoundGenerator.load(trained / "model"), Prior.load(trained / "model")
 
     run_generate(trained, tmp_path, "continue", song, "1.5", "--count", "2")
+    (again,) = Composer(generator, prior, seed=1).extend(trained / "song.wav", 1.5, 1)
 
     recorded, made = (
         [soundfile.read(path)[0] for path in sorted((tmp_path / kind).glob("*.wav"))]
@@ -330,56 +317,22 @@ def test_a_recording_goes_on_in_several_ways(tmp_path, trained):
         np.testing.assert_allclose(sound[: n - 128], song[: n - 128], atol=2**-14)  # 16 bits
         assert np.abs(sound[n:]).max() > 0.01
     assert np.abs(made[0][n:] - made[1][n:]).max() > 0.01
+    np.testing.assert_allclose(made[1], again.sounds["new"], atol=2**-14)
     players = [item["players"] for item in files.read_json(tmp_path / "items.json")["items"]]
     seconds = [[player["seconds"] for player in each] for each in players]
     assert seconds == [pytest.approx([3.3, 4.8], abs=1e-3)] * 2
 
 
-def test_the_first_of_several_continuations_is_that_of_its_seed(trained):
-    generator, prior = SoundGenerator.load(trained / "model"), Prior.load(trained / "model")
-
-    def make(count, seed):
-        items = Composer(generator, prior, seed=seed).extend(trained / "song.wav", 1.5, count)
-        return [item.sounds["new"] for item in items]
-
-    (first, second), (again,) = make(2, 5), make(1, 6)
-
-    np.testing.assert_array_equal(second, again)
-    assert not np.array_equal(first, second)
-    figure = plot_spectrogram(first, Settings.load(trained / "model" / "settings.json"))
-    (picture,) = figure.axes[0].images
-    assert figure.axes[0].get_xlim() == pytest.approx((0, 4.8), abs=1e-3)
-    assert picture.get_extent()[:2] == pytest.approx((0, 4.8), abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (("missing.wav", "2"), "missing.wav: cannot be opened"),
-        (("song.wav", "0"), "continue needs more or less than 0 seconds"),
-    ],
-)
-def test_impossible_continuations_are_refused(tmp_path, trained, monkeypatch, arguments, message):
-    monkeypatch.chdir(trained)
-
-    with pytest.raises(UserError, match=message):
-        run_generate(trained, tmp_path / "samples", "continue", *arguments)
-
-
-def test_a_page_of_others_is_left_alone(tmp_path, trained):
-    (tmp_path / "index.html").write_text("mine")
-
-    with pytest.raises(UserError, match="was not written here: name another"):
-        run_generate(trained, tmp_path, "sample", "1")
-
-    assert read_all(tmp_path) == {"index.html": b"mine"}
-
-
-def test_a_second_run_in_one_samples_folder_is_refused(tmp_path, trained):
+def test_a_page_of_others_or_of_a_run_that_goes_on_is_left_alone(tmp_path, trained):
     with files.lock(tmp_path), pytest.raises(UserError, match="another run is writing"):
         run_generate(trained, tmp_path, "sample", "1")
-
     assert read_all(tmp_path) == {}
+
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "index.html").write_text("mine")
+    with pytest.raises(UserError, match="was not written here: name another"):
+        run_generate(trained, tmp_path / "others", "sample", "1")
+    assert read_all(tmp_path / "others") == {"index.html": b"mine"}
 
 
 def test_runs_of_several_commands_share_one_page(tmp_path, trained):
@@ -432,6 +385,9 @@ def prior(monkeypatch):
 def test_new_pieces_are_in_the_style_of_a_track_and_as_loud(prior):
     made = [item.sounds["new"] for item in Composer(Echo(), prior).sample(20)]
 
+    genre_called_none = prior._replace(genres=np.array(["None", "wild"]))
+    items = [*Composer(Echo(), genre_called_none).sample(20)]
+    assert len({item.figures["in the manner of"] for item in items}) == 2
     styles = {(float(latents[0, 0]), peak) for latents, peak in made}
     assert styles == {(1, 1), (2, 2)} and {len(latents) for latents, _ in made} == {4}
 
@@ -462,18 +418,13 @@ def test_what_fills_a_gap_goes_from_the_style_before_it_to_that_after_it(prior):
     assert (np.diff(latents[30:50, 0]) > 0).all() and latents[40, 0] == pytest.approx(6.5, abs=0.1)
 
 
-def test_a_tour_goes_two_standard_deviations_to_either_side(prior):
-    (item,) = Composer(Echo(), prior).tour(3)
+def test_a_tour_and_a_place_are_standard_deviations_from_the_mean(prior):
+    composer = Composer(Echo(), prior)
+    (item,), (place,) = composer.tour(3), composer.explore([3.0])
 
-    latents, _ = item.sounds["new"]
-    along = np.sort(latents[:, 0])
+    along = np.sort(item.sounds["new"][0][:, 0])
     np.testing.assert_allclose(along, 1.5 + np.linspace(-1, 1, 20), atol=1e-6)
-
-
-def test_a_place_is_that_many_standard_deviations_from_the_mean(prior):
-    (item,) = Composer(Echo(), prior).explore([3.0])
-
-    latents, _ = item.sounds["new"]
+    latents, _ = place.sounds["new"]
     assert np.abs(latents[:, 0] - 1.5) == pytest.approx(1.5) and (latents[:, 1] == 0).all()
 
 
@@ -537,39 +488,29 @@ def test_endless_music_of_a_model_joins_without_a_step(trained):
         assert steps[joint - 1] < 3 * steps[joint - 300 : joint + 300].std() + steps.mean()
 
 
-def test_no_style_is_not_a_genre_called_none(prior):
-    prior = prior._replace(genres=np.array(["None", "wild"]))
-
-    items = [*Composer(Echo(), prior).sample(20)]
-
-    assert len({item.figures["in the manner of"] for item in items}) == 2
-
-
-def test_files_of_one_name_are_told_apart(tmp_path):
-    for folder, text in (("a", "one"), ("b", "two"), ("c", "one")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "song.mp3").write_text(text)
-
-    first, other, same = (modes.shorten(tmp_path / name / "song.mp3") for name in "abc")
-
-    assert first.startswith("song.mp3-") and first == same != other
-    likes = ((), ("any",), ("a+b",), ("a", "b"), ("a-to-b",))
-    labels = [Composer(None, None, like).label for like in likes]
-    labels += [Composer(None, None, ("a",), "b").label]
-    assert len({*labels}) == 6 and labels[0] == "any-t0.9-seed0"
-
-
-def test_what_is_asked_for_is_told_apart_by_its_name():
+def test_what_is_asked_for_is_told_apart_by_its_name(tmp_path):
     jazz = ("jazz",)
     asked = [
-        *({}, {"like": jazz}, {"like": jazz, "toward": "rock"}, {"like": ("jazz", "rock")}),
+        *(
+            {},
+            {"like": ("any",)},
+            {"like": jazz},
+            {"like": jazz, "toward": "rock"},
+            {"like": ("jazz", "rock")},
+        ),
+        *({"like": ("jazz+rock",)}, {"like": ("jazz-to-rock",)}),
         *({"like": ("a/x.wav",)}, {"like": ("b/x.wav",)}, {"temperature": 1}, {"seed": 1}),
     ]
 
     labels = {Composer(None, None, **each).label for each in asked}
 
     assert len(labels) == len(asked) and "jazz-to-rock-t0.9-seed0" in labels
-    assert not re.search(r"[^\w.+-]", "".join(labels))
+    assert not re.search(r"[^\w.+-]", "".join(labels)) and "any-t0.9-seed0" in labels
+    for folder, text in (("a", "one"), ("b", "two"), ("c", "one")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "song.mp3").write_text(text)
+    first, other, same = (modes.shorten(tmp_path / name / "song.mp3") for name in "abc")
+    assert first.startswith("song.mp3-") and first == same != other
 
 
 def test_new_music_needs_tracks_that_differ(tmp_path):
@@ -596,30 +537,20 @@ def test_a_model_without_detail_makes_music_without_it(tmp_path, trained):
     assert smooth.read_bytes() == detailed.read_bytes()
 
 
-@pytest.fixture
-def sources(trained):
-    """The Sources of the fixture `trained`."""
+def test_pieces_that_were_not_trained_on_are_held_out(trained):
     saved = trained / "saved_data"
-    return Sources(trained / "model", saved / "spectrograms", dataset.get_min_max_path(saved))
-
-
-def test_pieces_that_were_not_trained_on_are_held_out(sources):
+    spectrograms_path = saved / "spectrograms"
+    sources = Sources(trained / "model", spectrograms_path, dataset.get_min_max_path(saved))
     held_out = load_split(sources.model / "split.json")["valid"]
-    keys = dataset.list_keys(sources.spectrograms_path)
+    keys = dataset.list_keys(spectrograms_path)
     expected = [key for key in keys if dataset.get_track(key) in held_out]
+    tracks = TrainingTracks.load(sources.model)
 
-    images = load_held_out(sources, TrainingTracks.load(sources.model))
+    images = load_held_out(sources, tracks)
 
     assert len(images) == len(expected) > 0
     for image, key in zip(images, expected, strict=True):
-        np.testing.assert_array_equal(
-            image, dataset.load_spectrogram(sources.spectrograms_path, key)
-        )
-
-
-def test_audio_of_the_same_names_is_not_taken_for_what_was_held_out(sources):
-    tracks = TrainingTracks.load(sources.model)
-
+        np.testing.assert_array_equal(image, dataset.load_spectrogram(spectrograms_path, key))
     with pytest.raises(UserError, match="is of other audio than .*model was trained on"):
         load_held_out(sources, tracks._replace(peaks=tracks.peaks + 1))
 
@@ -666,29 +597,6 @@ def test_impossible_numbers_are_refused(capsys, flags):
         generate.main(flags.split())
 
     assert "must be" in capsys.readouterr().err
-
-
-def test_damaged_tracks_are_named(tmp_path):
-    (tmp_path / "tracks.npz").write_bytes(b"rubbish")
-
-    with pytest.raises(UserError, match=r"tracks\.npz is damaged"):
-        TrainingTracks.load(tmp_path)
-
-
-def test_page_escapes_what_it_shows(tmp_path):
-    title = "<script>alert('x')</script>"
-    tone = make_tone(440, 0.3)
-    item = Item("a b#1", title, {"new": 3 * tone}, {"nearest training audio": title})
-    page = Page(tmp_path, make_settings())
-
-    page.add(*generate.save_item(item, {"new": tmp_path / "new"}, SAMPLE_RATE))
-    page.finish({title: title})
-
-    html = (tmp_path / "index.html").read_text()
-    assert "<script>alert" not in html and "&lt;script&gt;alert" in html
-    assert 'src="new/a%20b%231.wav"' in html and (tmp_path / "new" / "a b#1.wav").is_file()
-    assert "scaled to avoid clipping" in html
-    assert np.abs(soundfile.read(tmp_path / "new" / "a b#1.wav")[0]).max() < 1
 
 
 @pytest.mark.slow

@@ -41,26 +41,26 @@ from support.command_line import run_script
 from training.callbacks import BestWeights
 
 def stop_itself(self, epoch, logs=None):
-    if epoch == 4:  # the fifth
+    if epoch == 2:  # the third
         os.kill(os.getpid(), sent)
 
 sent = int(sys.argv.pop(1))
 BestWeights.on_epoch_begin = stop_itself
 run_script(train.main, train.IF_INTERRUPTED)
-"""  # train.py, but that it sends itself a signal when its fifth epoch begins
+"""  # train.py, but that it sends itself a signal when its third epoch begins
 SMALL = ["--conv_filters", "8", "16", "--latent_space_dim", "6", "--batch_size", "2"]
 SMALL += ["--validation_split", "0.25", "--flow_epochs", "0"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A folder with the features of eight short tracks, 32 pieces, and a run of 12 epochs."""
+    """A folder with the features of eight short tracks, 32 pieces, and a run of 6 epochs."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "audio").mkdir()
     for track in range(8):
         soundfile.write(folder / "audio" / f"{track}.wav", make_music(1.2, seed=track), SAMPLE_RATE)
     preprocess.preprocess_folder(folder / "audio", folder / "saved_data", make_settings(), jobs=1)
-    run_training(folder, "model", "--epochs", "12", "--logs")
+    run_training(folder, "model", "--epochs", "6", "--logs")
     return folder
 
 
@@ -108,14 +108,16 @@ def assert_same_weights(folder, other, atol):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_resumes_and_ends_as_if_unbroken(folder, capsys, sent):
+def test_a_killed_run_resumes_and_ends_as_if_unbroken(folder, monkeypatch, capsys, sent):
     script = folder / "stop_itself.py"
     script.write_text(STOP_ITSELF)
-    flags = make_arguments(folder, "killed", "--epochs", "12")
+    flags = make_arguments(folder, "killed", "--epochs", "6")
     errors = run_script(script, int(sent), *flags, cwd=folder, CUDA_VISIBLE_DEVICES="-1").stderr
     assert not (folder / "killed" / "parameters.json").exists()
 
-    run_training(folder, "killed", "--epochs", "12", "--resume")
+    if sent == signal.SIGINT:
+        monkeypatch.setattr(train, "MEMORY_SHARE", 0)  # it goes on from a mapped file
+    run_training(folder, "killed", "--epochs", "6", "--resume")
 
     printed = capsys.readouterr().out.splitlines()
     first = next(line for line in printed if line.startswith("epoch "))
@@ -141,39 +143,32 @@ def test_resume_of_a_finished_run_changes_nothing(folder, capsys):
     run_training(folder, "model", "--resume")  # as many epochs as it began with
 
     printed = capsys.readouterr().out
-    assert "going on after epoch 12 of 12" in printed and "loss" not in printed
+    assert "going on after epoch 6 of 6" in printed and "loss" not in printed
     after = read_all(folder / "model")
     for name in ("history.csv", "checkpoint.npz", "tracks.npz", "parameters.json"):
         assert after[name] == before[name], name
 
 
 def test_a_finished_run_is_made_longer(folder, capsys):
-    run_training(folder, "model", "--epochs", "14", "--resume")
+    run_training(folder, "model", "--epochs", "8", "--resume")
 
     epochs = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
-    assert [line for line in epochs if line.startswith("epoch ")] == ["epoch 13/14", "epoch 14/14"]
+    assert [line for line in epochs if line.startswith("epoch ")] == ["epoch 7/8", "epoch 8/8"]
     rows = read_csv(folder / "model" / "history.csv")
-    assert [int(row["epoch"]) for row in rows] == [*range(15)]
+    assert [int(row["epoch"]) for row in rows] == [*range(9)]
 
 
 def test_a_run_that_lost_its_patience_is_finished_until_it_gets_more(folder, capsys):
     flags = ("--epochs", "30", "--learning_rate", "1")
-    run_training(folder, "new", *flags, "--patience", "2")
+    run_training(folder, "new", *flags, "--patience", "2", "--resume")
+    printed = capsys.readouterr().out
+    assert "nothing to resume" in printed and "epoch 1/30:" in printed
     n_rows = len(read_csv(folder / "new" / "history.csv"))
     assert n_rows < 30
     for patience, n_more in (("2", 0), ("4", 2)):
-        capsys.readouterr()
-
         run_training(folder, "new", *flags, "--patience", patience, "--resume")
 
         assert len(read_csv(folder / "new" / "history.csv")) == n_rows + n_more
-
-
-def test_resume_without_a_checkpoint_says_so_and_starts_at_the_beginning(folder, capsys):
-    run_training(folder, "new", "--epochs", "1", "--resume")
-
-    printed = capsys.readouterr().out
-    assert "nothing to resume" in printed and "epoch 1/1:" in printed
 
 
 @pytest.mark.parametrize("kept", ["checkpoint.npz", "parameters.json"])
@@ -189,7 +184,7 @@ def test_a_run_is_replaced_only_when_asked(folder, kept):
     assert read_all(folder) == before
 
 
-@pytest.mark.parametrize("n_replaced", [None, 0, 3])
+@pytest.mark.parametrize("n_replaced", [None, 3])
 def test_a_model_that_is_replaced_is_whole_or_not_there(folder, monkeypatch, n_replaced):
     def stop(self, epoch, logs=None):
         raise KeyboardInterrupt
@@ -218,7 +213,7 @@ def test_a_model_that_is_replaced_is_whole_or_not_there(folder, monkeypatch, n_r
     if n_replaced is None:
         assert all(after[name] == before[name] for name in names)
         assert after["old_checkpoint.npz"] == before["checkpoint.npz"]
-        run_training(folder, "model", "--epochs", "12", "--resume")  # the run of the model
+        run_training(folder, "model", "--epochs", "6", "--resume")  # the run of the model
         assert read_all(folder / "model")["checkpoint.npz"] == before["checkpoint.npz"]
         return
     with pytest.raises(FileNotFoundError, match="train.py"):
@@ -232,11 +227,11 @@ def test_a_model_that_is_replaced_is_whole_or_not_there(folder, monkeypatch, n_r
 def test_a_full_disk_ends_a_run_which_goes_on_when_there_is_room(folder, size, name):
     with mount(folder / "disk", f"size={size}") as remount:
         with pytest.raises(OSError, match=f"No space left on device.*{name}"):
-            run_training(folder, "disk/new", "--epochs", "12", "--logs")
+            run_training(folder, "disk/new", "--epochs", "6", "--logs")
         assert not [*(folder / "disk").rglob(".*.tmp")]
 
         remount("size=50m")
-        run_training(folder, "disk/new", "--epochs", "12", "--logs", "--resume")
+        run_training(folder, "disk/new", "--epochs", "6", "--logs", "--resume")
 
         assert_same_weights(folder / "disk" / "new", folder / "model", atol=1e-6)
 
@@ -268,10 +263,10 @@ def test_a_folder_of_others_is_left_alone(folder):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (("--epochs", "12", "--resume", "--seed", "1"), "seed 0, got 1"),
-        (("--epochs", "12", "--resume", "--start", "random"), "start pca, got random"),
+        (("--epochs", "6", "--resume", "--seed", "1"), "seed 0, got 1"),
+        (("--epochs", "6", "--resume", "--start", "random"), "start pca, got random"),
         (("--num_processes", "2"), "--num_processes and --process_id need --coordinator"),
-        (("--epochs", "12", "--resume", "--latent_space_dim", "7"), "latent_space_dim 6, got 7"),
+        (("--epochs", "6", "--resume", "--latent_space_dim", "7"), "latent_space_dim 6, got 7"),
         (("--device", "gpu"), "no GPU is seen"),
         (("--coordinator", "127.0.0.1:1"), "--coordinator needs KERAS_BACKEND=jax"),
     ],
@@ -288,16 +283,18 @@ def test_bad_flags_are_refused_and_change_nothing(folder, monkeypatch, flags, me
 
 def test_two_processes_write_the_model_of_one_and_resume_together(folder):
     pytest.importorskip("jax")
+    environment = {
+        "KERAS_BACKEND": "jax",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     common = ["--epochs", "2", "--no-shift_windows"]  # each process would draw its own windows
-    alone = start_training(folder, "alone", *common, KERAS_BACKEND="jax")
+    alone = start_training(folder, "alone", *common, **environment)
     for flags in (("--logs",), ("--resume",)):  # the second finds nothing to do
         joined = ["--coordinator", f"127.0.0.1:{find_free_port()}", "--num_processes", "2", *flags]
         processes = [
             start_training(
-                folder,
-                "together",
-                *(*common, "--process_id", str(index), *joined),
-                KERAS_BACKEND="jax",
+                folder, "together", *common, "--process_id", index, *joined, **environment
             )
             for index in range(2)
         ]
@@ -330,14 +327,6 @@ def test_a_log_folder_that_cannot_be_written_stops_before_training(folder, capsy
     assert [*read_all(folder / "new")] == ["logs"]
 
 
-def test_a_damaged_checkpoint_is_named(folder):
-    path = folder / "model" / "checkpoint.npz"
-    path.write_bytes(path.read_bytes()[:-40])
-
-    with pytest.raises(UserError, match=r"checkpoint\.npz is damaged"):
-        Checkpoint.load(path)
-
-
 def test_a_checkpoint_reads_back(tmp_path):
     best, state = [np.eye(2), np.arange(3)], [np.ones(index) for index in range(12)]
     row = {"epoch": 0, "loss": 0.5, "val_loss": 0.25, "learning_rate": 0.0}
@@ -348,15 +337,6 @@ def test_a_checkpoint_reads_back(tmp_path):
     assert (checkpoint.run, checkpoint.rows) == ({"seed": 0}, [row])
     for written, read in ((best, checkpoint.best), (state, checkpoint.state)):
         assert len(written) == len(read) and all(map(np.array_equal, written, read))
-
-
-def test_training_from_a_mapped_file_ends_with_the_weights_of_the_one_in_memory(
-    folder, monkeypatch
-):
-    monkeypatch.setattr(train, "MEMORY_SHARE", 0)
-    run_training(folder, "mapped", "--epochs", "12")
-
-    assert_same_weights(folder / "mapped", folder / "model", atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -408,6 +388,6 @@ def test_logs_hold_losses_pictures_and_sound(finished):
     assert len(tags["images"]) == N_LOGGED_PIECES
     assert len(tags["audio"]) == 2 * N_LOGGED_PIECES
     picture = logs.Images(tags["images"][0])[-1]
-    assert (picture.step, picture.height, picture.width) == (12, 2 * 128, 104)
+    assert (picture.step, picture.height, picture.width) == (6, 2 * 128, 104)
     sound = logs.Audio(tags["audio"][-1])[-1]
     assert sound.encoded_audio_string[:4] == b"RIFF" and sound.sample_rate == 22050

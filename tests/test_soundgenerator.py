@@ -92,25 +92,17 @@ def test_music_comes_back_close_to_its_spectrogram():
 
     (again,) = generator.convert_spectrograms_to_audio([spectrogram], [min_max])
 
-    amplitude = to_amplitude(generator.restore_log_spectrogram(spectrogram, min_max))
-    assert again.shape == music.shape
-    assert measure_spectral_convergence(amplitude, again, 1024, 256) < -20
-
-
-def test_a_log_spectrogram_is_restored_as_it_was_extracted_but_silent_at_its_floor():
-    music = make_music()
-    spectrogram, min_max = analyse(music)
-    generator = SoundGenerator(None, 256, n_samples=len(music))
-
     log_spectrogram = generator.restore_log_spectrogram(spectrogram, min_max)
-
+    assert again.shape == music.shape
+    assert measure_spectral_convergence(to_amplitude(log_spectrogram), again, 1024, 256) < -20
     expected = preprocess.LogSpectrogramExtractor(1024, 256).extract(music)
-    expected[expected == expected.min()] = -100
+    expected[expected == expected.min()] = -100  # what is at the floor is silent
     assert log_spectrogram.shape == (512, 259, 1)
     np.testing.assert_allclose(log_spectrogram[..., 0], expected, atol=1e-3)  # float32 at 80 dB
 
 
-def test_a_silent_part_of_a_piece_stays_silent():
+def test_silence_and_a_silent_part_of_a_piece_stay_silent():
+    assert not resynthesise(np.zeros(30000, np.float32)).any()
     music = make_music()
     music[30000:40000] = 0
 
@@ -136,20 +128,18 @@ def test_what_is_panned_stays_where_it_was():
     assert abs(10 * np.log10(powers[1] / powers[0])) < 0.5  # dB, of the sum
 
 
-@pytest.mark.parametrize("frame_size, hop_length", [(2048, 1024), (1024, 512), (512, 256)])
-@pytest.mark.parametrize("n_samples", [60 * 1024 + 1023, 60 * 1024 + 511, 60 * 1024 + 300])
-def test_a_piece_does_not_end_with_a_click(frame_size, hop_length, n_samples):
-    music = make_music(3.0)[:n_samples]
+@pytest.mark.parametrize(
+    "frame_size, hop_length, n_left", [(2048, 1024, 1023), (1024, 512, 511), (512, 256, 44)]
+)
+def test_a_piece_keeps_its_length_and_does_not_end_with_a_click(frame_size, hop_length, n_left):
+    music = make_music(3.0)[: 60 * 1024 + n_left]
 
     again = resynthesise(music, frame_size, hop_length)
 
+    assert len(again) == len(music)
     powers = [np.square(signal[-frame_size:]).mean() for signal in (music, again)]
     assert 10 * np.log10(powers[1] / powers[0]) < 1
     assert np.abs(again[-frame_size:]).max() < 2 * np.abs(music[-frame_size:]).max()
-
-
-def test_silence_comes_back_silent():
-    assert not resynthesise(np.zeros(30000, np.float32)).any()
 
 
 def test_stereo_channels_come_back_apart():
@@ -160,16 +150,6 @@ def test_stereo_channels_come_back_apart():
     assert again.shape == stereo.shape
     assert abs(measure_pitch(again[0]) - 440) < 1
     assert abs(measure_pitch(again[1]) - 1000) < 1
-
-
-@pytest.mark.parametrize("n_samples", [2205, 10001, 65488])
-def test_signal_has_the_originals_length(n_samples):
-    assert len(resynthesise(make_music()[:n_samples])) == n_samples
-
-
-def test_hop_must_lie_within_the_frame():
-    with pytest.raises(ValueError, match="hop_length must be in 1..512"):
-        SoundGenerator(None, 0)
 
 
 def make_recording(duration, n_channels=1):
@@ -204,8 +184,7 @@ def decode_all(generator, latents, min_max):
     return np.maximum(np.concatenate([*generator.decode(latents, min_max)], axis=1), min_max["min"])
 
 
-@pytest.mark.parametrize("n_channels", [1, 2])
-@pytest.mark.parametrize("duration", [0.1, 0.3, 2.0])
+@pytest.mark.parametrize("duration, n_channels", [(0.1, 1), (0.3, 2), (2.0, 1), (2.0, 2)])
 def test_a_recording_of_any_length_is_decoded_as_it_was_encoded(duration, n_channels):
     recording = make_recording(duration, n_channels)
     generator = make_generator(Identity((128, 104, n_channels)))
@@ -341,9 +320,11 @@ def fill_as_it_was(music, begin, end, input_shape=(128, 104)):
     return generator.fill(signal, begin, end, fill), masks[0]
 
 
-@pytest.mark.parametrize("n_channels", [1, 2])
-@pytest.mark.parametrize("begin, end", [(40000, 55000), (0, 20000), (30011, 40022)])
-def test_a_gap_is_filled_without_a_seam(n_channels, begin, end):
+@pytest.mark.parametrize(
+    "begin, end, n_channels",
+    [(40000, 55000, 1), (0, 20000, 2), (30011, 40022, 1), (30011, 40022, 2)],
+)
+def test_a_gap_is_filled_without_a_seam(begin, end, n_channels):
     music = make_recording(3.0, n_channels)[..., :55000]
 
     whole, known = fill_as_it_was(music, begin, end)
@@ -388,7 +369,7 @@ def test_the_range_beside_what_is_known_is_the_one_asked_for():
     np.testing.assert_allclose(softer[known][is_heard], latents[known][is_heard] - 0.1, atol=1e-4)
 
 
-@pytest.mark.parametrize("n_known", [256, 300, 1000, 6615])
+@pytest.mark.parametrize("n_known", [256, 300, 6615])
 def test_a_recording_of_a_frame_or_more_goes_on(n_known):
     music = make_music(3.0)[: n_known + 5000]
 
@@ -398,8 +379,10 @@ def test_a_recording_of_a_frame_or_more_goes_on(n_known):
     np.testing.assert_array_equal(whole[: n_known - 128], music[: n_known - 128])
 
 
-@pytest.mark.parametrize("input_shape", [(64, 26), (64, 39), (64, 103)])
-@pytest.mark.parametrize("begin, end", [(30011, 66150), (0, 1500), (20000, 30011)])
+@pytest.mark.parametrize(
+    "input_shape, begin, end",
+    [((64, 26), 30011, 66150), ((64, 39), 0, 1500), ((64, 103), 20000, 30011)],
+)
 def test_a_gap_of_resized_sound_is_filled_in_whole_frames(input_shape, begin, end):
     music = make_music(3.0)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import preprocess
-from helpers import make_music, make_settings
+from helpers import SAMPLE_RATE, make_music, make_settings
 from support import dataset
 from support.errors import UserError
 from training.splits import split_by_track, split_keys
@@ -36,64 +36,44 @@ def get_tracks(keys):
     return {dataset.get_track(key) for key in keys}
 
 
-@pytest.mark.parametrize(
-    "name, change",
-    [
-        ("0.mp3", lambda signal: signal),
-        ("0.ogg", lambda signal: signal),
-        ("folder/0.wav", lambda signal: signal),
-        ("half as loud.wav", lambda signal: signal / 2),
-        ("later.wav", lambda signal: np.pad(signal, (200, 0))),  # 9 ms, of pieces of 0.3 s
-    ],
-)
-def test_a_copy_is_a_twin(make_features, name, change):
+@pytest.mark.parametrize("mono", [True, False])
+def test_copies_are_twins(make_features, mono):
     recordings = make_recordings(3)
+    original = recordings["0.wav"]
+    copies = {
+        "a.mp3": original,
+        "b.ogg": original,
+        "folder/0.wav": original,
+        "half as loud.wav": original / 2,
+        "later.wav": np.pad(original, (200, 0)),  # 9 ms, of pieces of 0.3 s
+    }
+    signals = recordings | copies
+    if not mono:
+        signals = {name: np.stack([s, np.roll(s, 3000)], axis=1) for name, s in signals.items()}
 
-    twins = find_twins(*make_features(recordings | {name: change(recordings["0.wav"])}))
-
-    assert twins == [sorted(["0.wav", name])]
-
-
-def test_other_recordings_are_no_twins(make_features):
-    assert find_twins(*make_features(make_recordings(12))) == []
-
-
-@pytest.mark.parametrize("lengths", [(0.3, 2.1), (1.5, 1.5)])  # seconds: a start, a jingle
-def test_recordings_that_only_begin_alike_are_no_twins(make_features, lengths):
-    start, *ends = (make_music(duration=lengths[i > 0], seed=i) for i in range(3))
-    recordings = {f"{i}.wav": np.concatenate([start, end]) for i, end in enumerate(ends)}
-
-    assert find_twins(*make_features(recordings)) == []
+    assert find_twins(*make_features(signals, mono=mono)) == [["0.wav", *copies]]
 
 
-def test_a_recording_and_its_beginning_are_no_twins(make_features):
-    recordings = {"whole.wav": make_music(4.0), "half.wav": make_music(4.0)[:44100]}
-
-    assert find_twins(*make_features(recordings)) == []
-
-
-def test_single_hits_are_no_twins(make_features):
-    time = np.arange(6615) / 22050
-    hits = {
-        f"{hz}.wav": np.sin(2 * np.pi * hz * time * np.exp(-time)) * np.exp(-10 * time)
-        for hz in range(50, 60)
+def test_what_resembles_in_part_is_no_twin(make_features):
+    start, jingle, *ends = (
+        make_music(duration, seed)
+        for seed, duration in enumerate((0.3, 1.5, 2.1, 2.1, 1.5, 1.5), start=20)
+    )
+    time = np.arange(6615) / SAMPLE_RATE
+    recordings = make_recordings(12) | {
+        **{f"start {i}.wav": np.concatenate([start, ends[i]]) for i in (0, 1)},
+        **{f"jingle {i}.wav": np.concatenate([jingle, ends[i]]) for i in (2, 3)},
+        "whole.wav": make_music(4.0, seed=30),
+        "half.wav": make_music(4.0, seed=30)[:44100],
+        **{f"silence {i}.wav": np.zeros(50000, np.float32) for i in (0, 1)},
+        **{
+            f"hit of {hz} Hz.wav": np.sin(2 * np.pi * hz * time * np.exp(-time))
+            * np.exp(-10 * time)
+            for hz in range(50, 60)
+        },
     }
 
-    assert find_twins(*make_features(hits)) == []
-
-
-def test_silent_tracks_are_no_twins(make_features):
-    silence = np.zeros(50000, np.float32)
-
-    assert find_twins(*make_features({"a.wav": silence, "b.wav": silence})) == []
-
-
-def test_stereo_has_twins(make_features):
-    signal = np.stack([make_music(seed=0), make_music(seed=1)], axis=1)
-
-    twins = find_twins(*make_features({"a.wav": signal, "b.ogg": signal}, mono=False))
-
-    assert twins == [["a.wav", "b.ogg"]]
+    assert find_twins(*make_features(recordings)) == []
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 1), (1, 1), (700, 5)])
@@ -174,14 +154,6 @@ def test_copies_in_two_parts_of_a_list_are_named(tmp_path, make_features, capsys
         "warning: 1 recordings are in more than one part of the split, by their sound: "
         "0.wav (train), copy.ogg (valid)\n"
     )
-
-
-def test_copies_in_one_part_of_a_list_are_fine(tmp_path, make_features, capsys):
-    recordings = make_recordings(2)
-    spectrograms_path, keys = make_features(recordings | {"copy.ogg": recordings["0.wav"]})
-    split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": ["0.wav", "copy.ogg"], "valid": ["1.wav"]}))
-
     split_keys(spectrograms_path, keys, split, 0.1, seed=0)
-
     assert capsys.readouterr().err == ""

@@ -191,14 +191,12 @@ def time_steps(kind, audio_files_dir):
             if rate != SAMPLE_RATE:
                 signal = measure("resample", soxr.resample, signal, rate, SAMPLE_RATE)
             duration += len(signal) / SAMPLE_RATE
-            features = []
             for start in range(0, len(signal) - n_samples + 1, n_samples):
                 piece = signal[start : start + n_samples]
                 log_spectrogram = measure("stft and decibels", extractor.extract, piece)
                 image, _ = measure("min-max", to_image, log_spectrogram, normaliser)
-                features.append((f"{path.name}.{len(features)}.npy", image))
+                measure("save", saver.save_feature, image, f"{path.name}.{start}.npy")
                 measure("(the FFT alone)", scipy.fft.rfft, frames)
-            measure("save", saver.save_features, features)
     whole = sum(value for step, value in seconds.items() if not step.startswith("("))
     seconds["(decode and the FFT alone)"] = seconds["decode"] + seconds["(the FFT alone)"]
     return [

@@ -77,6 +77,8 @@ class Tab:
 
     def __init__(self, browser, name):
         self.browser, self.wait = browser, WebDriverWait(browser, WAIT_S)
+        # What is done before the page knows its model is undone when it does.
+        self.wait.until(lambda b: "The model in" in b.find_element(By.TAG_NAME, "body").text)
         self.wait.until(lambda b: self._find("//button[@role='tab']", name))
         self._find("//button[@role='tab']", name)[0].click()
         (self.panel,) = self.wait.until(

@@ -230,11 +230,10 @@ def test_what_is_changed_while_endless_music_plays_is_heard_soon(browser, monkey
 def test_a_model_is_trained_on_the_page_and_then_played_with(app, browser, tmp_path):
     (tmp_path / "music").mkdir()
     for track in range(3):
-        path = tmp_path / ("music" if track else "") / f"{track}.wav"
+        path = tmp_path / "music" / f"{track}.wav"
         soundfile.write(path, make_music(3.0, seed=track), SAMPLE_RATE)
     browser.get(app[0])
     tab = Tab(browser, "Train")
-    tab.upload([tmp_path / "0.wav"])
     tab.write("Folder of music on this machine", tmp_path / "music")
     tab.write("--saved_data", tmp_path / "features")
     tab.write("--model", tmp_path / "model")
@@ -255,6 +254,17 @@ def test_a_model_is_trained_on_the_page_and_then_played_with(app, browser, tmp_p
     assert f"--model {tmp_path / 'model'}" in tab.read_command()
     signal, _ = tab.read_sound()
     assert len(signal) / SAMPLE_RATE == pytest.approx(2.97, abs=0.05)
+
+
+def test_uploads_are_kept_beside_the_features_and_counted_with_a_folder(tmp_path):
+    (tmp_path / "0.wav").write_bytes(b"a")
+    kept = f"{tmp_path / 'saved'}_uploads"
+
+    folders = scripts.collect_audio("music", [str(tmp_path / "0.wav")], tmp_path / "saved")
+
+    assert folders == ["music", kept] and Path(kept, "0.wav").read_bytes() == b"a"
+    with pytest.raises(UserError, match="name a folder of music, or upload some"):
+        scripts.collect_audio("", None, tmp_path / "saved")
 
 
 @pytest.fixture

@@ -35,9 +35,7 @@ COLUMNS = (
 
 def choose_tracks(keys, n_pieces, seed):
     """The keys of whole tracks at random, as near to so many pieces as they come."""
-    tracks, chosen = {}, []
-    for key in keys:
-        tracks.setdefault(dataset.get_track(key), []).append(key)
+    tracks, chosen = dataset.group_by_track(keys), []
     for track in np.random.default_rng(seed).permutation([*tracks]).tolist():
         if abs(len(chosen) + len(tracks[track]) - n_pieces) < abs(len(chosen) - n_pieces):
             chosen += tracks[track]

@@ -205,10 +205,16 @@ def list_tabs(gr, model, seed):
 def tell_new(command, *values):
     """A command and its flags: values of its own, then what new music is to be like."""
     *own, style, recording, temperature, seed = values
-    like = recording or (style if style != ANY else None)
-    flags = ["--like", like] if like else []
+    like = choose_like(style, recording)
+    flags = ["--like", *like] if like else []
     flags += ["--temperature", *tell(temperature), "--seed", str(int(seed or 0))]
     return [*tell(command, *own), *flags]
+
+
+def choose_like(style, recording):
+    """What new music is to be like: a recording or, without one, a style that is not ANY."""
+    like = recording or (style if style != ANY else None)
+    return (like,) if like else ()
 
 
 def tell_loop(length, bpm, *how):
@@ -305,10 +311,10 @@ def stream_music(gr, model, live, with_detail, *how):
 
 def make_composer(sources, with_detail, number, style, recording, temperature, seed):
     """The Composer of a chunk of endless music; each has scatter of its own."""
-    like = recording or (style if style != ANY else None)
     seed = int(seed or 0)
     generator = sources.make_generator(seed + number, with_detail)
-    return Composer(generator, sources.prior, (like,) if like else (), "", temperature, seed)
+    like = choose_like(style, recording)
+    return Composer(generator, sources.prior, like, "", temperature, seed)
 
 
 def limit_level(chunks, rate):

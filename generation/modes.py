@@ -68,6 +68,7 @@ def compare_batch(generator, recordings, pieces):
     inverted = generator.convert_spectrograms_to_audio(spectrograms, min_max_values)
     generated, latents = generator.generate(spectrograms, min_max_values)
     signals = {"original": inverted, "generated": generated}
+    # The figures need the images, which generate() keeps to itself.
     images, ranges = generator.fit_images(spectrograms, min_max_values)
     reconstructed = generator.autoencoder.decode(latents)[:, :, : images.shape[2]]
     detailed = [*map(generator.add_detail, reconstructed)]

@@ -72,6 +72,14 @@ def get_track(key):
     return key.rsplit(".", 2)[0]
 
 
+def group_by_track(keys):
+    """{track: its keys}, both in the order of the keys."""
+    tracks = {}
+    for key in keys:
+        tracks.setdefault(get_track(key), []).append(key)
+    return tracks
+
+
 def get_segment(key):
     """The index of a key's piece in its audio file."""
     return int(key.rsplit(".", 2)[1])

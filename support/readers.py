@@ -151,7 +151,7 @@ def read_with_ffmpeg(file, duration, remarks, is_longer=False):
     More than two channels become two, if the places of their loudspeakers are known.
 
     Args:
-        is_longer: see is_longer_than_told().
+        is_longer: whether a WAV goes on behind the end that its header gives.
     """
     import av
 

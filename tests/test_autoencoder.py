@@ -155,6 +155,18 @@ def test_normalisations_learn_from_a_random_start(eager):
     assert all((old != new).any() for old, new in zip(before, norm.get_weights(), strict=True))
 
 
+@pytest.mark.slow
+def test_training_lowers_the_validation_loss():
+    images, held_out = make_images(64), make_images(16, seed=1)
+    autoencoder = make_small()
+    start = np.square(autoencoder.reconstruct(held_out)[0] - held_out).mean()
+
+    autoencoder.compile(1e-2)
+    autoencoder.train(images, 16, 40, x_validation=held_out)
+
+    assert np.square(autoencoder.reconstruct(held_out)[0] - held_out).mean() < 0.5 * start
+
+
 def test_save_and_load_give_the_same_images(tmp_path, eager):
     images = make_images()
     autoencoder = make_small(bins_as_channels=True)

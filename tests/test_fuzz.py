@@ -281,6 +281,7 @@ def test_checkpoint(tmp_path_factory, data):
     checkpoint = read(tmp_path_factory.getbasetemp(), "checkpoint.npz", data, Checkpoint.load)
 
     if checkpoint:
+        assert all(row["loss"] is not None for row in checkpoint.rows)
         with contextlib.suppress(UserError):
             checkpoint.continue_as({"a": 1})
 

@@ -35,9 +35,7 @@ def find_twins(spectrograms_path, keys):
         UserError: a piece that is compared is damaged.
     """
     duration = Settings.load(Path(spectrograms_path) / "settings.json").duration
-    pieces = {}  # {track: keys}
-    for key in keys:
-        pieces.setdefault(dataset.get_track(key), []).append(key)
+    pieces = dataset.group_by_track(keys)
     pieces = {track: own for track, own in pieces.items() if len(own) * duration >= MIN_SECONDS}
     fingerprints = np.empty((len(pieces), N_PIECES * (N_BINS - 1) * N_FRAMES), np.float32)
     extract = functools.partial(extract_fingerprint, spectrograms_path)

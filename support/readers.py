@@ -6,12 +6,11 @@ Out: blocks of samples, float32, at the file's own rate; remarks on what is miss
     for sample_rate, block in read_blocks(file, duration=None, remarks=[]): ...
 """
 
+import itertools
 import math
 import os
 import re
 import struct
-
-import numpy as np
 
 from support.errors import UserError
 from support.files import native_silence
@@ -31,26 +30,7 @@ FFMPEG_FORMATS = (  # none that refers to other files, or takes pictures or text
     "aac,ac3,adx,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,iff,matroska,mlp,mov,mp3,mpc,"
     "mpc8,mpeg,mpegts,nut,ogg,oma,rm,shn,sox,tak,truehd,tta,voc,w64,wav,wv"
 )
-FULL_SCALES = {"u8": 1 << 7, "s16": 1 << 15, "s32": 1 << 31, "flt": 1, "dbl": 1}
-DEFAULT_LAYOUTS = {  # of files that do not name their channels, by number of channels
-    3: "FL FR FC",
-    4: "FL FR BL BR",
-    5: "FL FR FC BL BR",
-    6: "FL FR FC LFE BL BR",
-    7: "FL FR FC LFE BC SL SR",
-    8: "FL FR FC LFE BL BR SL SR",
-}
-GAINS = {  # of a channel in left and right, after ITU-R BS.775
-    "FL": (1, 0),
-    "FR": (0, 1),
-    "FC": (math.sqrt(0.5), math.sqrt(0.5)),
-    "LFE": (0, 0),
-    "BL": (math.sqrt(0.5), 0),
-    "BR": (0, math.sqrt(0.5)),
-    "SL": (math.sqrt(0.5), 0),
-    "SR": (0, math.sqrt(0.5)),
-    "BC": (0.5, 0.5),
-}
+UNNAMED = re.compile(r"[5-8] channels")  # of layouts; FFmpeg knows where they usually are
 
 
 def read_blocks(file, duration, remarks):
@@ -165,8 +145,7 @@ def read_with_ffmpeg(file, duration, remarks, is_longer=False):
     with container:
         if not any(stream.codec_context for stream in container.streams.audio[:1]):
             raise UserError("holds no audio that can be decoded")
-        for frame in join_frames(decode_frames(container, duration, remarks)):
-            yield frame.sample_rate, to_block(frame)
+        yield from convert(decode_frames(container, duration, remarks))
 
 
 def decode_frames(container, duration, remarks):
@@ -196,50 +175,29 @@ def decode_frames(container, duration, remarks):
         remarks.append(f"lacks {damaged_s:.1f} s that are damaged")
 
 
-def join_frames(frames):
-    """Yield FFmpeg's frames joined to larger ones, with about READ_BLOCK samples in each."""
-    import av
+def convert(frames):
+    """Yield FFmpeg's frames as (sample rate, float32 (n, n_channels)), joined to larger ones."""
 
-    fifo, kind = av.AudioFifo(), None
-    for frame in frames:
-        if get_kind(frame) != kind:  # as where two files were joined
-            if fifo.samples:
-                yield fifo.read()
-            fifo, kind = av.AudioFifo(), get_kind(frame)
-        frame.pts = None  # else a gap would be an error
-        fifo.write(frame)
-        if fifo.samples * frame.layout.nb_channels >= READ_BLOCK:
-            yield fifo.read()
-    if fifo.samples:
-        yield fifo.read()
+    for (rate, _, _), group in itertools.groupby(frames, key=get_kind):  # where files were joined
+        resampler = None
+        for frame in itertools.chain(group, [None]):  # None: what is left
+            if frame:
+                resampler = resampler or make_resampler(frame.layout)
+                frame.pts = None  # else a gap would be an error
+            for joined in resampler.resample(frame):
+                yield rate, joined.to_ndarray().reshape(-1, joined.layout.nb_channels)
 
 
 def get_kind(frame):
     return frame.sample_rate, frame.format.name, frame.layout.name
 
 
-def to_block(frame):
-    """The samples of one of FFmpeg's frames, float32 (n, n_channels), within +-1."""
-    n_channels, kind = frame.layout.nb_channels, frame.format.name.removesuffix("p")
-    if kind not in FULL_SCALES:
-        raise UserError(f"holds samples of a kind that cannot be read ({kind})")
-    block = frame.to_ndarray()  # (n_channels, n) if planar, else (1, n * n_channels)
-    block = block.T if frame.format.is_planar else block.reshape(-1, n_channels)
-    with np.errstate(over="ignore"):  # infinity is noticed later
-        block = block.astype(np.float32, copy=False)
-    if kind == "u8":
-        block = block - FULL_SCALES[kind]
-    if FULL_SCALES[kind] != 1:
-        block = block / FULL_SCALES[kind]
-    return block if n_channels <= 2 else place_channels(block, frame.layout)
+def make_resampler(layout):
+    """What joins frames to READ_BLOCK samples, and mixes a layout that FFmpeg knows to stereo."""
+    import av
 
-
-def place_channels(block, layout):
-    """(n, n_channels) as left and right, (n, 2), or as it is if FFmpeg's layout is not known."""
-    names = [channel.name for channel in layout.channels]
-    if "NONE" in names:
-        names = DEFAULT_LAYOUTS.get(len(names), "").split()
-    if not names or not GAINS.keys() >= {*names}:
-        return block
-    gains = np.array([GAINS[name] for name in names], np.float32)  # (n_channels, 2)
-    return block @ (gains / gains.sum(axis=0).max())  # full scale everywhere does not clip
+    names, n_channels = {channel.name for channel in layout.channels}, layout.nb_channels
+    is_known = names.isdisjoint(["NONE", "AMBI0"]) or UNNAMED.fullmatch(layout.name)
+    mixed = "stereo" if n_channels > 2 and is_known else None
+    how = {"rematrix_maxval": "1"}  # full scale everywhere does not clip
+    return av.AudioResampler("flt", mixed, frame_size=READ_BLOCK // n_channels, options=how)

@@ -186,7 +186,7 @@ def make_pairs(sound_generator, sources, num_spectrograms, *, files, seed):
     chosen = select_spectrograms(
         *load_spectrograms(sources), num_spectrograms, files=files, seed=seed
     )
-    recordings = Recordings(sources.spectrograms_path)
+    recordings = Recordings(sources.features)
     pieces = compare_pieces(sound_generator, recordings, *chosen)
     yield from show_progress(pieces, len(chosen[0]), "pieces")
 
@@ -227,8 +227,7 @@ def load_sound(sound_generator, sources, name):
 def load_spectrograms(sources):
     """(spectrograms, keys, min-max values) of features that the model fits."""
     sources.check_settings()
-    spectrograms, keys = load_data(sources.spectrograms_path)
-    return spectrograms, keys, dataset.load_min_max_values(sources.min_max_values_path, keys)
+    return *load_data(sources.features.path), sources.features.min_max_values
 
 
 def save_items(items, sound_generator, sources, samples=None):
@@ -386,10 +385,10 @@ def find_sources(options):
         model = PRETRAINED
         card = PRETRAINED / "MODEL_CARD.md"
         print(f"there is no {MODEL} yet: this is the pretrained one, see {card}")
-    if not options.saved_data:
-        return Sources(model, Path(SPECTROGRAMS_PATH), Path(MIN_MAX_VALUES_PATH))
-    spectrograms_path = options.saved_data / dataset.SPECTROGRAMS_SAVE_DIR
-    return Sources(model, spectrograms_path, dataset.get_min_max_path(options.saved_data))
+    features = dataset.Features(Path(SPECTROGRAMS_PATH), Path(MIN_MAX_VALUES_PATH))
+    if options.saved_data:
+        features = dataset.Features.of(options.saved_data)
+    return Sources(model, features)
 
 
 def main(argv=None):

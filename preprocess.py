@@ -30,7 +30,6 @@ from support.dataset import (
     SETTINGS_NAME,
     SPECTROGRAMS_SAVE_DIR,
     check_key,
-    get_settings_path,
     make_key,
 )
 from support.errors import TemporaryError, UserError
@@ -405,7 +404,7 @@ def make_pipeline(settings, saver=None, **options):
 
 def prepare_saved_data(saved_data, saver, settings, force):
     """Make the output folder ready; refuse to mix features of two settings unless forced."""
-    settings_path = get_settings_path(saved_data)
+    settings_path = saved_data / SETTINGS_NAME
     if settings_path.exists() and not force and Settings.load(settings_path) != settings:
         raise UserError(f"{saved_data} holds features of other settings: add --force")
     if force:  # before the settings, so that no feature ever lies beside those of others

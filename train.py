@@ -12,7 +12,6 @@ import argparse
 import concurrent.futures
 import contextlib
 import math
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from support import dataset
 from support.command_line import folder_path, make_parser, number, run_script, show_progress
 from support.files import lock, replace_together
 from support.memory import keep_freed_memory
-from support.settings import Settings
 from training.checkpoint import (
     CHECKPOINT,
     DETAIL_CHECKPOINT,
@@ -272,16 +270,16 @@ def fit_and_save(options, checkpoint, is_first):
     from training.tensorboard import TensorBoard
 
     # The data.
-    spectrograms_path, keys, settings, min_max_values = features = load_features(options.saved_data)
-    how = options.split, options.validation_split, options.seed
-    parts = split_keys(spectrograms_path, keys, *how)
+    features = dataset.Features(options.saved_data / Path(SPECTOGRAM_PATH).name)
+    settings = features.settings
+    parts = split_keys(features, options.split, options.validation_split, options.seed)
     print_parts(parts, settings.duration)
     sizes = options.target_shape, options.batch_size
     drawing = {"seed": options.seed, "shift": options.shift_windows}
     windows = make_windows(features, parts["train"], *sizes, **drawing)
     validation = make_windows(features, parts["valid"], *sizes) if parts["valid"] else None
 
-    fingerprint = make_fingerprint(parts, min_max_values)
+    fingerprint = make_fingerprint(parts, features.min_max_values)
     planned = checkpoint and checkpoint.run["epochs"]
     n_epochs = options.epochs or planned or choose_epochs(windows.shape)
     architecture, run = make_run(options, n_epochs, windows.shape, settings, fingerprint)
@@ -374,29 +372,16 @@ def make_run(options, n_epochs, shape, settings, fingerprint):
     return architecture, run
 
 
-def load_features(saved_data):
-    """(folder of the spectrograms, their keys, their Settings, their min-max values)."""
-    spectrograms_path = saved_data / Path(SPECTOGRAM_PATH).name
-    settings = Settings.load(spectrograms_path / "settings.json")
-    keys = dataset.list_keys(spectrograms_path)
-    min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data), keys)
-    n_missing = len(min_max_values.keys() - {*keys})
-    if n_missing:
-        print(f"note: {n_missing} pieces are missing in {spectrograms_path}", file=sys.stderr)
-    return spectrograms_path, keys, settings, min_max_values
-
-
 def make_windows(features, keys, target_shape, batch_size, **how):
-    """The Windows of some keys of features, as load_features() returns these."""
+    """The Windows of some keys of Features."""
     from training.windows import Windows
 
-    spectrograms_path, _, settings, min_max_values = features
     distribution = choose_distribution()
     return Windows(
-        load_fsdd(spectrograms_path, target_shape, keys=keys),
-        dataset.list_ranges(dataset.select_min_max_values(min_max_values, keys)),
+        load_fsdd(features.path, target_shape, keys=keys),
+        features.list_ranges(keys),
         [*map(dataset.get_track, keys)],
-        top_db=settings.top_db,
+        top_db=features.settings.top_db,
         batch_size=batch_size,
         share=distribution.share,
         multiple=distribution.n_devices,

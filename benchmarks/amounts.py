@@ -18,7 +18,6 @@ import train
 from support import dataset
 from support.command_line import folder_path, make_parser, number, run_script
 from support.files import write_csv
-from support.settings import Settings
 from training.outputs import save_split
 from training.splits import split_keys
 
@@ -44,14 +43,12 @@ def choose_tracks(keys, n_pieces, seed):
 
 def measure(saved_data, folder, hours, seed):
     """The row of a model of some hours, which is trained in a folder; what is done stays."""
-    settings = Settings.load(dataset.get_settings_path(saved_data))
-    spectrograms_path = saved_data / dataset.SPECTROGRAMS_SAVE_DIR
-    keys = dataset.list_keys(spectrograms_path)
-    parts = split_keys(spectrograms_path, keys, None, train.VALIDATION_SPLIT, train.SEED)
+    features = dataset.Features.of(saved_data)
+    parts = split_keys(features, None, train.VALIDATION_SPLIT, train.SEED)
     held_out = parts["valid"]
     parts["valid"] = choose_tracks(held_out, N_VALIDATED, seed)
     parts["test"] = [key for key in held_out if key not in {*parts["valid"]}]
-    n_pieces = 3600 * hours / settings.duration
+    n_pieces = 3600 * hours / features.settings.duration
     parts["train"] = choose_tracks(parts["train"], n_pieces, seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_split(folder / "split.json", parts)
@@ -67,7 +64,7 @@ def measure(saved_data, folder, hours, seed):
     copies = [value for name, value in figures if name == "copies of training audio"]
     runs = [float(value) for name, value in figures if name == "longest verbatim run, s"]
     return (
-        len(parts["train"]) * settings.duration / 3600,
+        len(parts["train"]) * features.settings.duration / 3600,
         len({*map(dataset.get_track, parts["train"])}),
         *(minutes, loss),
         float(summary[DISTANCE + "new pieces"]),

@@ -20,14 +20,12 @@ from autoencoder import weigh_rows
 from generate import save_signals
 from generation.evaluation import POOLED_FRAMES, measure_mel_distance
 from generation.modes import make_file_names
-from generation.sources import load_audio_folders
 from preprocess import Padder, make_pipeline
 from soundgenerator import SoundGenerator
 from support import dataset
 from support.audio import find_audio
 from support.dataset import load_split
 from support.errors import UserError
-from support.settings import Settings
 from support.spectrograms import to_amplitude
 from training.splits import split_by_list, split_keys
 from training.windows import Windows
@@ -46,35 +44,35 @@ class Split:
     """
 
     def __init__(self, saved_data, patterns, seed, model=None):
-        settings_path = dataset.get_settings_path(saved_data)
-        self.settings = Settings.load(settings_path)
-        self.folders = load_audio_folders(Path(saved_data))
-        keys = dataset.list_keys(settings_path.parent)
+        features = dataset.Features.of(saved_data)
+        self.settings, keys = features.settings, features.keys
+        self.folders = features.audio_folders
         if patterns:
             parts = split_by_pattern(keys, patterns)
         elif model:
             parts = split_by_list(keys, load_split(Path(model) / "split.json"))
             parts["valid"] = parts["test"] or parts["valid"]
         else:
-            parts = split_keys(settings_path.parent, keys, None, train.VALIDATION_SPLIT, seed)
+            parts = split_keys(features, None, train.VALIDATION_SPLIT, seed)
         training_keys, self.held_out_keys = parts["train"], parts["valid"]
         if not training_keys or not self.held_out_keys:
             n_held_out = len(self.held_out_keys)
             raise UserError(f"{n_held_out} of {len(keys)} pieces are held out: see --held_out")
-        self.x_train = train.load_fsdd(settings_path.parent, keys=training_keys)
-        self.x_held_out = train.load_fsdd(settings_path.parent, keys=self.held_out_keys)
+        self.x_train = train.load_fsdd(features.path, keys=training_keys)
+        self.x_held_out = train.load_fsdd(features.path, keys=self.held_out_keys)
         self.x_held_out = self.x_held_out.astype(np.float32)
         height = self.x_train.shape[1]
         self.row_weights = weigh_rows(height, self.settings.sample_rate / 2 / height)
-        min_max_values = dataset.load_min_max_values(dataset.get_min_max_path(saved_data), keys)
         self.windows = Windows(
             self.x_train,
-            dataset.list_ranges(dataset.select_min_max_values(min_max_values, training_keys)),
+            features.list_ranges(training_keys),
             [*map(dataset.get_track, training_keys)],
             top_db=self.settings.top_db,
             seed=seed,
         )
-        self.min_max_values = dataset.select_min_max_values(min_max_values, self.held_out_keys)
+        self.min_max_values = dataset.select_min_max_values(
+            features.min_max_values, self.held_out_keys
+        )
 
     def load_recording(self, key):
         """The signal that a piece was made from, at the length of a piece."""

@@ -265,21 +265,21 @@ def load_held_out(sources, tracks):
         UserError: the features are of other settings, or of other audio of the same names.
     """
     sources.check_settings()
-    keys = dataset.list_keys(sources.spectrograms_path)
-    min_max_values, peaks = dataset.load_min_max_values(sources.min_max_values_path, keys), {}
-    for key, entry in min_max_values.items():
+    features, peaks = sources.features, {}
+    for key, entry in features.min_max_values.items():
         track = dataset.get_track(key)
         peaks[track] = max(entry["max"], peaks.get(track, -np.inf))
     for track, peak in zip(tracks.tracks.tolist(), tracks.peaks, strict=True):
         if abs(peaks.get(track, peak) - peak) > SAME_PEAK:
             raise UserError(
-                f"{sources.spectrograms_path} is of other audio than {sources.model} was trained "
+                f"{features.path} is of other audio than {sources.model} was trained "
                 "on: name its own folder with --saved_data"
             )
     parts = dataset.load_split(sources.model / "split.json")
-    keys = [key for key in keys if dataset.get_track(key) in parts["valid"] | parts["test"]]
+    held_out = parts["valid"] | parts["test"]
+    keys = [key for key in features.keys if dataset.get_track(key) in held_out]
     chosen = [keys[index] for index in choose_evenly(len(keys))]
-    return [dataset.load_spectrogram(sources.spectrograms_path, key) for key in chosen]
+    return [dataset.load_spectrogram(features.path, key) for key in chosen]
 
 
 def choose_evenly(count):

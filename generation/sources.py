@@ -3,7 +3,7 @@
 In:  folders and audio files.
 Out: Sources; signals, as the model's features were loaded.
 
-    sources = Sources(Path("model"), spectrograms_path, min_max_values_path)
+    sources = Sources(Path("model"), Features.of("saved_data"))
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from preprocess import Loader, check_length, make_pipeline
 from soundgenerator import SoundGenerator
 from support import dataset
 from support.audio import decode, find_audio, list_audio_files
-from support.dataset import add_channel_axis
+from support.dataset import Features, add_channel_axis
 from support.errors import UserError
-from support.files import make_printable, read_json, reading
+from support.files import make_printable
 from support.prior import Prior
 from support.settings import Settings
 from support.spectrograms import to_image
@@ -34,8 +34,7 @@ class Sources:
     """What generate.py may read from. What it has read of a model stays, if another replaces it."""
 
     model: Path  # folder
-    spectrograms_path: Path
-    min_max_values_path: Path
+    features: Features
 
     @functools.cached_property
     def settings(self):
@@ -58,10 +57,10 @@ class Sources:
 
     def check_settings(self):
         """Raise a UserError if the model was trained on features of other settings."""
-        if Settings.load(self.spectrograms_path / "settings.json") != self.settings:
+        if self.features.settings != self.settings:
             raise UserError(
                 f"{self.model} was trained on features of other settings than "
-                f"{self.spectrograms_path}: run train.py again"
+                f"{self.features.path}: run train.py again"
             )
 
 
@@ -69,12 +68,12 @@ class Recordings:
     """The audio that features were made of, as far as it is still there and still the same.
 
     Args:
-        spectrograms_path: the folder of features; source.json beside it names that of the audio.
+        features: the Features.
     """
 
-    def __init__(self, spectrograms_path):
-        self._pipeline = make_pipeline(Settings.load(spectrograms_path / "settings.json"))
-        self._folders = load_audio_folders(spectrograms_path.parent)
+    def __init__(self, features):
+        self._pipeline = make_pipeline(features.settings)
+        self._folders = features.audio_folders
 
     def load(self, key, spectrogram):
         """What a feature was made of, or None if no such audio is there.
@@ -101,16 +100,6 @@ class Recordings:
             return None
         half_frame = extractor.frame_size // 2
         return signal[..., half_frame:-half_frame]
-
-
-def load_audio_folders(saved_data):
-    """The folders of audio that a source.json names, as name_folders() has them, if it is there."""
-    path = saved_data / "source.json"
-    if not path.exists():
-        return {}
-    with reading(path, "run preprocess.py again"):
-        folders = read_json(path)["audio_files_dirs"].items()
-    return {prefix: saved_data / name for prefix, name in folders}
 
 
 def load_song(sound_generator, path, remarks=None):

@@ -1,18 +1,22 @@
 """The folder that preprocess.py writes: keys, spectrograms and min-max values.
 
 In:  the folder.
-Out: keys, normalised spectrograms, and the decibel range of each.
+Out: Features: keys, settings, and the decibel range of each spectrogram; spectrograms.
 
-    spectrogram = load_spectrogram("saved_data/spectrograms", "blues/blues.00000.wav.000.npy")
+    features = Features.of("saved_data")
+    spectrogram = load_spectrogram(features.path, features.keys[0])
 """
 
 import collections
+import dataclasses
+import functools
 import hashlib
 import io
 import math
 import os
 import pickle
 import re
+import sys
 import threading
 from pathlib import Path
 
@@ -20,7 +24,7 @@ import numpy as np
 
 from support.errors import UserError
 from support.files import open_regular, read_file, read_json, reading, walk
-from support.settings import MAX_PIECE_BYTES
+from support.settings import MAX_PIECE_BYTES, Settings
 from support.spectrograms import resize
 
 SPECTROGRAMS_SAVE_DIR = "spectrograms"  # below SAVED_DATA
@@ -34,16 +38,6 @@ UNSAFE_KEY = re.compile(r"^$|\0|^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
 FEATURE_NAME = re.compile(r"(?P<track>.+)\.\d{3,}\.npy", re.DOTALL)
 PARSING = threading.Lock()  # Python 3.11's parser, which NumPy reads headers with, can fail beside
 # another thread's ("AST constructor recursion depth mismatch")
-
-
-def get_settings_path(saved_data):
-    """The settings.json of a folder that preprocess.py wrote."""
-    return Path(saved_data) / SETTINGS_NAME
-
-
-def get_min_max_path(saved_data):
-    """The min-max values of a folder that preprocess.py wrote."""
-    return Path(saved_data) / MIN_MAX_VALUES_SAVE_DIR / MIN_MAX_VALUES_NAME
 
 
 def make_key(track, segment):
@@ -113,6 +107,66 @@ def list_keys(spectrograms_path):
     if not keys:
         raise FileNotFoundError(f"no spectrograms in {root}: run preprocess.py first")
     return keys
+
+
+@dataclasses.dataclass(eq=False)
+class Features:
+    """What preprocess.py wrote; each file of it is read once, when it is asked for.
+
+    Args:
+        path: folder of the spectrograms.
+        min_max_path: of the min-max values; None: that beside the folder.
+    """
+
+    path: Path
+    min_max_path: Path | None = None
+
+    def __post_init__(self):
+        beside = self.path.parent / MIN_MAX_VALUES_SAVE_DIR / MIN_MAX_VALUES_NAME
+        self.min_max_path = self.min_max_path or beside
+
+    @classmethod
+    def of(cls, saved_data):
+        """Those in a folder that preprocess.py was told to write."""
+        return cls(Path(saved_data) / SPECTROGRAMS_SAVE_DIR)
+
+    @functools.cached_property
+    def settings(self):
+        """Their Settings."""
+        return Settings.load(self.path / "settings.json")
+
+    @functools.cached_property
+    def keys(self):
+        """See list_keys()."""
+        return list_keys(self.path)
+
+    @functools.cached_property
+    def min_max_values(self):
+        """{key: {"min": dB, "max": dB}}, of pieces that are gone, too, which is said."""
+        values = load_min_max_values(self.min_max_path, self.keys)
+        n_missing = len(values.keys() - {*self.keys})
+        if n_missing:
+            print(f"note: {n_missing} pieces are missing in {self.path}", file=sys.stderr)
+        return values
+
+    @functools.cached_property
+    def audio_folders(self):
+        """The folders of audio that source.json names, as name_folders() has them, if it is there.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = self.path.parent / "source.json"
+        if not path.exists():
+            return {}
+        with reading(path, "run preprocess.py again"):
+            folders = read_json(path)["audio_files_dirs"].items()
+        return {prefix: self.path.parent / name for prefix, name in folders}
+
+    def list_ranges(self, keys):
+        """(min, max) of the keys, in dB, float32 (n, 2)."""
+        chosen = select_min_max_values(self.min_max_values, keys)
+        return np.array([[entry["min"], entry["max"]] for entry in chosen], np.float32)
 
 
 def load_spectrogram(spectrograms_path, key):
@@ -242,8 +296,3 @@ def select_min_max_values(min_max_values, keys):
         if key not in min_max_values:
             raise UserError(f"{key} has no min-max values: run preprocess.py again")
     return [min_max_values[key] for key in keys]
-
-
-def list_ranges(min_max_values):
-    """(min, max) of each {"min": dB, "max": dB}, float32 (n, 2)."""
-    return np.array([[entry["min"], entry["max"]] for entry in min_max_values], np.float32)

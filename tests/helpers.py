@@ -159,8 +159,7 @@ def read_csv(path):
 
 def load_ranges(saved_data):
     """The min-max values of a folder that preprocess.py wrote."""
-    keys = dataset.list_keys(Path(saved_data) / dataset.SPECTROGRAMS_SAVE_DIR)
-    return dataset.load_min_max_values(dataset.get_min_max_path(saved_data), keys)
+    return dataset.Features.of(saved_data).min_max_values
 
 
 def read_all(folder):

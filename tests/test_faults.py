@@ -101,7 +101,7 @@ def assert_usable(saved, whole):
     for name, content in read_all(saved).items():
         if name.endswith(".npy"):
             assert content == whole[name], name
-    path = dataset.get_min_max_path(saved)
+    path = dataset.Features.of(saved).min_max_path
     if path.exists():
         expected = load_ranges(saved.parent / "whole")
         assert dataset.load_min_max_values(path, expected).items() <= expected.items()
@@ -142,7 +142,7 @@ def test_an_interrupted_run_ends_with_one_line_and_goes_on(
     tmp_path, audio, unbroken, make_settings, capsys, n_lines
 ):
     saved = tmp_path / "saved"
-    ranges_path = dataset.get_min_max_path(saved)
+    ranges_path = dataset.Features.of(saved).min_max_path
     process = start(audio, saved, "--jobs", "2")
     while count_lines(saved) < n_lines or not ranges_path.exists():
         assert process.poll() is None
@@ -378,7 +378,7 @@ def test_features_never_lie_beside_settings_of_others(small, tmp_path, make_sett
             audio, tmp_path / "saved", make_settings(frame_size=512), force=True
         )
 
-    assert not dataset.get_min_max_path(tmp_path / "saved").exists()
+    assert not dataset.Features.of(tmp_path / "saved").min_max_path.exists()
 
 
 def test_the_second_of_two_runs_at_once_stops(small, tmp_path):

@@ -176,11 +176,11 @@ def test_features_of_other_settings_than_the_models_are_refused(features, tmp_pa
     make_settings(hop_length=32).save(tmp_path / "model" / "settings.json")
 
     with pytest.raises(UserError, match="features of other settings than .*: run train"):
-        generate.load_spectrograms(Sources(tmp_path / "model", features, None))
+        generate.load_spectrograms(Sources(tmp_path / "model", dataset.Features(features)))
 
 
 def load_recorded(features, key):
-    return Recordings(features).load(key, dataset.load_spectrogram(features, key))
+    return Recordings(dataset.Features(features)).load(key, dataset.load_spectrogram(features, key))
 
 
 def test_recording_is_what_a_feature_was_made_of(features, make_settings):

@@ -88,8 +88,8 @@ def test_latents_of_a_track_are_those_of_its_recording(trained):
     settings = Settings.load(trained / "model" / "settings.json")
     autoencoder = Autoencoder.load(trained / "model")
     generator = SoundGenerator.of(settings, autoencoder)
-    features = train.load_features(trained / "saved_data")
-    keys = [key for key in features[1] if dataset.get_track(key) == "calm/0.wav"]
+    features = dataset.Features.of(trained / "saved_data")
+    keys = [key for key in features.keys if dataset.get_track(key) == "calm/0.wav"]
 
     tracks, (first,) = describe_tracks(
         autoencoder, train.make_windows(features, keys, None, 8), keys, SAMPLE_RATE
@@ -515,7 +515,7 @@ def test_what_is_asked_for_is_told_apart_by_its_name(tmp_path):
 
 def test_new_music_needs_tracks_that_differ(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no .*prior\.npz: run train.py --resume"):
-        _ = Sources(tmp_path, None, None).prior
+        _ = Sources(tmp_path, None).prior
 
 
 def test_a_model_without_detail_makes_music_without_it(tmp_path, trained):
@@ -538,19 +538,17 @@ def test_a_model_without_detail_makes_music_without_it(tmp_path, trained):
 
 
 def test_pieces_that_were_not_trained_on_are_held_out(trained):
-    saved = trained / "saved_data"
-    spectrograms_path = saved / "spectrograms"
-    sources = Sources(trained / "model", spectrograms_path, dataset.get_min_max_path(saved))
+    features = dataset.Features.of(trained / "saved_data")
+    sources = Sources(trained / "model", features)
     held_out = load_split(sources.model / "split.json")["valid"]
-    keys = dataset.list_keys(spectrograms_path)
-    expected = [key for key in keys if dataset.get_track(key) in held_out]
+    expected = [key for key in features.keys if dataset.get_track(key) in held_out]
     tracks = TrainingTracks.load(sources.model)
 
     images = load_held_out(sources, tracks)
 
     assert len(images) == len(expected) > 0
     for image, key in zip(images, expected, strict=True):
-        np.testing.assert_array_equal(image, dataset.load_spectrogram(spectrograms_path, key))
+        np.testing.assert_array_equal(image, dataset.load_spectrogram(features.path, key))
     with pytest.raises(UserError, match="is of other audio than .*model was trained on"):
         load_held_out(sources, tracks._replace(peaks=tracks.peaks + 1))
 

@@ -164,7 +164,7 @@ def test_pipeline_writes_features_settings_and_plain_min_max(tmp_path, write_aud
     assert spectrogram.dtype == np.float16 and spectrogram.shape == (128, 104)
     assert spectrogram.min() == 0 and spectrogram.max() == 1
     assert {type(v) for entry in min_max_values.values() for v in entry.values()} == {float}
-    assert b"numpy" not in dataset.get_min_max_path(tmp_path / "saved").read_bytes()
+    assert b"numpy" not in dataset.Features.of(tmp_path / "saved").min_max_path.read_bytes()
 
 
 def test_pipeline_keeps_equal_names_apart(tmp_path, write_audio, make_settings):
@@ -274,7 +274,7 @@ def test_several_folders_make_one_set_and_their_names_are_genres(
 
     keys = dataset.list_keys(tmp_path / "saved" / "spectrograms")
     assert {*map(dataset.get_track, keys)} == {"jazz/a.wav", "rock/deep/a.wav"}
-    recordings = Recordings(tmp_path / "saved" / "spectrograms")
+    recordings = Recordings(dataset.Features.of(tmp_path / "saved"))
     for key in keys:
         image = dataset.load_spectrogram(tmp_path / "saved" / "spectrograms", key)
         assert recordings.load(key, image) is not None
@@ -307,7 +307,7 @@ def test_min_max_values_survive_an_interruption(tmp_path, write_audio, make_sett
 
     with pytest.raises(KeyboardInterrupt):
         process(tmp_path, make_settings())
-    path = dataset.get_min_max_path(tmp_path / "saved")
+    path = dataset.Features.of(tmp_path / "saved").min_max_path
     assert [*pickle.loads(path.read_bytes())] == ["a.wav.000.npy"]
 
 

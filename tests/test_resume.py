@@ -26,6 +26,7 @@ from helpers import (
     run_script,
     start_script,
 )
+from support import dataset
 from support.errors import UserError
 from support.files import lock
 from training.callbacks import BestWeights
@@ -245,7 +246,7 @@ def test_pieces_that_are_missing_are_said(folder, capsys):
     (features,) = {*(folder / "saved_data" / "spectrograms").rglob("0.wav.000.npy")}
     features.unlink()
 
-    train.load_features(folder / "saved_data")
+    assert dataset.Features.of(folder / "saved_data").min_max_values
 
     assert "note: 1 pieces are missing in" in capsys.readouterr().err
 

@@ -21,8 +21,8 @@ def make_features(tmp_path, write_audio):
         preprocess.preprocess_folder(
             tmp_path / "audio", tmp_path / "saved", make_settings(**fields)
         )
-        spectrograms_path = tmp_path / "saved" / "spectrograms"
-        return spectrograms_path, dataset.list_keys(spectrograms_path)
+        features = dataset.Features.of(tmp_path / "saved")
+        return features, features.keys
 
     return make
 
@@ -102,21 +102,21 @@ def test_twins_are_those_of_a_groups_first_across_blocks():
 
 
 def test_a_damaged_piece_is_named(make_features):
-    spectrograms_path, keys = make_features(make_recordings(2))
-    (spectrograms_path / keys[0]).write_bytes(b"\x93NUMPY rubbish")
+    features, keys = make_features(make_recordings(2))
+    (features.path / keys[0]).write_bytes(b"\x93NUMPY rubbish")
 
     with pytest.raises(UserError, match=r"0\.wav\.000\.npy is damaged"):
-        find_twins(spectrograms_path, keys)
+        find_twins(features, keys)
 
 
 def test_a_random_split_keeps_copies_in_one_part(make_features, capsys):
     recordings = make_recordings(6)
     copies = {name.replace(".wav", ".mp3"): signal for name, signal in recordings.items()}
-    spectrograms_path, keys = make_features(recordings | copies)
+    features, keys = make_features(recordings | copies)
     capsys.readouterr()
 
     for seed in range(5):
-        parts = split_keys(spectrograms_path, keys, None, 0.3, seed)
+        parts = split_keys(features, None, 0.3, seed)
 
         stems = [{track.split(".")[0] for track in get_tracks(parts[p])} for p in parts]
         assert [*map(len, stems)] == [4, 2, 0] and not stems[0] & stems[1]
@@ -136,18 +136,19 @@ def test_copies_of_one_recording_are_all_trained_on():
 
 
 def test_without_validation_no_twins_are_looked_for(tmp_path):
-    keys = ["a.wav.000.npy", "b.wav.000.npy"]  # that do not exist
+    features = dataset.Features.of(tmp_path)
+    features.keys = ["a.wav.000.npy", "b.wav.000.npy"]  # that do not exist
 
-    assert split_keys(tmp_path, keys, None, 0, seed=0)["train"] == keys
+    assert split_keys(features, None, 0, seed=0)["train"] == features.keys
 
 
 def test_copies_in_two_parts_of_a_list_are_named(tmp_path, make_features, capsys):
     recordings = make_recordings(3)
-    spectrograms_path, keys = make_features(recordings | {"copy.ogg": recordings["0.wav"]})
+    features, keys = make_features(recordings | {"copy.ogg": recordings["0.wav"]})
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": ["0.wav", "1.wav"], "valid": ["2.wav", "copy.ogg"]}))
 
-    parts = split_keys(spectrograms_path, keys, split, 0.1, seed=0)
+    parts = split_keys(features, split, 0.1, seed=0)
 
     assert get_tracks(parts["valid"]) == {"2.wav", "copy.ogg"}
     assert capsys.readouterr().err == (
@@ -155,5 +156,5 @@ def test_copies_in_two_parts_of_a_list_are_named(tmp_path, make_features, capsys
         "0.wav (train), copy.ogg (valid)\n"
     )
     split.write_text(json.dumps({"train": ["0.wav", "copy.ogg"], "valid": ["1.wav"]}))
-    split_keys(spectrograms_path, keys, split, 0.1, seed=0)
+    split_keys(features, split, 0.1, seed=0)
     assert capsys.readouterr().err == ""

@@ -3,7 +3,7 @@
 In:  the folder that preprocess.py wrote; a share, or a file of lists.
 Out: the keys of each part.
 
-    parts = split_keys("saved_data/spectrograms", keys, None, validation_split=0.1, seed=0)
+    parts = split_keys(Features.of("saved_data"), None, validation_split=0.1, seed=0)
 """
 
 import collections
@@ -22,11 +22,11 @@ from training.twins import find_twins
 MOST_HELD_OUT = 1.5  # times the share that is asked for
 
 
-def split_keys(spectrograms_path, keys, split, validation_split, seed):
+def split_keys(features, split, validation_split, seed):
     """The keys of each part of a split, {part: [key]}.
 
     Args:
-        spectrograms_path: folder that holds the pieces.
+        features: the Features.
         split: file of the tracks of each part; None: at random, with twins in the same part.
         validation_split: share of the pieces to validate on, at random.
         seed: of the random split.
@@ -35,11 +35,11 @@ def split_keys(spectrograms_path, keys, split, validation_split, seed):
         UserError: split is not such a file, or has nothing to train on; a piece is damaged.
     """
     if split:
-        parts = split_by_list(keys, load_split(split))
-        warn_of_twins(parts, find_twins(spectrograms_path, sum(parts.values(), [])))
+        parts = split_by_list(features.keys, load_split(split))
+        warn_of_twins(parts, find_twins(features, sum(parts.values(), [])))
         return parts
-    twins = find_twins(spectrograms_path, keys) if validation_split else []
-    return split_by_track(keys, validation_split, seed, twins)
+    twins = find_twins(features, features.keys) if validation_split else []
+    return split_by_track(features.keys, validation_split, seed, twins)
 
 
 def split_by_track(keys, validation_split, seed, twins=()):

@@ -1,19 +1,17 @@
 """Which tracks hold the same recording: in two formats, under two names, or in two folders.
 
-In:  the folder that preprocess.py wrote, and the keys of its pieces.
+In:  Features, and the keys of their pieces.
 Out: groups of tracks.
 
-    twins = find_twins("saved_data/spectrograms", keys)
+    twins = find_twins(features, features.keys)
 """
 
 import concurrent.futures
 import functools
-from pathlib import Path
 
 import numpy as np
 
 from support import dataset
-from support.settings import Settings
 
 N_PIECES = 2  # that all tracks are compared by, at their start
 N_BINS, N_FRAMES = 256, 8  # cells of a piece's lower half
@@ -22,23 +20,23 @@ MIN_SECONDS = 2.0  # different drum hits can be as alike as copies
 BLOCK_SIZE = 256  # tracks compared with all others at once
 
 
-def find_twins(spectrograms_path, keys):
+def find_twins(features, keys):
     """The tracks that are twins of a group's first one, [[track, ...], ...].
 
     Twins begin alike: the cosine similarity of their fingerprints is MIN_SIMILARITY or more. They
     are as long, and so alike in the middle and at the end, too: a jingle makes no twins.
 
     Args:
-        spectrograms_path: folder that holds the pieces, and their settings.
+        features: the Features.
         keys: of all pieces of the tracks, in the order of dataset.list_keys.
     Raises:
         UserError: a piece that is compared is damaged.
     """
-    duration = Settings.load(Path(spectrograms_path) / "settings.json").duration
     pieces = dataset.group_by_track(keys)
-    pieces = {track: own for track, own in pieces.items() if len(own) * duration >= MIN_SECONDS}
+    least = MIN_SECONDS / features.settings.duration
+    pieces = {track: own for track, own in pieces.items() if len(own) >= least}
     fingerprints = np.empty((len(pieces), N_PIECES * (N_BINS - 1) * N_FRAMES), np.float32)
-    extract = functools.partial(extract_fingerprint, spectrograms_path)
+    extract = functools.partial(extract_fingerprint, features.path)
     with concurrent.futures.ThreadPoolExecutor() as executor:
         starts = (own[:N_PIECES] for own in pieces.values())
         for index, fingerprint in enumerate(executor.map(extract, starts)):

@@ -25,6 +25,7 @@ from support.settings import Settings
 from support.spectrograms import SILENCE_DB, normalise_to, resize, to_amplitude, to_log_spectrogram
 
 CONTEXT_S = 10.0  # seconds of a recording, on each side, that what is new beside it depends on
+QUIET = 2**-15  # of full scale, the last of 16 bits: no more than that is silence
 
 
 @dataclasses.dataclass(eq=False)
@@ -274,11 +275,12 @@ class SoundGenerator:
         place = start + n_blocks * block
         sides = (start, first), (place, min(n_samples, place + context))
         counts = [max(0, 1 + (b - 1 - a) // self.hop_length) for a, b in sides]  # of frames
+        is_heard = [np.abs(signal[..., a:b]).max(initial=0) > QUIET for a, b in sides]
         if not is_fixed:
             peaks = [
                 float(self._extract(signal, a, 0, count).max())
-                for (a, _), count in zip(sides, counts, strict=True)
-                if count
+                for (a, _), count, heard in zip(sides, counts, is_heard, strict=True)
+                if count and heard
             ]
             peak = max(peaks, default=peak)
         past, future = (
@@ -290,7 +292,10 @@ class SoundGenerator:
         # Of some steps beside the gap the encoder has seen that it is silent.
         margin = -(-self.autoencoder.reach // self.autoencoder.frames_per_step)
         known = np.ones(len(latents), bool)
-        n_before, n_after = (max(len(side) - margin, -(-len(side) // 2)) for side in (past, future))
+        n_before, n_after = (
+            heard * max(len(side) - margin, -(-len(side) // 2))  # music need not go on as silence
+            for side, heard in zip((past, future), is_heard, strict=True)
+        )
         known[n_before : len(known) - n_after] = False
         return latents, known, len(past), peak
 

@@ -285,7 +285,8 @@ def fit_and_save(options, checkpoint, is_first):
     architecture, run = make_run(options, n_epochs, windows.shape, settings, fingerprint)
     checkpoint = checkpoint and checkpoint.continue_as(run)
     if checkpoint:
-        print(f"going on after epoch {len(checkpoint.rows) - 1} of {n_epochs}", flush=True)
+        n_done = min(len(checkpoint.rows) - 1, n_epochs)
+        print(f"going on after epoch {n_done} of {n_epochs}", flush=True)
 
     # The training.
     measured, names = (validation or windows), (parts["valid"] or parts["train"])

@@ -27,7 +27,7 @@ from support.spectrograms import to_amplitude
 
 BATCH_SIZE = 8  # pieces reconstructed at a time
 TOUR = (-2, -1, 0, 1, 2)  # standard deviations along a direction
-CHUNK_S = 2.0  # seconds of endless music that are made together
+CHUNK_S = 1.5  # seconds of endless music that are made together
 LOOP_START_S = 4.5  # seconds, at most, that a loop begins with, and comes back to
 MAX_LABEL = 40  # characters
 MAX_WAV_NAME_BYTES = 200  # file systems end at 255

@@ -22,6 +22,8 @@ from scipy import fft
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import fftconvolve
 
+from support.prior import PRIOR
+
 DETAIL = "detail.npz"  # in a model folder
 FILTERS = 32, 320  # of the flow, at least and at most
 DILATIONS = (1, 2, 4, 1)
@@ -117,15 +119,18 @@ class Detail(NamedTuple):
 
     @classmethod
     def load(cls, folder):
-        """The Detail of a model folder; None if it was trained without.
+        """The Detail of a model folder; None if it was trained without, as a Prior is then, too.
 
         Raises:
+            FileNotFoundError: it is gone.
             UserError: it is damaged, or of an earlier version.
         """
         from support.flow import load_learned
 
-        path = Path(folder) / DETAIL
-        return load_learned(cls, path) if path.exists() else None
+        folder = Path(folder)
+        if not any((folder / name).exists() for name in (DETAIL, PRIOR)):
+            return None
+        return load_learned(cls, folder / DETAIL, "run train.py --resume")
 
 
 def to_frames(images):

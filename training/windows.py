@@ -106,6 +106,7 @@ class Windows(keras.utils.PyDataset):
             most = np.where(is_last, np.where(is_first, EDGE_FRAMES, 0), width - 1)
             starts = starts + rng.integers(least, most + 1)
             speeds, pitches = np.exp(rng.uniform(-max_stretch, max_stretch, (2, n)))
+            pitches **= rng.integers(2)  # half of the batches are as high as they were recorded
             levels = np.minimum(1, rng.uniform(0, 2, n))  # half are in their own range
         frames = starts[:, None] + np.rint(np.outer(speeds, np.arange(width))).astype(int)
         first, last = width * self.first[indices], width * self.stop[indices] - 1

@@ -369,12 +369,21 @@ def test_the_history_is_drawn(finished):
     assert picture.shape == (540, 960, 4) and len(np.unique(picture)) > 20
 
 
-def test_logs_hold_losses_pictures_and_sound(finished):
+def read_logs(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logs = EventAccumulator(
-        str(finished / "model" / "logs"), size_guidance={"images": 0, "audio": 0, "scalars": 0}
-    ).Reload()
+    how = {"images": 0, "audio": 0, "scalars": 0}
+    return EventAccumulator(str(folder / "model" / "logs"), size_guidance=how).Reload()
+
+
+def test_logs_of_a_new_run_are_shown_in_place_of_those_of_the_old_one(folder):
+    run_training(folder, "model", "--force", "--epochs", "2", "--logs")
+
+    assert [event.step for event in read_logs(folder).Scalars("loss/training")] == [1, 2]
+
+
+def test_logs_hold_losses_pictures_and_sound(finished):
+    logs = read_logs(finished)
 
     history = read_csv(finished / "model" / "history.csv")
     for tag, column in (

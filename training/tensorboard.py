@@ -27,7 +27,7 @@ class TensorBoard(keras.callbacks.Callback):
     """Writes losses, the learning rate, pictures and sounds.
 
     Args:
-        folder: to write; logs of an earlier run in it are deleted, unless that one is resumed.
+        folder: to write; TensorBoard shows what an earlier run logged there up to this one's start.
         windows: Windows; a few of their pieces are logged.
         keys: the key of each piece.
         settings: the features' Settings.
@@ -53,11 +53,8 @@ class TensorBoard(keras.callbacks.Callback):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        if step == 1:
-            for path in sorted(self.folder.glob("events.out.tfevents.*")):
-                path.unlink()
         self.writer = EventsWriter(str(self.folder / "events"))
-        start = SessionLog(status=SessionLog.START)  # what an earlier run logged from here on goes
+        start = SessionLog(status=SessionLog.START)  # TensorBoard drops earlier events from here on
         self.writer.write_event(Event(wall_time=time.time(), step=step, session_log=start))
         self._log_sounds("original", self.images, step - 1)
 

@@ -145,6 +145,8 @@ def test_resume_of_a_finished_run_changes_nothing(folder, capsys):
 
     printed = capsys.readouterr().out
     assert "going on after epoch 6 of 6" in printed and "loss" not in printed
+    run_training(folder, "model", "--epochs", "4", "--resume")
+    assert "going on after epoch 4 of 4" in capsys.readouterr().out
     after = read_all(folder / "model")
     for name in ("history.csv", "checkpoint.npz", "tracks.npz", "parameters.json"):
         assert after[name] == before[name], name

@@ -143,7 +143,7 @@ def test_help_lists_the_commands_and_that_of_each_tells_its_defaults(capsys):
     for name in ("pairs", "songs", "sample", "continue", "tour", "app"):
         assert f" {name} " in read_help()
         assert "--model MODEL folder that train.py wrote (default: model)" in read_help(name)
-    assert "--temperature TEMPERATURE lower is more typical (default: 0.9)" in read_help("sample")
+    assert "--temperature TEMPERATURE lower is more typical (default: 1.0)" in read_help("sample")
     assert "chosen at random (default: 5)" in read_help("pairs")
 
 

@@ -241,7 +241,7 @@ class SoundGenerator:
         latents, min_max = self.encode(signal)
         return self.make_sound(latents, min_max, signal.shape[-1])
 
-    def fill(self, signal, begin, end, fill, peak=None, is_fixed=False):
+    def fill(self, signal, begin, end, fill, peak=SILENCE_DB, is_fixed=False):
         """A sound whose samples from begin to end are made anew, without a seam.
 
         Up to half a frame of what is known beside them is new, too: the frames beyond are whole.
@@ -263,7 +263,7 @@ class SoundGenerator:
         new = self._invert_between(signal, first, last, amplitudes)
         return np.concatenate([signal[..., :first], new, signal[..., last:]], axis=-1)
 
-    def _encode_around(self, signal, first, last, peak=None, is_fixed=False):
+    def _encode_around(self, signal, first, last, peak=SILENCE_DB, is_fixed=False):
         """What is known around a gap: (latents, those of the gap 0; which are known, bool (steps,);
         how many come before the gap; the peak in dB: see fill())."""
         steps, frames = self._steps_and_frames
@@ -275,7 +275,7 @@ class SoundGenerator:
         place = start + n_blocks * block
         sides = (start, first), (place, min(n_samples, place + context))
         counts = [max(0, 1 + (b - 1 - a) // self.hop_length) for a, b in sides]  # of frames
-        is_heard = [np.abs(signal[..., a:b]).max(initial=0) > QUIET for a, b in sides]
+        is_heard = [np.abs(signal[..., max(0, a) : b]).max(initial=0) > QUIET for a, b in sides]
         if not is_fixed:
             peaks = [
                 float(self._extract(signal, a, 0, count).max())

@@ -25,6 +25,7 @@ from generation.app import build_app, limit_level
 from generation.modes import CHUNK_S
 from helpers import ROOT, SAMPLE_RATE, make_music, name_folders, read_csv
 from support.errors import UserError
+from support.prior import TEMPERATURE
 
 pytest.importorskip("gradio")
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -219,7 +220,9 @@ def test_what_is_changed_while_endless_music_plays_is_heard_soon(browser, monkey
         tab = Tab(browser, "Endless")
 
         tab.press("Play")
-        tab.wait.until(lambda b: b.execute_script(heard) == pytest.approx(0.45, abs=0.01))
+        tab.wait.until(
+            lambda b: b.execute_script(heard) == pytest.approx(TEMPERATURE / 2, abs=0.01)
+        )
         tab.set_number("number input for Temperature", 0.3)
         tab.wait.until(lambda b: b.execute_script(heard) == pytest.approx(0.15, abs=0.01))
     finally:

@@ -61,13 +61,15 @@ HEADROOM = 0.99  # peak of a sound that would have clipped
 PRINTED_FIGURES = ("image error", "spectral convergence of the generated, dB", "mel distance, dB")
 
 
-def load_data(spectrograms_path):
-    """All spectrograms below a folder, read when they are used, and their keys.
+def load_data(spectrograms_path, *, keys=None):
+    """Spectrograms below a folder, read when they are used, and their keys.
 
+    Args:
+        keys: only these, in their order; None: all.
     Returns:
         (sequence of float32 (n_bins, n_frames, n_channels), list of keys).
     """
-    file_paths = dataset.list_keys(spectrograms_path)
+    file_paths = keys or dataset.list_keys(spectrograms_path)
     return dataset.Pieces(spectrograms_path, None, file_paths), file_paths
 
 
@@ -227,7 +229,8 @@ def load_sound(sound_generator, sources, name):
 def load_spectrograms(sources):
     """(spectrograms, keys, min-max values) of features that the model fits."""
     sources.check_settings()
-    return *load_data(sources.features.path), sources.features.min_max_values
+    features = sources.features
+    return *load_data(features.path, keys=features.keys), features.min_max_values
 
 
 def save_items(items, sound_generator, sources, samples=None):

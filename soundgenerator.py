@@ -280,7 +280,7 @@ class SoundGenerator:
             peaks = [
                 float(self._extract(signal, a, 0, count).max())
                 for (a, _), count, heard in zip(sides, counts, is_heard, strict=True)
-                if count and heard
+                if heard
             ]
             peak = max(peaks, default=peak)
         past, future = (

@@ -177,7 +177,6 @@ def decode_frames(container, duration, remarks):
 
 def convert(frames):
     """Yield FFmpeg's frames as (sample rate, float32 (n, n_channels)), joined to larger ones."""
-
     for (rate, _, _), group in itertools.groupby(frames, key=get_kind):  # where files were joined
         resampler = None
         for frame in itertools.chain(group, [None]):  # None: what is left

@@ -144,7 +144,7 @@ def test_without_validation_no_twins_are_looked_for(tmp_path):
 
 def test_copies_in_two_parts_of_a_list_are_named(tmp_path, make_features, capsys):
     recordings = make_recordings(3)
-    features, keys = make_features(recordings | {"copy.ogg": recordings["0.wav"]})
+    features, _ = make_features(recordings | {"copy.ogg": recordings["0.wav"]})
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": ["0.wav", "1.wav"], "valid": ["2.wav", "copy.ogg"]}))
 

@@ -1,6 +1,6 @@
 """Which tracks are trained on, validated on, and kept for tests.
 
-In:  the folder that preprocess.py wrote; a share, or a file of lists.
+In:  Features; a share, or a file of lists.
 Out: the keys of each part.
 
     parts = split_keys(Features.of("saved_data"), None, validation_split=0.1, seed=0)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from generation.modes import Composer, compare_pieces, find_name, reconstruct_songs
+from generation.modes import Composer, compare_pieces, find_name, make_file_names, reconstruct_songs
 from generation.sources import Recordings, Sources, load_song, say
 from preprocess import SAMPLE_RATE
 from support import dataset
@@ -177,9 +177,11 @@ def make_items(sound_generator, sources, options):
         items = reconstruct_songs(sound_generator, options.files)
     else:
         items = make_music(sound_generator, sources, options)
+    model = sources.model.resolve().name
+    marks = [model] * (model != MODEL) + ["no_detail"] * (not options.detail)
     for item in items:
-        if not options.detail and not isinstance(item, UserError):
-            item = item._replace(name=f"{item.name}-no_detail")  # another sound, another file
+        if marks and not isinstance(item, UserError):  # another sound is another file
+            item = item._replace(name=make_file_names(["-".join([item.name, *marks])])[0])
         yield item
 
 

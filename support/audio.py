@@ -7,10 +7,13 @@ Out: which of them to read; their samples, float32, at one rate.
 """
 
 import contextlib
+import errno
 import itertools
 import operator
 import os
+import queue
 import stat
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,7 @@ FILE_RATES = (1000, 1_000_000)  # Hz; a header with another rate is not that of 
 MAX_SAMPLE = 1e10  # beyond it float32 spectrograms overflow
 CUTOFF = 10  # Hz; what is slower is taken away, for a spectrogram shows it as a rumble
 STILL = 1e-20  # of full scale; at less the filter is at rest: tiny numbers make it slow
+LINK_S = 10.0  # seconds in which what a link leads to must answer
 CANCELLED = 0.01  # of the channels' energy; with less in mono, the user is told
 
 
@@ -99,7 +103,7 @@ def list_audio_files(audio_files_dir):
     def look(path):
         """List what is at a path, and tell whether it is a folder that was not seen before."""
         try:
-            status = os.stat(path)
+            status = find_status(path)
         except OSError as error:  # it is gone, or the disk has failed
             refuse_unreachable(error)
             return False
@@ -127,6 +131,28 @@ def list_audio_files(audio_files_dir):
         while links and not folders:  # what they lead to may be listed by its own name
             folders += filter(look, [links.pop(0)])
     return dict(sorted(stamps.items())), dict(sorted(refused.items()))
+
+
+def find_status(path):
+    """os.stat of a path; an OSError, too, if a link leads to what does not answer in LINK_S."""
+    if not os.path.islink(path):
+        return os.stat(path)
+    found = queue.SimpleQueue()
+
+    def look():
+        try:
+            found.put(os.stat(path))
+        except OSError as error:
+            found.put(error)
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        status = found.get(timeout=LINK_S)
+    except queue.Empty:
+        status = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), path)
+    if isinstance(status, OSError):
+        raise status
+    return status
 
 
 def find_fault(name, mode):

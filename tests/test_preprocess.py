@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 
 import librosa
 import numpy as np
@@ -21,6 +22,7 @@ from helpers import (
     read_all,
     read_csv,
 )
+from support import audio as audio_files
 from support import dataset
 from support.audio import name_folders
 from support.errors import UserError
@@ -237,6 +239,23 @@ def test_pipeline_skips_bad_files_and_says_why(tmp_path, write_audio, make_setti
     assert [*skipped] == [f"{name}.wav" for name in BAD_FILES]
     for name, reason in BAD_FILES.items():
         assert reason in skipped[f"{name}.wav"]
+
+
+def test_a_link_to_what_does_not_answer_costs_only_itself(tmp_path, write_audio, monkeypatch):
+    (write_audio("a.wav", make_tone()).parent / "hangs.wav").symlink_to("a.wav")
+    stat = os.stat
+
+    def hang(path, **keywords):
+        time.sleep(0.5 if str(path).endswith("hangs.wav") else 0)
+        return stat(path, **keywords)
+
+    monkeypatch.setattr(audio_files, "LINK_S", 0.05)
+    monkeypatch.setattr(os, "stat", hang)
+
+    stamps, refused = audio_files.list_audio_files(tmp_path / "audio")
+
+    assert [*stamps] == ["a.wav"]
+    assert refused == {"hangs.wav": "cannot be opened (Connection timed out)"}
 
 
 def test_another_folder_needs_force(tmp_path, write_audio, make_settings):

@@ -168,10 +168,10 @@ def test_a_run_that_lost_its_patience_is_finished_until_it_gets_more(folder, cap
     assert "nothing to resume" in printed and "epoch 1/30:" in printed
     n_rows = len(read_csv(folder / "new" / "history.csv"))
     assert n_rows < 30
-    for patience, n_more in (("2", 0), ("4", 2)):
+    for patience in ("2", "4"):
         run_training(folder, "new", *flags, "--patience", patience, "--resume")
 
-        assert len(read_csv(folder / "new" / "history.csv")) == n_rows + n_more
+        assert (len(read_csv(folder / "new" / "history.csv")) > n_rows) == (patience == "4")
 
 
 @pytest.mark.parametrize("kept", ["checkpoint.npz", "parameters.json"])

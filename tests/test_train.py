@@ -285,15 +285,18 @@ def test_train_stops_at_nan(spectrograms, eager):
 
 
 def test_patience_counts_from_the_best_epoch_or_the_peak_of_the_rate():
+    losses, rates = (0.3, 0.4, 0.5, 0.6, 0.2, 0.4), (0.0, 0.5, 1.0, 0.9, 0.8, 0.7)
     rows = [
         {"loss": 1.0, "val_loss": loss, "learning_rate": rate}
-        for loss, rate in ((0.3, 0.0), (0.4, 0.5), (0.5, 1.0), (0.6, 0.9), (0.2, 0.8), (0.4, 0.7))
+        for loss, rate in zip(losses, rates, strict=True)
     ]
 
-    assert [count_epochs_since_best(rows[:n]) for n in range(1, 7)] == [0, 0, 0, 1, 0, 1]
-    for row, loss in zip(rows[1:], (0.9, 0.8, 0.7, 0.6, 0.5), strict=True):
-        row["val_loss"] = loss  # the start is better, but each epoch is better than the one before
-    assert count_epochs_since_best(rows) == 0
+    assert [count_epochs_since_best(rows[:n]) for n in range(1, 7)] == [0, 0, 0, 0, 0, 1]
+    rows[0]["val_loss"] = 0.1  # a start that is not found again before the rate is low
+    rows += [{**rows[-1], "learning_rate": rate} for rate in (0.5, 0.4, 0.3)]
+    assert [count_epochs_since_best(rows[:n]) for n in range(1, 10)] == [0] * 7 + [1, 2]
+    rows[0]["val_loss"] = 0.9
+    assert [count_epochs_since_best(rows[:n]) for n in range(5, 10)] == [0, 1, 2, 3, 4]
 
 
 def test_patience_stops_a_run_that_gets_no_better(spectrograms, eager, capsys):

@@ -145,8 +145,11 @@ def find_best_row(rows):
 def count_epochs_since_best(rows):
     """Epochs since the best one or, if that is later, since the peak of the learning rate.
 
-    The start does not count: a good one is first lost, and found again at a lower rate.
+    The start does not count: a good one is first lost, and found again at a lower rate. Until it
+    is, nothing counts before the rate is half of its peak.
     """
-    peak = int(np.argmax([row["learning_rate"] for row in rows]))
+    rates = [row["learning_rate"] for row in rows]
+    least = max(rates) / (2 if find_best_row(rows) == 0 else 1)
+    peak = max(index for index, rate in enumerate(rates) if rate >= least)
     best = 1 + find_best_row(rows[1:]) if len(rows) > 1 else 0
     return len(rows) - 1 - max(best, peak)

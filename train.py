@@ -11,6 +11,7 @@ Out: model/checkpoint.npz, then those of the flows, and logs/, while it trains; 
 import argparse
 import concurrent.futures
 import contextlib
+import hashlib
 import math
 import tempfile
 from pathlib import Path
@@ -357,9 +358,9 @@ def make_run(options, n_epochs, shape, settings, fingerprint):
     Args:
         fingerprint: of the pieces.
     """
-    from autoencoder import choose_architecture
+    import autoencoder
 
-    architecture = choose_architecture(
+    architecture = autoencoder.choose_architecture(
         shape[1:],
         conv_filters=options.conv_filters,
         latent_space_dim=options.latent_space_dim,
@@ -370,6 +371,7 @@ def make_run(options, n_epochs, shape, settings, fingerprint):
     run["epochs"] = n_epochs
     run["devices"] = choose_distribution().n_devices
     run["features"] = fingerprint
+    run["code"] = hashlib.sha256(Path(autoencoder.__file__).read_bytes()).hexdigest()[:16]
     return architecture, run
 
 

@@ -283,7 +283,7 @@ def test_checkpoint(tmp_path_factory, data):
     if checkpoint:
         assert all(row["loss"] is not None for row in checkpoint.rows)
         with contextlib.suppress(UserError):
-            checkpoint.continue_as({"a": 1})
+            checkpoint.continue_as({"a": 1, "code": ""})
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def test_file_names_are_distinct_and_fit_a_file_system():
 
 
 def test_sounds_of_an_item_are_scaled_together_only_if_one_clips(tmp_path):
-    quiet, loud = np.array([0.5, -0.25]), np.array([2.0, -1.0])
+    quiet, loud = np.array([0.5, -0.25]), np.array([-2.0, 1.0])
     save_dirs = {kind: tmp_path / kind for kind in ("original", "generated")}
 
     def save(name, generated):
@@ -69,7 +69,7 @@ def test_sounds_of_an_item_are_scaled_together_only_if_one_clips(tmp_path):
 
     figures, original, generated = save("loud", loud)
     assert np.abs(generated).max() == pytest.approx(generate.HEADROOM, abs=1e-4)  # 16 bits
-    np.testing.assert_allclose(4 * original, generated, atol=1e-3)
+    np.testing.assert_allclose(-4 * original, generated, atol=1e-3)
     assert figures == {"scaled to avoid clipping by": pytest.approx(0.495)}
     figures, original, _ = save("quiet", quiet)
     np.testing.assert_allclose(original, quiet, atol=1e-4)

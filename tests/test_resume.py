@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import autoencoder
 import preprocess
 import train
 from autoencoder import Autoencoder
@@ -159,6 +160,17 @@ def test_a_finished_run_is_made_longer(folder, capsys):
     assert [line for line in epochs if line.startswith("epoch ")] == ["epoch 7/8", "epoch 8/8"]
     rows = read_csv(folder / "model" / "history.csv")
     assert [int(row["epoch"]) for row in rows] == [*range(9)]
+
+
+def test_the_user_is_told_if_the_network_was_edited(folder, tmp_path, monkeypatch, capsys):
+    edited = tmp_path / "autoencoder.py"
+    edited.write_text((ROOT / "autoencoder.py").read_text() + "# another loss")
+    for path, note in ((ROOT / "autoencoder.py", ""), (edited, "was edited since this run began")):
+        monkeypatch.setattr(autoencoder, "__file__", str(path))
+        run_training(folder, "model", "--resume")
+
+        errors = capsys.readouterr().err
+        assert note in errors and bool(errors) == bool(note)
 
 
 def test_a_run_that_lost_its_patience_is_finished_until_it_gets_more(folder, capsys):

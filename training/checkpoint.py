@@ -8,6 +8,7 @@ Out: the run's settings, its history, its best weights, and where it stood.
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ OLD_CHECKPOINT = "old_checkpoint.npz"  # that of a model which --force is about 
 DETAIL_CHECKPOINT = "detail_checkpoint.npz"  # of one whose autoencoder is ready
 PRIOR_CHECKPOINT = "prior_checkpoint.npz"  # of one whose detail is ready, too
 PARAMETERS = "parameters.json"  # of a model folder that holds a whole model
-EXTENDABLE = ("epochs", "patience")  # may change when a run is resumed
+EXTENDABLE = ("epochs", "patience", "code")  # may change when a run is resumed
 
 
 class Checkpoint(NamedTuple):
@@ -61,6 +62,8 @@ class Checkpoint(NamedTuple):
     def continue_as(self, run):
         """The checkpoint of a run that goes on from this one, and may be longer.
 
+        If the network's code has changed, the user is told.
+
         Raises:
             UserError: it is another run.
         """
@@ -70,6 +73,8 @@ class Checkpoint(NamedTuple):
                     f"the run to resume has {name} {self.run.get(name)}, got {value}: "
                     "give the flags and the features it began with, or --force to begin anew"
                 )
+        if run["code"] != self.run.get("code"):
+            print("note: autoencoder.py was edited since this run began", file=sys.stderr)
         return self._replace(run=run)
 
     def count_finished_epochs(self):

@@ -22,7 +22,7 @@ from pathlib import Path
 import librosa
 import numpy as np
 
-from support.audio import decode, describe_folders, find_audio, list_in_folders, name_folders
+from support.audio import check_folder, decode, list_audio_files
 from support.command_line import folder_path, make_parser, number, run_script
 from support.dataset import (
     MIN_MAX_VALUES_NAME,
@@ -240,19 +240,13 @@ class Saver:
         ordered = dict(sorted(min_max_values.items()))
         write_atomically(self.min_max_values_path, pickle.dumps(ordered, protocol=4))
 
-    def save_source(self, folders):
-        """Write source.json: the folders of audio, relative to the one above feature_save_dir.
-
-        Args:
-            folders: {how the names of their tracks begin: path}.
-        """
-        source = {}
-        for prefix, folder in folders.items():
-            audio, saved_data = map(os.path.realpath, (folder, self.feature_save_dir.parent))
-            with contextlib.suppress(ValueError):  # they are on two drives of Windows
-                audio = os.path.relpath(audio, saved_data)
-            source[prefix] = Path(audio).as_posix()
-        write_json(self.feature_save_dir.parent / "source.json", {"audio_files_dirs": source})
+    def save_source(self, audio_files_dir):
+        """Write source.json: the folder of audio, relative to the one above feature_save_dir."""
+        audio, saved_data = map(os.path.realpath, (audio_files_dir, self.feature_save_dir.parent))
+        with contextlib.suppress(ValueError):  # they are on two drives of Windows
+            audio = os.path.relpath(audio, saved_data)
+        source = {"audio_files_dir": Path(audio).as_posix()}
+        write_json(self.feature_save_dir.parent / "source.json", source)
 
     def forget(self):
         """Delete the journal and the min-max values, so that all features are made again."""
@@ -290,27 +284,25 @@ class PreprocessingPipeline:
         Features of files that changed are replaced; those of files that are gone stay.
 
         Args:
-            audio_files_dir: path of a folder, or a list of them; see name_folders().
+            audio_files_dir: path of a folder.
         Returns:
             {path below the folder: Outcome}, for every file.
         Raises:
             UserError: all files of earlier runs are gone; nothing was changed.
             OSError: a feature cannot be written; what was written before stays usable.
         """
-        folders = name_folders(audio_files_dir)
-        stamps, refused = list_in_folders(folders)
+        stamps, refused = list_audio_files(audio_files_dir)
         origin, journal = self._describe_origin(), self.saver.journal
-        outcomes = journal.begin(origin, describe_folders(folders), stamps)
-        self.saver.save_source(folders)
+        outcomes = journal.begin(origin, audio_files_dir, stamps)
+        self.saver.save_source(audio_files_dir)
         # The ranges that still hold are written first, so that no feature lies beside another's.
         min_max_values = collect_min_max_values(outcomes)
         self.saver.save_min_max_values(min_max_values)
         journal.remove_other_features(min_max_values.keys())
         waiting = {name: stamp for name, stamp in stamps.items() if name not in outcomes}
         outcomes = {name: Outcome.skip(reason) for name, reason in refused.items()} | outcomes
-        # A worker may be in another folder.
-        folders = {prefix: os.path.abspath(folder) for prefix, folder in folders.items()}
-        process_file = functools.partial(self.process_file, folders)
+        folder = os.path.abspath(audio_files_dir)  # a worker may be in another one
+        process_file = functools.partial(self.process_file, folder)
         try:
             for name, outcome in process_all(process_file, waiting, self.jobs, self.dask_scheduler):
                 outcomes[name] = outcome or Outcome.skip(
@@ -326,19 +318,18 @@ class PreprocessingPipeline:
         journal.save(origin, outcomes)
         return outcomes
 
-    def process_file(self, folders, name, stamp=None):
+    def process_file(self, folder, name, stamp=None):
         """Turn one file into saved features.
 
         Args:
-            folders: as name_folders() has them.
-            name: of the file, a path with /.
+            name: of the file, a path below the folder with /.
             stamp: of the Outcome, unless the file is to be tried again.
         Returns:
             the Outcome.
         """
         ranges, remarks, lengths, n_bytes = [], [], [], 0
         try:
-            path = find_audio(folders, name)
+            path = Path(folder, name)
             for segment, signal in enumerate(self.load_extended(path, remarks, lengths)):
                 log_spectrogram = self.extractor.extract(signal, is_extended=True)
                 image, min_max = to_image(log_spectrogram, self.normaliser)
@@ -443,7 +434,7 @@ def print_summary(outcomes, skipped, settings):
 def preprocess_folder(
     audio_files_dir, saved_data, settings, *, jobs=JOBS, force=False, dask_scheduler=None
 ):
-    """Preprocess a folder, or a list of them, into saved_data, and say what came of it.
+    """Preprocess a folder into saved_data, and say what came of it.
 
     Raises:
         UserError: nothing was kept.
@@ -452,7 +443,7 @@ def preprocess_folder(
     save_dirs = saved_data / SPECTROGRAMS_SAVE_DIR, saved_data / MIN_MAX_VALUES_SAVE_DIR
     saver = Saver(*save_dirs)
     pipeline = make_pipeline(settings, saver, jobs=jobs, dask_scheduler=dask_scheduler)
-    folders = name_folders(audio_files_dir)
+    check_folder(audio_files_dir)
     with lock(saved_data, SETTINGS_NAME):
         remove_temporaries(saver.journal.path.parent)
         prepare_saved_data(saved_data, saver, settings, force)
@@ -461,8 +452,7 @@ def preprocess_folder(
         write_csv(saved_data / "skipped.csv", ("path", "reason"), skipped)
     print_summary(outcomes, skipped, settings)
     if not any(outcome.ranges for outcome in outcomes.values()):
-        named = describe_folders(folders)
-        raise UserError(f"nothing to learn from in {named}: no audio file was kept")
+        raise UserError(f"nothing to learn from in {audio_files_dir}: no audio file was kept")
 
 
 def render_demo():
@@ -479,9 +469,7 @@ def render_demo():
 def get_parser():
     parser = make_parser(__doc__)
     add = parser.add_argument
-    help_text = "folders of audio; the tracks of several begin with their folder's name"
-    folders = {"nargs": "+", "metavar": "DIR", "default": [Path(AUDIO_FILES_DIR)]}
-    add("--audio_files_dir", type=folder_path, help=help_text, **folders)
+    add("--audio_files_dir", type=folder_path, default=AUDIO_FILES_DIR, help="folder of audio")
     add("--saved_data", type=folder_path, default=SAVED_DATA, help="folder to write")
     for name, default, help_text in (
         ("frame_size", FRAME_SIZE, "samples of a frame, even"),
@@ -518,7 +506,7 @@ def main(argv=None):
         )
     except UserError as error:
         parser.error(str(error))
-    if options.audio_files_dir == [Path(AUDIO_FILES_DIR)]:
+    if options.audio_files_dir == Path(AUDIO_FILES_DIR):
         render_demo()
     preprocess_folder(
         options.audio_files_dir,

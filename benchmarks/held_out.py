@@ -23,7 +23,6 @@ from generation.modes import make_file_names
 from preprocess import Padder, make_pipeline
 from soundgenerator import SoundGenerator
 from support import dataset
-from support.audio import find_audio
 from support.dataset import load_split
 from support.errors import UserError
 from support.spectrograms import to_amplitude
@@ -46,7 +45,7 @@ class Split:
     def __init__(self, saved_data, patterns, seed, model=None):
         features = dataset.Features.of(saved_data)
         self.settings, keys = features.settings, features.keys
-        self.folders = features.audio_folders
+        self.folder = features.audio_folder
         if patterns:
             parts = split_by_pattern(keys, patterns)
         elif model:
@@ -76,7 +75,7 @@ class Split:
 
     def load_recording(self, key):
         """The signal that a piece was made from, at the length of a piece."""
-        path = find_audio(self.folders, dataset.get_track(key))
+        path = self.folder / dataset.get_track(key)
         signals = make_pipeline(self.settings).loader.load_pieces(path)
         signal = next(itertools.islice(signals, dataset.get_segment(key), None))
         return Padder().right_pad(signal, self.settings.n_samples - signal.shape[-1])

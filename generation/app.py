@@ -20,7 +20,7 @@ import soundfile
 
 from generation.modes import Composer, compose_endlessly
 from generation.page import plot_spectrogram
-from generation.scripts import Script, collect_audio, describe_prospects, plot_losses
+from generation.scripts import Script, describe_prospects, find_music, plot_losses
 from support.errors import UserError
 from support.prior import TEMPERATURE
 
@@ -358,7 +358,7 @@ def add_training(gr, model, folders, loaded):
 
     def count_music(folder, uploads, saved_data):
         with show_errors(gr):
-            flags = ["--audio_files_dir", *collect_audio(folder, uploads, saved_data)]
+            flags = ["--audio_files_dir", find_music(folder, uploads, saved_data)]
             script.start("preprocess.py", [*flags, "--saved_data", saved_data])
 
     def train(saved_data, target, more):

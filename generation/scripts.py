@@ -79,20 +79,19 @@ class Script:
             self._process.send_signal(signals.SIGINT)
 
 
-def collect_audio(folder, uploads, saved_data):
-    """The folders of audio that a user names: one, and that of what was uploaded.
+def find_music(folder, uploads, saved_data):
+    """The folder of audio that a user names, or that of what was uploaded.
 
     Args:
         folder: text, may be empty.
         uploads: paths, which the browser sent, or None; they are copied beside saved_data to stay.
     """
+    if bool(folder) == bool(uploads):
+        raise UserError("name a folder of music, or upload some")
     kept = Path(f"{saved_data}_uploads")
     for path in uploads or ():
         write_atomically(kept / Path(path).name, Path(path).read_bytes())
-    folders = [folder] * bool(folder) + [str(kept)] * bool(uploads)
-    if not folders:
-        raise UserError("name a folder of music, or upload some")
-    return folders
+    return folder or str(kept)
 
 
 def describe_prospects(text):

@@ -17,7 +17,7 @@ import numpy as np
 from preprocess import Loader, check_length, make_pipeline
 from soundgenerator import SoundGenerator
 from support import dataset
-from support.audio import decode, find_audio, list_audio_files
+from support.audio import decode, list_audio_files
 from support.dataset import Features, add_channel_axis
 from support.errors import UserError
 from support.files import make_printable
@@ -73,7 +73,7 @@ class Recordings:
 
     def __init__(self, features):
         self._pipeline = make_pipeline(features.settings)
-        self._folders = features.audio_folders
+        self._folder = features.audio_folder
 
     def load(self, key, spectrogram):
         """What a feature was made of, or None if no such audio is there.
@@ -83,11 +83,10 @@ class Recordings:
         Returns:
             float32 (n_samples,) or (2, n_samples).
         """
-        path = find_audio(self._folders, dataset.get_track(key))
-        if path is None:
+        if self._folder is None:
             return None
         try:
-            signals = self._pipeline.load_extended(path)
+            signals = self._pipeline.load_extended(self._folder / dataset.get_track(key))
             signal = next(itertools.islice(signals, dataset.get_segment(key), None), None)
         except (OSError, UserError):
             return None

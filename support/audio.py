@@ -31,57 +31,6 @@ LINK_S = 10.0  # seconds in which what a link leads to must answer
 CANCELLED = 0.01  # of the channels' energy; with less in mono, the user is told
 
 
-def name_folders(audio_files_dirs):
-    """How the names of tracks begin in each of several folders: with its own name.
-
-    Args:
-        audio_files_dirs: one path, whose tracks have no such beginning, or a list of paths.
-    Returns:
-        {"": the Path}, or {"folder/": its Path}.
-    Raises:
-        UserError: two folders have one name, or one is empty.
-        FileNotFoundError: one does not exist.
-    """
-    if isinstance(audio_files_dirs, str | os.PathLike):
-        audio_files_dirs = [audio_files_dirs]
-    paths = [*map(check_folder, audio_files_dirs)]
-    if len(paths) == 1:
-        return {"": paths[0]}
-    folders = {}
-    for path in paths:
-        prefix = f"{path.resolve().name}/"
-        if prefix in folders:
-            raise UserError(
-                f"{folders[prefix]} and {path} have one name: rename one of them, or give a folder "
-                "that holds both"
-            )
-        folders[prefix] = path
-    return folders
-
-
-def describe_folders(folders):
-    """The folders, as name_folders() has them, for a message."""
-    return " and ".join(map(str, folders.values()))
-
-
-def find_audio(folders, name):
-    """The Path of a track, given the folders as name_folders() has them; None if it is in none."""
-    for prefix, folder in folders.items():
-        if name.startswith(prefix):
-            return Path(folder, name[len(prefix) :])
-    return None
-
-
-def list_in_folders(folders):
-    """What list_audio_files() returns, of several folders as name_folders() has them."""
-    stamps, refused = {}, {}
-    for prefix, folder in folders.items():
-        found = list_audio_files(folder)
-        stamps |= {prefix + name: stamp for name, stamp in found[0].items()}
-        refused |= {prefix + name: reason for name, reason in found[1].items()}
-    return stamps, refused
-
-
 def list_audio_files(audio_files_dir):
     """All files below a folder that are not hidden.
 

@@ -150,18 +150,18 @@ class Features:
         return values
 
     @functools.cached_property
-    def audio_folders(self):
-        """The folders of audio that source.json names, as name_folders() has them, if it is there.
+    def audio_folder(self):
+        """The folder of audio that source.json names, or None.
 
         Raises:
             UserError: it is damaged.
         """
         path = self.path.parent / "source.json"
         if not path.exists():
-            return {}
+            return None
         with reading(path, "run preprocess.py again"):
-            folders = read_json(path)["audio_files_dirs"].items()
-        return {prefix: self.path.parent / name for prefix, name in folders}
+            folder = read_json(path).get("audio_files_dir")  # features of before may have another
+        return folder and self.path.parent / folder
 
     def list_ranges(self, keys):
         """(min, max) of the keys, in dB, float32 (n, 2)."""

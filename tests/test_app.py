@@ -259,15 +259,18 @@ def test_a_model_is_trained_on_the_page_and_then_played_with(app, browser, tmp_p
     assert len(signal) / SAMPLE_RATE == pytest.approx(2.97, abs=0.05)
 
 
-def test_uploads_are_kept_beside_the_features_and_counted_with_a_folder(tmp_path):
+def test_a_folder_is_named_or_uploads_are_kept_beside_the_features(tmp_path):
     (tmp_path / "0.wav").write_bytes(b"a")
     kept = f"{tmp_path / 'saved'}_uploads"
 
-    folders = scripts.collect_audio("music", [str(tmp_path / "0.wav")], tmp_path / "saved")
+    uploads, saved_data = [str(tmp_path / "0.wav")], tmp_path / "saved"
 
-    assert folders == ["music", kept] and Path(kept, "0.wav").read_bytes() == b"a"
-    with pytest.raises(UserError, match="name a folder of music, or upload some"):
-        scripts.collect_audio("", None, tmp_path / "saved")
+    assert scripts.find_music("music", None, saved_data) == "music"
+    assert scripts.find_music("", uploads, saved_data) == kept
+    assert Path(kept, "0.wav").read_bytes() == b"a"
+    for folder, files in (("", None), ("music", uploads)):
+        with pytest.raises(UserError, match="name a folder of music, or upload some"):
+            scripts.find_music(folder, files, saved_data)
 
 
 @pytest.fixture

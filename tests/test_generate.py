@@ -206,7 +206,7 @@ def test_a_recording_is_looked_for_beside_the_features_and_compared_with_them(fe
     soundfile.write(tmp_path / "a.wav", make_music(0.5, seed=3), 22050)
     path = features.parent / "source.json"
     for folder, is_found in (("../audio", True), ("gone", False), (str(tmp_path), False)):
-        files.write_json(path, {"audio_files_dirs": {"": folder}})
+        files.write_json(path, {"audio_files_dir": folder})
         assert (load_recorded(features, "a.wav.000.npy") is not None) == is_found
     path.unlink()
     assert load_recorded(features, "a.wav.000.npy") is None

@@ -24,7 +24,6 @@ from helpers import (
 )
 from support import audio as audio_files
 from support import dataset
-from support.audio import name_folders
 from support.errors import UserError
 from support.settings import count_samples
 from support.spectrograms import resize
@@ -262,7 +261,7 @@ def test_another_folder_needs_force(tmp_path, write_audio, make_settings):
     write_audio("a.wav", make_tone())
     process(tmp_path, make_settings())
     before = read_all(tmp_path / "saved")
-    assert json.loads(before["source.json"]) == {"audio_files_dirs": {"": "../audio"}}
+    assert json.loads(before["source.json"]) == {"audio_files_dir": "../audio"}
     write_audio("../other/b.wav", make_tone())
 
     other, saved, settings = tmp_path / "other", tmp_path / "saved", make_settings()
@@ -282,24 +281,23 @@ def test_other_settings_need_force(tmp_path, write_audio, make_settings):
     assert len(process(tmp_path, make_settings(duration=0.5), force=True)) == 2
 
 
-def test_several_folders_make_one_set_and_their_names_are_genres(
+def test_links_to_several_folders_make_one_set_and_their_names_are_genres(
     tmp_path, write_audio, make_settings
 ):
-    write_audio("jazz/a.wav", make_tone())
-    write_audio("far/rock/deep/a.wav", make_music(0.5))
-    folders = [tmp_path / "audio" / "jazz", tmp_path / "audio" / "far" / "rock"]
+    folders = [write_audio("rock/deep/a.wav", make_music(0.5)).parents[1]]
+    folders.append(write_audio("far/jazz/a.wav", make_tone()).parent)
+    (tmp_path / "links").mkdir()
+    for folder in folders:
+        (tmp_path / "links" / folder.name).symlink_to(folder)
 
-    preprocess.preprocess_folder(folders, tmp_path / "saved", make_settings(), jobs=1)
+    preprocess.preprocess_folder(tmp_path / "links", tmp_path / "saved", make_settings(), jobs=1)
 
-    keys = dataset.list_keys(tmp_path / "saved" / "spectrograms")
-    assert {*map(dataset.get_track, keys)} == {"jazz/a.wav", "rock/deep/a.wav"}
-    recordings = Recordings(dataset.Features.of(tmp_path / "saved"))
-    for key in keys:
-        image = dataset.load_spectrogram(tmp_path / "saved" / "spectrograms", key)
-        assert recordings.load(key, image) is not None
-    write_audio("other/rock/a.wav", make_tone())
-    with pytest.raises(UserError, match="have one name"):
-        name_folders([folders[1], tmp_path / "audio" / "other" / "rock"])
+    features = dataset.Features.of(tmp_path / "saved")
+    assert {*map(dataset.get_track, features.keys)} == {"jazz/a.wav", "rock/deep/a.wav"}
+    assert {*map(dataset.get_genre, features.keys)} == {"jazz", "rock"}
+    recordings = Recordings(features)
+    for key in features.keys:
+        assert recordings.load(key, dataset.load_spectrogram(features.path, key)) is not None
 
 
 def test_a_folder_of_others_is_left_alone(tmp_path, write_audio, make_settings):

@@ -18,6 +18,7 @@ from helpers import (
     ROOT,
     SAMPLE_RATE,
     assert_close,
+    compute_eagerly,
     find_free_port,
     make_music,
     make_settings,
@@ -34,11 +35,12 @@ from training.callbacks import BestWeights
 from training.checkpoint import Checkpoint
 from training.tensorboard import N_LOGGED_PIECES
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("eager")]
 
 STOP_ITSELF = f"""import os, sys
-sys.path.insert(0, {str(ROOT)!r})
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import train
+from helpers import compute_eagerly
 from support.command_line import run_script
 from training.callbacks import BestWeights
 
@@ -48,9 +50,10 @@ def stop_itself(self, epoch, logs=None):
 
 sent = int(sys.argv.pop(1))
 BestWeights.on_epoch_begin = stop_itself
-run_script(train.main, train.IF_INTERRUPTED)
+with compute_eagerly():
+    run_script(train.main, train.IF_INTERRUPTED)
 """  # train.py, but that it sends itself a signal when its third epoch begins
-SMALL = ["--conv_filters", "8", "16", "--latent_space_dim", "6", "--batch_size", "2"]
+SMALL = ["--conv_filters", "8", "16", "--latent_space_dim", "6", "--batch_size", "8"]
 SMALL += ["--validation_split", "0.25", "--flow_epochs", "0"]
 
 
@@ -62,7 +65,8 @@ def finished(tmp_path_factory):
     for track in range(8):
         soundfile.write(folder / "audio" / f"{track}.wav", make_music(1.2, seed=track), SAMPLE_RATE)
     preprocess.preprocess_folder(folder / "audio", folder / "saved_data", make_settings(), jobs=1)
-    run_training(folder, "model", "--epochs", "6", "--logs")
+    with compute_eagerly():
+        run_training(folder, "model", "--epochs", "6", "--logs")
     return folder
 
 

@@ -24,7 +24,6 @@ from support import dataset
 from support.command_line import folder_path, make_parser, number, run_script, show_progress
 from support.errors import UserError
 from support.files import lock, make_printable, remove_temporaries, write_atomically
-from support.memory import return_freed_memory
 from support.prior import TEMPERATURE, list_similar
 
 SPECTROGRAMS_PATH = "saved_data/spectrograms"
@@ -408,7 +407,6 @@ def main(argv=None):
         for line in export_networks(sources.model, options.folder):
             print(line, flush=True)
         return
-    return_freed_memory()
     sound_generator = sources.make_generator(options.seed, options.detail)
     items = make_items(sound_generator, sources, options)
     page, n_skipped = save_items(items, sound_generator, sources, options.samples)
@@ -422,7 +420,6 @@ def run_app(options):
     """Train models and play with them in the browser, until Ctrl-C."""
     from generation.app import build_app, format_command, launch
 
-    return_freed_memory()
     folder = options.samples or Path(SAMPLES)
 
     def open_model(model, saved_data):

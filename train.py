@@ -21,7 +21,6 @@ import numpy as np
 from support import dataset
 from support.command_line import folder_path, make_parser, number, run_script, show_progress
 from support.files import lock, replace_together
-from support.memory import keep_freed_memory
 from training.checkpoint import (
     CHECKPOINT,
     DETAIL_CHECKPOINT,
@@ -136,7 +135,6 @@ def train(
     from training.callbacks import make_callbacks
     from training.windows import Windows
 
-    keep_freed_memory()
     keras.utils.set_random_seed(seed)
     epochs = epochs or choose_epochs(x_train.shape)
     checkpoint = start if isinstance(start, Checkpoint) else None

@@ -259,6 +259,13 @@ def test_a_model_is_trained_on_the_page_and_then_played_with(app, browser, tmp_p
     assert len(signal) / SAMPLE_RATE == pytest.approx(2.97, abs=0.05)
 
 
+@pytest.mark.parametrize("recording, like", [(None, "jazz"), ("a.wav", "a.wav")])
+def test_a_tab_shows_all_of_the_command_that_makes_its_sound(recording, like):
+    flags = generation.app.tell_new("compose", 60, "jazz", recording, 0.5, 3)
+
+    assert flags == f"compose 60 --like {like} --temperature 0.5 --seed 3".split()
+
+
 def test_a_folder_is_named_or_uploads_are_kept_beside_the_features(tmp_path):
     (tmp_path / "0.wav").write_bytes(b"a")
     kept = f"{tmp_path / 'saved'}_uploads"

@@ -57,6 +57,8 @@ def test_batches_follow_from_the_seed_and_the_epoch_alone():
     for name, values in batches[0].items():
         np.testing.assert_array_equal(values, batches[1][name])
     assert (batches[0]["level"] != batches[2]["level"]).any()
+    one, other, _ = (batch["level"] for batch in map(make_numbers(seed=0).__getitem__, range(3)))
+    assert (one != other).any()  # from batch to batch, too
 
 
 def test_batches_without_a_seed_keep_the_order_and_are_shared_evenly():

@@ -1,3 +1,4 @@
+import librosa
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ from generation.evaluation import (
 from generation.modes import Item
 from helpers import make_music
 from soundgenerator import SoundGenerator
-from support.bands import extract_bands
+from support.bands import extract_bands, make_weights
 from support.tracks import TrainingTracks
 
 
@@ -151,6 +152,8 @@ def test_bands_are_means_over_mel_bands_steps_and_channels():
     # The last step has two frames.
     np.testing.assert_allclose(bands, np.repeat([[0], [0.75], [0.25]], 32, axis=1), atol=1e-6)
     assert pool_frames(bands.T, 2).shape == (32, 2)
+    loudest = make_weights(22050, 512, 32).argmax(axis=1) * 22050 / 1024  # Hz
+    np.testing.assert_allclose(loudest, librosa.mel_frequencies(34, fmax=11025)[1:-1], atol=11)
 
 
 class Blank:

@@ -68,6 +68,24 @@ def test_loader_resamples_to_the_exact_length_and_pitch(write_audio, native_rate
     assert abs(spectrum.argmax() * SAMPLE_RATE / (1 << 18) - 440) < 0.5
 
 
+def test_loader_leaves_out_what_the_lower_rate_cannot_hold(write_audio):
+    path = write_audio("high.wav", make_tone(15000, 1.0, 44100), 44100)
+
+    signal = preprocess.Loader(SAMPLE_RATE, 1.0, mono=True).load(path)
+
+    assert np.abs(signal[1000:-1000]).max() < 5e-5  # else it would be heard at 7050 Hz
+
+
+def test_pieces_follow_each_other_where_blocks_end_with_them(write_audio):
+    signal = np.random.default_rng(0).uniform(-0.5, 0.5, 5 << 16)
+    path = write_audio("a.wav", signal)
+    loader = preprocess.Loader(SAMPLE_RATE, (1 << 16) / SAMPLE_RATE, mono=True)
+
+    pieces = [*loader.load_pieces(path)]  # of 2**16 samples, decoded in blocks of 2**18
+
+    np.testing.assert_array_equal(np.concatenate(pieces), loader.load_whole(path))
+
+
 @pytest.mark.parametrize(
     "n_samples, lengths",
     [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import preprocess
-from helpers import SAMPLE_RATE, make_music, make_settings
+from helpers import SAMPLE_RATE, make_music, make_settings, make_tone
 from support import dataset
 from support.errors import UserError
 from training.splits import split_by_track, split_keys
@@ -65,6 +65,7 @@ def test_what_resembles_in_part_is_no_twin(make_features):
         **{f"jingle {i}.wav": np.concatenate([jingle, ends[i]]) for i in (2, 3)},
         "whole.wav": make_music(4.0, seed=30),
         "half.wav": make_music(4.0, seed=30)[:44100],
+        **{f"drone {i}.wav": ends[i] / 100 + make_tone(440, 2.1) for i in (0, 1)},
         **{f"silence {i}.wav": np.zeros(50000, np.float32) for i in (0, 1)},
         **{
             f"hit of {hz} Hz.wav": np.sin(2 * np.pi * hz * time * np.exp(-time))

@@ -150,6 +150,14 @@ def test_a_wav_that_is_longer_than_its_header_tells_is_read_to_its_end(tmp_path,
     assert len(read(path)[0]) / SAMPLE_RATE == pytest.approx(3.0, abs=0.001)
 
 
+def test_a_few_bytes_behind_a_wav_are_no_sound(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, make_tone(440, 3.0), SAMPLE_RATE)
+    path.write_bytes(path.read_bytes() + bytes(1000))
+
+    assert len(read(path)[0]) == 3 * SAMPLE_RATE
+
+
 @pytest.mark.parametrize(
     "name, codec, form, message",
     [

@@ -135,6 +135,8 @@ def test_a_prior_comes_back_from_its_folder(tmp_path, walking):
     again, first = (draw(prior, 80, prior.styles[0]) for prior in (loaded, walking))
     np.testing.assert_array_equal(again, first)
     assert loaded.tracks.tolist() == walking.tracks.tolist()
+    style = loaded.find_style(make_walks()[1][0])
+    np.testing.assert_allclose(style, loaded.styles[0], rtol=1e-3)
 
 
 @pytest.mark.parametrize("change", [{"weight_1": np.ones(3)}, {"flow": "{}"}, {"more": np.ones(2)}])
@@ -180,6 +182,8 @@ def test_sequences_follow_from_the_seed_and_the_epoch():
     assert not np.array_equal(read(first, 2), read(other, 2))
     np.testing.assert_array_equal(read(held_out, 2), read(held_out, 3))
     assert held_out[0][0]["style"][:, 0, -1].tolist() == [1] * 8
+    inputs, *_ = LatentSequences(prior, make_walks(4, 100)[1], 400, 1, 0)[0]
+    assert (inputs["style"] == 0).all(axis=(1, 2)).mean() == pytest.approx(0.15, abs=0.06)
 
 
 def test_what_a_sequence_knows_is_as_it_is_and_does_not_count():

@@ -95,6 +95,7 @@ def make_keys(sizes):
         ({f"{i}.wav": 1 for i in range(21)}, 2, 2),
         ({f"{i}.wav": 9 for i in range(3)}, 9, 9),  # a third, but there is none without one
         ({f"{i}.wav": i for i in range(1, 60)}, 155, 205),
+        ({"a.wav": 3, "b.wav": 13, "c.wav": 84}, 3, 13),  # both would be more than half as much
     ],
 )
 def test_a_tenth_of_the_pieces_is_held_out(sizes, least, most, seed):

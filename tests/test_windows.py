@@ -69,6 +69,12 @@ def test_batches_without_a_seed_keep_the_order_and_are_shared_evenly():
     assert numbers == [[[0, 2], [4, 6]], [[1, 3], [5, 0]]]
 
 
+def test_half_of_the_batches_are_as_high_as_they_were_recorded():
+    pitches = [draw(make_ramps(), [0, 1], 0.1, seed)[1]["pitch"] for seed in range(60)]
+
+    assert np.mean([(pitch == 1).all() for pitch in pitches]) == pytest.approx(0.5, abs=0.2)
+
+
 def test_a_window_runs_on_into_the_next_piece_of_its_track():
     images, gathered = draw(make_ramps(), np.zeros(50, int))
 

@@ -6,12 +6,12 @@ Out: which of them to read; their samples, float32, at one rate.
     for block in decode("my_music/song.mp3", sample_rate=22050, mono=True): ...
 """
 
+import concurrent.futures
 import contextlib
 import errno
 import itertools
 import operator
 import os
-import queue
 import stat
 import threading
 from pathlib import Path
@@ -86,22 +86,18 @@ def find_status(path):
     """os.stat of a path; an OSError, too, if a link leads to what does not answer in LINK_S."""
     if not os.path.islink(path):
         return os.stat(path)
-    found = queue.SimpleQueue()
+    found = concurrent.futures.Future()
 
     def look():
         try:
-            found.put(os.stat(path))
+            found.set_result(os.stat(path))
         except OSError as error:
-            found.put(error)
+            found.set_exception(error)
 
     threading.Thread(target=look, daemon=True).start()
-    try:
-        status = found.get(timeout=LINK_S)
-    except queue.Empty:
-        status = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), path)
-    if isinstance(status, OSError):
-        raise status
-    return status
+    if not concurrent.futures.wait([found], LINK_S).done:
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), path)
+    return found.result()
 
 
 def find_fault(name, mode):

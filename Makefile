@@ -4,8 +4,9 @@
 # damaged files than make test gives it.
 PYTHON ?= python3
 BIN = .venv/bin
-# Two workers, each with a file of tests at a time; BLAS threads of both would wait for each other.
-PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+# Three workers, each with a file of tests at a time: two cores would often wait for a browser or a
+# script that starts. BLAS threads of all would wait for each other.
+PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: listen demo test quick lint fuzz clean
 

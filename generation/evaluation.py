@@ -98,12 +98,16 @@ class Evaluator:
         sound_generator: the SoundGenerator that makes them.
         tracks: the TrainingTracks of its model.
         held_out: normalised spectrograms of pieces that were not trained on.
+        genre: that the pieces and the held-out ones are of, and the floor is to be; None: all.
     """
 
-    def __init__(self, sound_generator, tracks, held_out):
+    def __init__(self, sound_generator, tracks, held_out, genre=None):
         self.sound_generator = sound_generator
         self.held_out = held_out
         self._tracks = tracks
+        own = np.split(tracks.bands, np.cumsum(tracks.n_steps)[:-1])
+        is_like = tracks.genres == genre if genre is not None else np.ones(len(own), bool)
+        self._floor = [bands for bands, like in zip(own, is_like, strict=True) if like]
         width = sound_generator.autoencoder.input_shape[1]
         self._length = -(-width // FRAMES_PER_BAND_STEP)  # steps of an excerpt, which is a piece
         self._step_s = sound_generator.n_samples / sound_generator.sample_rate / self._length
@@ -177,10 +181,9 @@ class Evaluator:
                 figures[f"share of held-out pieces near {name}"] = measure_coverage(
                     reference, points
                 )
-        tracks = np.split(self._tracks.bands / 255, np.cumsum(self._tracks.n_steps)[:-1])
         forms = [
-            summarise_form(cut_excerpts(bands, self._form_length, self._form_length), self._length)
-            for bands in tracks
+            summarise_form(cut_excerpts(bands / 255, *[self._form_length] * 2), self._length)
+            for bands in self._floor
             if len(bands) >= self._form_length
         ]
         halves = [np.concatenate(forms[i::2]) if forms[i::2] else () for i in range(2)]
@@ -201,8 +204,9 @@ class Evaluator:
         reconstructed, _ = generator.autoencoder.reconstruct(images)
         rng = np.random.default_rng(0)
         noise = (rng.standard_normal(generator.n_samples, np.float32) for _ in self.held_out)
-        starts = choose_evenly(max(1, len(self._tracks.bands) - self._length))
-        pieces = [self._tracks.bands[start : start + self._length] / 255 for start in starts]
+        floor = np.concatenate(self._floor)
+        starts = choose_evenly(max(1, len(floor) - self._length))
+        pieces = [floor[start : start + self._length] / 255 for start in starts]
         sets = {
             "new pieces": self._excerpts,
             "reconstructions": self._extract_all(map(generator.add_detail, reconstructed)),
@@ -237,30 +241,37 @@ def measure_run(bands, others, window):
     return int(max(edges[1::2] - edges[::2] + window, default=0))
 
 
-def make_evaluator(sound_generator, sources):
+def make_evaluator(sound_generator, sources, like):
     """The Evaluator of new pieces; without the model's features it knows none that was held out.
+
+    Those that are like a genre are compared within it, if enough of it was held out.
 
     None for a model without its tracks, as the pretrained one is.
     """
     try:
-        tracks, held_out = TrainingTracks.load(sources.model), []
+        tracks, held_out, genre = TrainingTracks.load(sources.model), [], None
     except FileNotFoundError:
         say(f"{sources.model} does not hold its training tracks: nothing tells copies", sys.stderr)
         return None
     try:
-        held_out = load_held_out(sources, tracks)
+        held_out, genre = load_held_out(sources, tracks, like)
     except (OSError, UserError) as error:
         say(f"new pieces are not compared with held-out ones: {error}", sys.stderr)
-    say(f"comparing with {len(tracks.tracks)} training tracks and {len(held_out)} held-out pieces")
-    return Evaluator(sound_generator, tracks, held_out)
+    kind = "" if genre is None else f", the sets of {genre} alone"
+    text = f"{len(tracks.tracks)} training tracks and {len(held_out)} held-out pieces{kind}"
+    say(f"comparing with {text}")
+    return Evaluator(sound_generator, tracks, held_out, genre)
 
 
-def load_held_out(sources, tracks):
+def load_held_out(sources, tracks, genre=None):
     """At most MAX_COMPARED spectrograms that a model was not trained on.
 
     Args:
         sources: the Sources of the model and its features.
         tracks: the TrainingTracks.
+        genre: that they are to be of; if MIN_SET of it are not there, or None, they are of all.
+    Returns:
+        (the spectrograms, the genre that they are of or None).
     Raises:
         UserError: the features are of other settings, or of other audio of the same names.
     """
@@ -278,8 +289,11 @@ def load_held_out(sources, tracks):
     parts = dataset.load_split(sources.model / "split.json")
     held_out = parts["valid"] | parts["test"]
     keys = [key for key in features.keys if dataset.get_track(key) in held_out]
-    chosen = [keys[index] for index in choose_evenly(len(keys))]
-    return [dataset.load_spectrogram(features.path, key) for key in chosen]
+    alike = [key for key in keys if dataset.get_genre(key) == genre]
+    if genre not in tracks.genres or len(alike) < MIN_SET:
+        alike, genre = keys, None
+    chosen = [alike[index] for index in choose_evenly(len(alike))]
+    return [dataset.load_spectrogram(features.path, key) for key in chosen], genre
 
 
 def choose_evenly(count):

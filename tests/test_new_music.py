@@ -186,6 +186,17 @@ def test_new_pieces_are_compared_with_training_and_held_out_ones(tmp_path, train
     assert len(nearest) == 4 and {text.rpartition(" at ")[0] for text in nearest} <= tracks
 
 
+def test_pieces_like_a_genre_are_compared_within_it(tmp_path, trained, capsys):
+    sources = Sources(trained / "model", dataset.Features.of(trained / "saved_data"))
+    tracks = TrainingTracks.load(trained / "model")
+
+    run_generate(trained, tmp_path, "sample", "1", "--like", "wild")
+    evaluator = evaluation.make_evaluator(sources.make_generator(0, True), sources, "wild")
+
+    assert "4 held-out pieces, the sets of wild alone" in capsys.readouterr().out
+    assert sum(map(len, evaluator._floor)) == tracks.n_steps[tracks.genres == "wild"].sum()
+
+
 def test_the_form_of_long_pieces_is_compared_with_that_of_training_tracks(
     tmp_path, trained, monkeypatch
 ):
@@ -568,9 +579,12 @@ def test_pieces_that_were_not_trained_on_are_held_out(trained):
     expected = [key for key in features.keys if dataset.get_track(key) in held_out]
     tracks = TrainingTracks.load(sources.model)
 
-    images = load_held_out(sources, tracks)
+    images, genre = load_held_out(sources, tracks, "folk")  # of which there is none
+    alike, own = load_held_out(sources, tracks, "wild")
 
-    assert len(images) == len(expected) > 0
+    assert len(images) == len(expected) > 0 and genre is None
+    assert len(alike) == sum(dataset.get_genre(key) == "wild" for key in expected) > 0
+    assert own == "wild" and len(alike) < len(images)
     for image, key in zip(images, expected, strict=True):
         np.testing.assert_array_equal(image, dataset.load_spectrogram(features.path, key))
     with pytest.raises(UserError, match="is of other audio than .*model was trained on"):

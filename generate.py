@@ -257,8 +257,7 @@ def save_items(items, sound_generator, sources, samples=None):
                 say(f"skipped {item}", sys.stderr)
                 continue
             if item.is_new and evaluator is None:
-                like = None if "toward" in item.figures else item.figures.get("like")
-                evaluator = make_evaluator(sound_generator, sources, like) or False
+                evaluator = make_evaluator(sound_generator, sources, item.figures) or False
             if item.is_new and evaluator:
                 item = evaluator.compare(item)
             item, paths = save_item(item, save_dirs, sound_generator.sample_rate)

@@ -181,10 +181,11 @@ class Evaluator:
                 figures[f"share of held-out pieces near {name}"] = measure_coverage(
                     reference, points
                 )
+        length = self._form_length
         forms = [
-            summarise_form(cut_excerpts(bands / 255, *[self._form_length] * 2), self._length)
+            summarise_form(cut_excerpts(bands / 255, length, length), self._length)
             for bands in self._floor
-            if len(bands) >= self._form_length
+            if len(bands) >= length
         ]
         halves = [np.concatenate(forms[i::2]) if forms[i::2] else () for i in range(2)]
         if min(*map(len, halves), len(self._long_excerpts)) >= MIN_SET:
@@ -241,13 +242,16 @@ def measure_run(bands, others, window):
     return int(max(edges[1::2] - edges[::2] + window, default=0))
 
 
-def make_evaluator(sound_generator, sources, like):
+def make_evaluator(sound_generator, sources, figures):
     """The Evaluator of new pieces; without the model's features it knows none that was held out.
 
-    Those that are like a genre are compared within it, if enough of it was held out.
-
     None for a model without its tracks, as the pretrained one is.
+
+    Args:
+        figures: of the first piece: those that are like a genre, and stay so, are compared within
+            it, if enough of it was held out.
     """
+    like = None if "toward" in figures else figures.get("like")
     try:
         tracks, held_out, genre = TrainingTracks.load(sources.model), [], None
     except FileNotFoundError:

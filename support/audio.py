@@ -84,8 +84,9 @@ def list_audio_files(audio_files_dir):
 
 def find_status(path):
     """os.stat of a path; an OSError, too, if a link leads to what does not answer in LINK_S."""
-    if not os.path.islink(path):
-        return os.stat(path)
+    status = os.lstat(path)
+    if not stat.S_ISLNK(status.st_mode):
+        return status
     found = concurrent.futures.Future()
 
     def look():

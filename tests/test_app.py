@@ -192,10 +192,11 @@ def test_endless_music_plays_until_it_is_stopped(app, browser):
     tab = Tab(browser, "Endless")
 
     tab.press("Play")
-    tab.wait.until(lambda b: (b.execute_script(READ_END) or 0) > 1.5 * CHUNK_S * SAMPLE_RATE)
+    is_heard = lambda b: (b.execute_script(READ_END) or 0) > 1.5 * CHUNK_S * SAMPLE_RATE  # noqa: E731
+    assert tab.wait.until(is_heard)
     tab.press("Stop")
 
-    tab.wait.until(lambda b: b.execute_script("return window.player === null"))
+    assert tab.wait.until(lambda b: b.execute_script("return window.player === null"))
 
 
 @pytest.mark.slow
@@ -220,11 +221,11 @@ def test_what_is_changed_while_endless_music_plays_is_heard_soon(browser, monkey
         tab = Tab(browser, "Endless")
 
         tab.press("Play")
-        tab.wait.until(
+        assert tab.wait.until(
             lambda b: b.execute_script(heard) == pytest.approx(TEMPERATURE / 2, abs=0.01)
         )
         tab.set_number("number input for Temperature", 0.3)
-        tab.wait.until(lambda b: b.execute_script(heard) == pytest.approx(0.15, abs=0.01))
+        assert tab.wait.until(lambda b: b.execute_script(heard) == pytest.approx(0.15, abs=0.01))
     finally:
         app.close()
 

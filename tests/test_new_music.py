@@ -52,8 +52,9 @@ def test_mel_distance_is_zero_for_itself_and_the_gain_for_a_gain():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _read_once(trained):
-    """The model of `trained` is read, and its networks are traced, once: that takes seconds."""
+def sources(trained):
+    """The Sources of `trained`, which are read, and whose networks are traced, once in this file:
+    that takes seconds."""
     folder, find_sources = trained / "model", generate.find_sources
     sources = Sources(folder, dataset.Features.of(trained / "saved_data"))
 
@@ -63,7 +64,7 @@ def _read_once(trained):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "find_sources", find)
-        yield
+        yield sources
 
 
 def run_generate(folder, samples, *flags):
@@ -186,15 +187,19 @@ def test_new_pieces_are_compared_with_training_and_held_out_ones(tmp_path, train
     assert len(nearest) == 4 and {text.rpartition(" at ")[0] for text in nearest} <= tracks
 
 
-def test_pieces_like_a_genre_are_compared_within_it(tmp_path, trained, capsys):
-    sources = Sources(trained / "model", dataset.Features.of(trained / "saved_data"))
+def test_pieces_like_a_genre_are_compared_within_it(tmp_path, trained, sources, capsys):
     tracks = TrainingTracks.load(trained / "model")
 
     run_generate(trained, tmp_path, "sample", "1", "--like", "wild")
-    evaluator = evaluation.make_evaluator(sources.make_generator(0, True), sources, "wild")
+    printed, generator = capsys.readouterr().out, sources.make_generator(0, with_detail=True)
+    wild, changing = (
+        evaluation.make_evaluator(generator, sources, {"like": "wild", **more})
+        for more in ({}, {"toward": "calm"})
+    )
 
-    assert "4 held-out pieces, the sets of wild alone" in capsys.readouterr().out
-    assert sum(map(len, evaluator._floor)) == tracks.n_steps[tracks.genres == "wild"].sum()
+    assert "4 held-out pieces, the sets of wild alone" in printed
+    assert sum(map(len, wild._floor)) == tracks.n_steps[tracks.genres == "wild"].sum()
+    assert sum(map(len, changing._floor)) == tracks.n_steps.sum()
 
 
 def test_the_form_of_long_pieces_is_compared_with_that_of_training_tracks(
@@ -336,9 +341,8 @@ def test_what_goes_on_after_silence_is_music(tmp_path, trained):
     assert np.abs(soundfile.read(path)[0][3 * SAMPLE_RATE :]).max() > 0.01
 
 
-def test_a_recording_goes_on_in_several_ways_each_that_of_its_seed(tmp_path, trained):
+def test_a_recording_goes_on_in_several_ways_each_that_of_its_seed(tmp_path, trained, sources):
     song = str(trained / "song.wav")
-    sources = generate.find_sources(generate.read_options(name_folders(trained)))
     generator, prior = sources.make_generator(0, with_detail=True), sources.prior
 
     run_generate(trained, tmp_path, "continue", song, "1.5", "--count", "2")
@@ -513,8 +517,7 @@ def test_endless_music_fades_over_from_what_a_chunk_was_to_end_with(prior):
     assert np.abs(np.diff(made)).max() < 0.2
 
 
-def test_endless_music_of_a_model_joins_without_a_step(trained):
-    sources = generate.find_sources(generate.read_options(name_folders(trained)))
+def test_endless_music_of_a_model_joins_without_a_step(sources):
     generator, prior = sources.make_generator(0, with_detail=True), sources.prior
     chunks = compose_endlessly(lambda number: Composer(generator, prior, seed=1))
 

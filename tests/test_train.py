@@ -293,6 +293,11 @@ def test_patience_counts_from_the_best_epoch_or_the_peak_of_the_rate():
     ]
 
     assert [count_epochs_since_best(rows[:n]) for n in range(1, 7)] == [0, 0, 0, 0, 0, 1]
+    for row, loss in zip(rows[1:], (0.9, 0.8, 0.7, 0.6, 0.5), strict=True):
+        row["val_loss"] = loss  # the start is better, but each epoch is better than the one before
+    assert count_epochs_since_best(rows) == 0
+    for row, loss in zip(rows[1:], losses[1:], strict=True):
+        row["val_loss"] = loss
     rows[0]["val_loss"] = 0.1  # a start that is not found again before the rate is low
     rows += [{**rows[-1], "learning_rate": rate} for rate in (0.5, 0.4, 0.3)]
     assert [count_epochs_since_best(rows[:n]) for n in range(1, 10)] == [0] * 7 + [1, 2]

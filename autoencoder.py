@@ -25,9 +25,7 @@ BN_MOMENTUM = 0.9  # Keras's 0.99 needs thousands of steps before inference matc
 BETA_2 = 0.95  # of Adam; with Keras's 0.999 the learning rate that trains best kills the ReLUs
 PREDICT_BATCH_SIZE = 32
 STRETCH_STEPS = 128  # of a long sequence, computed together
-PRECISIONS = ("float32", "bfloat16", "float16")
 MAX_SIZE = 1 << 20  # of any of the parameters
-MAX_LAYERS = 64
 
 FIRST_FILTERS, FILTERS = 160, 320  # of the default network: of its first layer, of each other one
 FRAMES_PER_STEP = 16  # columns of an image that share a latent
@@ -52,8 +50,8 @@ class Autoencoder:
             (times the image's channels); an int is then a kernel or stride over time.
         bin_hz: Hz from one row of the image to the next; then rows count as the mel scale spaces
             them, in the loss and in what the convolutions see. 0: all count alike.
-        precision: one of PRECISIONS, the arithmetic while it trains; its weights, and all that it
-            computes afterwards, are float32.
+        precision: "float32", "bfloat16" or "float16", the arithmetic while it trains; its weights,
+            and all that it computes afterwards, are float32.
     Attributes:
         frames_per_step: columns of a step, the product of the horizontal strides.
         n_steps: of an image of input_shape.
@@ -78,20 +76,10 @@ class Autoencoder:
         self.conv_strides = self._check_pairs("conv_strides", self.conv_strides)
         (self.latent_space_dim,) = check_sizes("latent_space_dim", [self.latent_space_dim])
         lengths = [*map(len, (self.conv_filters, self.conv_kernels, self.conv_strides))]
-        if len({*lengths}) != 1 or not 1 <= lengths[0] <= MAX_LAYERS:
+        if len({*lengths}) != 1 or not lengths[0]:
             raise UserError(
                 "conv_filters, conv_kernels and conv_strides must have one entry per layer, "
-                f"1 to {MAX_LAYERS}, got {lengths}"
-            )
-        if self.bins_as_channels not in (True, False):
-            raise UserError(
-                f"bins_as_channels must be true or false, got {self.bins_as_channels!r}"
-            )
-        if not isinstance(self.bin_hz, (int, float)) or not 0 <= self.bin_hz <= MAX_SIZE:
-            raise UserError(f"bin_hz must be in 0..{MAX_SIZE}, got {self.bin_hz!r}")
-        if self.precision not in PRECISIONS:
-            raise UserError(
-                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+                f"got {lengths}"
             )
         self._build()
 

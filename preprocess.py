@@ -29,7 +29,6 @@ from support.dataset import (
     MIN_MAX_VALUES_SAVE_DIR,
     SETTINGS_NAME,
     SPECTROGRAMS_SAVE_DIR,
-    check_key,
     make_key,
 )
 from support.errors import TemporaryError, UserError
@@ -51,7 +50,6 @@ HOP_LENGTH = 256  # samples; a quarter of the frame, which phase recovery needs
 DURATION = 2.97  # seconds, 256 frames at the defaults
 SAMPLE_RATE = 22050  # Hz
 MONO = True
-SEGMENTS = "all"  # every piece of a track, or only the "first"
 TOP_DB = 80.0  # dB kept below a piece's own peak
 MOST_PADDING = 0.5  # share of the pieces; with more the user is told
 JOBS = -1  # processes; -1 takes every core
@@ -79,8 +77,7 @@ class Loader:
         Raises:
             UserError: the file is not audio, or holds no samples or some that are not finite.
         """
-        blocks = [*self._decode(file_path, remarks, self.duration)]
-        return np.concatenate(blocks, axis=-1)[..., : self.n_samples]
+        return next(self.load_pieces(file_path, remarks))
 
     def load_whole(self, file_path, remarks=None):
         """All of a file, as load() returns it."""
@@ -107,8 +104,8 @@ class Loader:
         if n_pieces == 0 or 2 * n_held >= self.n_samples:
             yield np.concatenate(blocks, axis=-1)
 
-    def _decode(self, file_path, remarks, duration=None):
-        return decode(file_path, self.sample_rate, self.mono, duration, remarks)
+    def _decode(self, file_path, remarks):
+        return decode(file_path, self.sample_rate, self.mono, remarks)
 
 
 class Padder:
@@ -232,7 +229,7 @@ class Saver:
         """
         buffer = io.BytesIO()
         np.save(buffer, feature.astype(np.float16))
-        write_atomically(self.feature_save_dir / check_key(key), buffer.getbuffer())
+        write_atomically(self.feature_save_dir / key, buffer.getbuffer())
         return len(buffer.getbuffer())
 
     def save_min_max_values(self, min_max_values):
@@ -258,23 +255,13 @@ class PreprocessingPipeline:
     """Load, pad, extract, normalise and save every audio file of a folder."""
 
     def __init__(
-        self,
-        loader,
-        padder,
-        extractor,
-        normaliser,
-        saver,
-        *,
-        segments=SEGMENTS,
-        jobs=1,
-        dask_scheduler=None,
+        self, loader, padder, extractor, normaliser, saver, *, jobs=1, dask_scheduler=None
     ):
         self.loader = loader
         self.padder = padder
         self.extractor = extractor
         self.normaliser = normaliser
         self.saver = saver
-        self.segments = segments
         self.jobs = jobs
         self.dask_scheduler = dask_scheduler
 
@@ -361,11 +348,7 @@ class PreprocessingPipeline:
 
     def _load(self, path, remarks, lengths):
         """Yield the signals of a file's pieces."""
-        if self.segments == "all":
-            signals = self.loader.load_pieces(path, remarks)
-        else:
-            signals = [self.loader.load(path, remarks)]
-        for segment, signal in enumerate(signals):
+        for segment, signal in enumerate(self.loader.load_pieces(path, remarks)):
             if segment == 0:
                 check_length(signal, self.extractor.frame_size)
             if lengths is not None:
@@ -379,7 +362,7 @@ class PreprocessingPipeline:
     def _describe_origin(self):
         """All that the features depend on besides the audio files, for JSON."""
         parts = (self.loader, self.padder, self.extractor, self.normaliser)
-        return [FORMAT_VERSION, self.segments, *map(vars, parts)]
+        return [FORMAT_VERSION, *map(vars, parts)]
 
 
 def make_pipeline(settings, saver=None, **options):
@@ -390,7 +373,7 @@ def make_pipeline(settings, saver=None, **options):
         LogSpectrogramExtractor(settings.frame_size, settings.hop_length, top_db=settings.top_db),
         MinMaxNormaliser(0, 1),
     )
-    return PreprocessingPipeline(*parts, saver, segments=settings.segments, **options)
+    return PreprocessingPipeline(*parts, saver, **options)
 
 
 def prepare_saved_data(saved_data, saver, settings, force):
@@ -480,7 +463,6 @@ def get_parser():
         add(f"--{name}", type=number(*LIMITS[name]), default=default, help=help_text)
     yes_or_no = argparse.BooleanOptionalAction
     add("--mono", action=yes_or_no, default=MONO, help="mix all channels down to one")
-    add("--segments", choices=["all", "first"], default=SEGMENTS, help="pieces of each track")
     where = parser.add_mutually_exclusive_group()
     help_text = "processes; -1: one for every core"
     where.add_argument("--jobs", type=number(int, -1), default=JOBS, help=help_text)
@@ -501,7 +483,6 @@ def main(argv=None):
             options.hop_length,
             options.duration,
             options.mono,
-            options.segments,
             TOP_DB,
         )
     except UserError as error:

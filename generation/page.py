@@ -28,7 +28,6 @@ from support.files import (
     write_json,
 )
 
-MAX_ITEMS_BYTES = 1 << 28  # of items.json: about 100 000 items
 MAX_COLUMNS = 2000  # of a picture
 TICKS = 0, 250, 500, 1000, 2000, 4000, 8000, 16000, 32000  # Hz
 MAX_PAIRS = 5  # in spectrograms.png
@@ -137,7 +136,7 @@ def load_items(folder):
         return {}, {}
     remedy = "delete it, which empties the page but keeps the sounds, or name another --samples"
     with reading(path, remedy):
-        content = read_json(path, MAX_ITEMS_BYTES)
+        content = read_json(path)
         entries, summary = content["items"], content["summary"]
         for entry in entries:
             players = entry["players"]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from support.dataset import SETTINGS_NAME, UNSAFE_KEY
+from support.dataset import SETTINGS_NAME
 from support.errors import UserError
 from support.files import is_ours, open_regular
 from support.readers import read_blocks
@@ -61,8 +61,8 @@ def list_audio_files(audio_files_dir):
         if place in seen and (is_folder or os.path.islink(path)):
             return False
         seen.add(place)
-        if fault := find_fault(name, status.st_mode):
-            refused[name] = fault
+        if not is_folder and not stat.S_ISREG(status.st_mode):
+            refused[name] = "is not a regular file"
         elif not is_folder:
             stamps[name] = [status.st_size, status.st_mtime_ns]
         return is_folder
@@ -101,17 +101,6 @@ def find_status(path):
     return found.result()
 
 
-def find_fault(name, mode):
-    """Why a file or folder cannot be used, by its name and mode, or None."""
-    if stat.S_ISDIR(mode):
-        return None
-    if not stat.S_ISREG(mode):
-        return "is not a regular file"
-    if UNSAFE_KEY.search(name):
-        return "has a name that leads elsewhere on some systems: rename it"
-    return None
-
-
 def check_folder(audio_files_dir):
     """The Path of a folder that exists and is not empty."""
     root = Path(audio_files_dir)
@@ -128,7 +117,7 @@ def is_left_out(folder, name):
     return name.startswith(".") or is_ours(os.path.join(folder, name), SETTINGS_NAME)
 
 
-def decode(file_path, sample_rate, mono, duration=None, remarks=None):
+def decode(file_path, sample_rate, mono, remarks=None):
     """Yield the samples of a file in blocks, mixed down and resampled.
 
     What a damaged file still holds is used.
@@ -136,7 +125,6 @@ def decode(file_path, sample_rate, mono, duration=None, remarks=None):
     Args:
         sample_rate: Hz, of the result.
         mono: mix all channels down to one; else to left and right.
-        duration: seconds, from the start; None for all, and the last block may go beyond it.
         remarks: a list, to which what the user should know of the file is appended.
     Yields:
         float32 (n,) or, in stereo, (2, n).
@@ -148,7 +136,7 @@ def decode(file_path, sample_rate, mono, duration=None, remarks=None):
     with open(open_regular(file_path), "rb", buffering=0) as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise UserError("is empty")
-        with contextlib.closing(read_blocks(file, duration, remarks)) as blocks:
+        with contextlib.closing(read_blocks(file, remarks)) as blocks:
             signals = mix_blocks(blocks, mono, remarks)
             for file_rate, group in itertools.groupby(signals, key=operator.itemgetter(0)):
                 parts = (signal for _, signal in group)

@@ -24,7 +24,6 @@ import numpy as np
 
 from support.errors import TemporaryError, UserError
 
-MAX_JSON_BYTES = 1 << 20
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")  # of what is being written
 SYSTEM_NAMES = "desktop.ini", "Thumbs.db", "lost+found"
 NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP
@@ -141,23 +140,15 @@ def reading(path, remedy, if_missing=None):
         raise UserError(text) from error
 
 
-def read_file(path, max_bytes):
-    """The bytes of a regular file.
-
-    Raises:
-        TemporaryError: it cannot be opened.
-        UserError: it is larger than max_bytes, or is not a regular file.
-    """
+def read_file(path):
+    """The bytes of a regular file; see open_regular()."""
     with open(open_regular(path), "rb") as file:
-        n_bytes = os.fstat(file.fileno()).st_size
-        if n_bytes > max_bytes:
-            raise UserError(f"must have at most {max_bytes} bytes, got {n_bytes}")
-        return file.read(max_bytes)
+        return file.read()
 
 
-def read_json(path, max_bytes=MAX_JSON_BYTES):
-    """The value in a JSON file; a UserError if it is damaged, too large, or nested too deeply."""
-    data = read_file(path, max_bytes)
+def read_json(path):
+    """The value in a JSON file; a UserError if it is damaged, or nested too deeply."""
+    data = read_file(path)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -3,11 +3,10 @@
 In:  a file object of any format that one of them reads.
 Out: blocks of samples, float32, at the file's own rate; remarks on what is missing.
 
-    for sample_rate, block in read_blocks(file, duration=None, remarks=[]): ...
+    for sample_rate, block in read_blocks(file, remarks=[]): ...
 """
 
 import itertools
-import math
 import os
 import re
 import struct
@@ -33,7 +32,7 @@ FFMPEG_FORMATS = (  # none that refers to other files, or takes pictures or text
 UNNAMED = re.compile(r"[5-8] channels")  # of layouts; FFmpeg knows where they usually are
 
 
-def read_blocks(file, duration, remarks):
+def read_blocks(file, remarks):
     """Yield (sample rate, float32 (n, n_channels)), by the library that reads the file best.
 
     FFmpeg knows the channels' loudspeakers, and reads compressed formats to their end: libsndfile
@@ -64,7 +63,7 @@ def read_blocks(file, duration, remarks):
     ):
         file.seek(0)
         try:
-            for block in read_with_ffmpeg(file, duration, remarks, n_missing < 0):
+            for block in read_with_ffmpeg(file, remarks, n_missing < 0):
                 is_read = True
                 yield block
         except UserError:
@@ -72,7 +71,7 @@ def read_blocks(file, duration, remarks):
                 raise
     if not is_read and sound_file is not None:
         with sound_file:
-            yield from read_with_libsndfile(sound_file, duration, remarks, n_missing)
+            yield from read_with_libsndfile(sound_file, remarks, n_missing)
 
 
 def count_missing(file):
@@ -94,7 +93,7 @@ def count_missing(file):
     return -n_more
 
 
-def read_with_libsndfile(sound_file, duration, remarks, n_missing):
+def read_with_libsndfile(sound_file, remarks, n_missing):
     """Yield (sample rate, float32 (n, n_channels)) of an open SoundFile.
 
     A header may promise more than the file holds, so memory grows with what is decoded.
@@ -104,14 +103,11 @@ def read_with_libsndfile(sound_file, duration, remarks, n_missing):
     """
     import soundfile
 
-    rate, n_wanted, n_read = sound_file.samplerate, sound_file.frames, 0
-    if duration is not None:
-        n_wanted = min(n_wanted, math.ceil(duration * rate))
-    n_block = READ_BLOCK // sound_file.channels
-    while n_read < n_wanted:
+    rate, n_block, n_read = sound_file.samplerate, READ_BLOCK // sound_file.channels, 0
+    while True:
         try:
             with native_silence:
-                block = sound_file.read(min(n_block, n_wanted - n_read), "float32", always_2d=True)
+                block = sound_file.read(n_block, "float32", always_2d=True)
         except soundfile.LibsndfileError:
             break
         if not len(block):
@@ -119,13 +115,12 @@ def read_with_libsndfile(sound_file, duration, remarks, n_missing):
         n_read += len(block)
         yield rate, block
     n_bytes = os.fstat(sound_file.name).st_size  # the name is the descriptor
-    n_missing = n_missing * sound_file.frames / n_bytes
-    n_missing += sound_file.frames - n_read if n_read < n_wanted else 0
+    n_missing = n_missing * sound_file.frames / n_bytes + sound_file.frames - n_read
     if n_missing / rate > NOTED_S:
         remarks.append(f"ends {n_missing / rate:.1f} s before the length that its header gives")
 
 
-def read_with_ffmpeg(file, duration, remarks, is_longer=False):
+def read_with_ffmpeg(file, remarks, is_longer=False):
     """Yield (sample rate, float32 (n, n_channels)) of the first audio stream of a file.
 
     More than two channels become two, if the places of their loudspeakers are known.
@@ -145,15 +140,15 @@ def read_with_ffmpeg(file, duration, remarks, is_longer=False):
     with container:
         if not any(stream.codec_context for stream in container.streams.audio[:1]):
             raise UserError("holds no audio that can be decoded")
-        yield from convert(decode_frames(container, duration, remarks))
+        yield from convert(decode_frames(container, remarks))
 
 
-def decode_frames(container, duration, remarks):
+def decode_frames(container, remarks):
     """Yield the frames of the first audio stream; packets that are damaged are left out."""
     import av
 
     stream = container.streams.audio[0]
-    decoded_s = damaged_s = 0.0
+    damaged_s = 0.0
     lost_s = 0.0  # in damaged packets since the last good one
     try:
         for packet in container.demux(stream):
@@ -164,11 +159,7 @@ def decode_frames(container, duration, remarks):
                 continue
             if frames:
                 damaged_s, lost_s = damaged_s + lost_s, 0.0
-            for frame in frames:
-                yield frame
-                decoded_s += frame.samples / frame.sample_rate
-            if duration is not None and decoded_s >= duration:
-                return
+            yield from frames
     except av.error.FFmpegError:
         pass  # nothing behind this place can be found
     if damaged_s > NOTED_S:

@@ -33,7 +33,6 @@ class Settings:
         hop_length: samples, at most half of frame_size.
         duration: seconds of a piece.
         mono: mix all channels down to one; else two.
-        segments: "all" pieces of a track, or the "first".
         top_db: dB kept below a piece's own peak.
     Raises:
         UserError: a value is out of its range.
@@ -44,7 +43,6 @@ class Settings:
     hop_length: int
     duration: float
     mono: bool
-    segments: str
     top_db: float
     format_version: int = FORMAT_VERSION
 
@@ -53,8 +51,6 @@ class Settings:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise UserError(f"{name} must be in {least}..{most}, got {value!r}")
-        if self.segments not in ("all", "first"):
-            raise UserError(f"segments must be all or first, got {self.segments!r}")
         if self.format_version != FORMAT_VERSION:
             raise UserError(f"format_version must be {FORMAT_VERSION}, got {self.format_version!r}")
         check_hop_length(self.hop_length, check_frame_size(self.frame_size))
@@ -98,7 +94,9 @@ class Settings:
         """
         if_missing = remedy or "run preprocess.py first, or name its folder with --saved_data"
         with reading(path, remedy or "run preprocess.py --force", if_missing):
-            return cls(**read_json(path))
+            values = read_json(path)
+            values.pop("segments", None)  # of earlier versions, whose models go on
+            return cls(**values)
 
 
 def count_samples(sample_rate, duration):

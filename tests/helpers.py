@@ -72,7 +72,6 @@ def make_settings(**fields):
         "hop_length": 64,
         "duration": 0.3,
         "mono": True,
-        "segments": "all",
         "top_db": preprocess.TOP_DB,
     }
     return Settings(**{**values, **fields})

@@ -206,11 +206,6 @@ def test_impossible_sizes_are_refused(arguments, message):
         Autoencoder(*arguments)
 
 
-def test_an_unknown_precision_is_refused():
-    with pytest.raises(UserError, match="precision must be one of float32, bfloat16, float16"):
-        make_small(precision="int8")
-
-
 def test_load_names_the_command_that_makes_a_model(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run train\.py"):
         Autoencoder.load(tmp_path)

@@ -19,7 +19,7 @@ import train
 from training import devices
 {setup}
 from autoencoder import choose_architecture
-from training.callbacks import StopOnNaN
+from training.callbacks import History
 rng = np.random.default_rng(0)
 waves = rng.uniform(0.1, 0.7, (24, 2, 1, 1))
 rows, columns = np.mgrid[0:16, 0:12]
@@ -28,7 +28,7 @@ images = images.astype(np.float32)
 architecture = choose_architecture(
     images.shape[1:], conv_filters=(8, 16), latent_space_dim=3
 )
-callbacks = [StopOnNaN()]  # the weights stay the last ones; the best may be the start's
+callbacks = [History()]  # the weights stay the last ones; the best may be the start's
 autoencoder = train.train(
     images, 5e-4, 8, 5, x_validation=images[:6], architecture=architecture, callbacks=callbacks
 )

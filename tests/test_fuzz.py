@@ -156,16 +156,11 @@ PICKLES = [pickle.dumps(values, n) for values in (VALUES, NUMPY_VALUES) for n in
 @fuzz
 @given(data=mutate(*PICKLES))
 def test_min_max_values(tmp_path_factory, data):
-    values = read(
-        tmp_path_factory.getbasetemp(),
-        "values.pkl",
-        data,
-        lambda path: dataset.load_min_max_values(path, VALUES),
-    )
+    values = read(tmp_path_factory.getbasetemp(), "values.pkl", data, dataset.load_min_max_values)
 
     for key, entry in (values or {}).items():
-        assert type(key) is str and not dataset.UNSAFE_KEY.search(key)
-        assert -np.inf < entry["min"] <= entry["max"] < np.inf
+        hash(key)
+        assert {*map(type, entry.values())} == {float}
 
 
 SETTINGS = dataclasses.asdict(make_settings())

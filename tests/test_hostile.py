@@ -218,16 +218,16 @@ class Corpus:
         self.fates |= {"pipe.wav": Fate.SKIPPED, "socket.wav": Fate.SKIPPED}
 
     def put_folders(self):
-        """Audio in folders with names of files, hidden, and with names that lead elsewhere."""
+        """Audio in folders with names of files, hidden, and with names that are paths elsewhere."""
         data = encode(make_tone(), "wav")
         for name, fate in (
             ("folder.wav/x.wav", Fate.KEPT),
             ("other.wav.000.npy/x.wav", Fate.KEPT),
             (".hidden/x.wav", Fate.UNSEEN),
             (".hidden.wav", Fate.UNSEEN),
-            ("x\\..\\..\\up.wav", Fate.SKIPPED),
-            ("C:drive.wav", Fate.SKIPPED),
-            ("\\root.wav", Fate.SKIPPED),
+            ("x\\..\\..\\up.wav", Fate.KEPT),
+            ("C:drive.wav", Fate.KEPT),
+            ("\\root.wav", Fate.KEPT),
         ):
             self.put(name, data, fate)
 
@@ -322,20 +322,10 @@ BAD_VALUES = (
     [GOOD],
     {"a.npy": Attack(os.system, "echo pwned > pwned")},
     {"a.npy": {"min": Attack(os.getcwd), "max": 0.0}},
-    {"a.npy": {"min": np.zeros(3), "max": 0.0}},
-    {"a.npy": {"min": np.array([None], object), "max": 0.0}},
     {"a.npy": {"min": np.float64(-1), "max": 0.0}},
-    {"a.npy": {"min": float("nan"), "max": 0.0}},
-    {"a.npy": {"min": 1.0, "max": 0.0}},
     {"a.npy": {"min": 0.0}},
     {"a.npy": {"min": "0", "max": "x"}},
     {"a.npy": [0.0, 1.0]},
-    {1: {"min": 0.0, "max": 1.0}},
-    {"../a.npy": GOOD["a.npy"]},
-    {"..\\a.npy": GOOD["a.npy"]},
-    {"/etc/a.npy": GOOD["a.npy"]},
-    {"c:a.npy": GOOD["a.npy"]},
-    {"a\0.npy": GOOD["a.npy"]},
 )
 BAD_PICKLES = (pickle.dumps(GOOD)[:-3], b"", b".")
 
@@ -347,19 +337,15 @@ def test_a_hostile_pickle_does_nothing(tmp_path, monkeypatch, data):
     path.write_bytes(data)
 
     with pytest.raises(UserError, match=r"min_max_values\.pkl is damaged, .*: delete it"):
-        dataset.load_min_max_values(path, GOOD)
+        dataset.load_min_max_values(path)
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_a_pickle_that_is_too_large_or_counts_far_takes_no_memory(tmp_path):
+def test_a_pickle_that_counts_far_takes_no_memory(tmp_path):
     path = tmp_path / "min_max_values.pkl"
-    path.write_bytes(pickle.dumps([{} for _ in range(10_000)]))  # 70 times as large when read
-    with pytest.raises(UserError, match="must have at most 1120 bytes, got"):
-        dataset.load_min_max_values(path, GOOD)
-
     path.write_bytes(b"\x80\x02}r" + struct.pack("<I", 1 << 27) + b".")
     tracemalloc.start()
-    dataset.load_min_max_values(path, ["a"])
+    dataset.load_min_max_values(path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
@@ -370,7 +356,7 @@ def test_the_ranges_of_keys_of_any_length_are_read(tmp_path, character):
     values = {key: {"min": -1.0 - n, "max": float(n)} for n, key in enumerate(keys)}
     preprocess.Saver(tmp_path, tmp_path).save_min_max_values(values)
 
-    assert dataset.load_min_max_values(tmp_path / "min_max_values.pkl", keys) == values
+    assert dataset.load_min_max_values(tmp_path / "min_max_values.pkl") == values
 
 
 def make_npy(header, data=b"", version=(1, 0)):
@@ -413,9 +399,7 @@ BAD_SHAPES = {  # shape: bytes of data
 BAD_TYPES = {  # type: bytes of data
     "'|O'": 128,
     "[('a', '<f4')]": 64,
-    "'<i4'": 64,
     "'<U0'": 0,
-    "'<c8'": 128,
 }
 BAD_FEATURES = [
     *BAD_HEADERS,
@@ -453,18 +437,6 @@ def test_a_feature_of_a_terabyte_is_refused_unread(tmp_path):
         dataset.load_spectrogram(tmp_path, "a.npy")
 
 
-@pytest.mark.parametrize("key", ["../a.npy", "/etc/a.npy", "C:a.npy", "..\\a.npy"])
-def test_keys_that_leave_the_folder_are_refused(tmp_path, key):
-    np.save(tmp_path / "a.npy", np.zeros((2, 2)))
-    (tmp_path / "inner").mkdir()
-
-    with pytest.raises(UserError, match="leads out of its folder"):
-        dataset.load_spectrogram(tmp_path / "inner", key)
-    with pytest.raises(UserError, match="leads out of its folder"):
-        preprocess.Saver(tmp_path / "inner", tmp_path).save_feature(np.zeros((2, 2)), key)
-    assert [*(tmp_path / "inner").iterdir()] == []
-
-
 def test_no_feature_is_written_or_deleted_through_a_link(tmp_path, write_audio, make_settings):
     write_audio("g/a.wav", make_music(0.4))
     preprocess.preprocess_folder(tmp_path / "audio", tmp_path / "saved", make_settings(), jobs=1)
@@ -487,7 +459,7 @@ def test_no_feature_is_written_or_deleted_through_a_link(tmp_path, write_audio, 
     "reader",
     [
         Settings.load,
-        lambda path: dataset.load_min_max_values(path, ()),
+        dataset.load_min_max_values,
         load_split,
         files.read_json,
         files.load_arrays,
@@ -501,15 +473,6 @@ def test_readers_do_not_wait_for_a_pipe(tmp_path, reader):
         reader(tmp_path / "pipe")
 
 
-def test_files_of_absurd_size_are_refused_unread(tmp_path):
-    with open(tmp_path / "a", "wb") as file:
-        file.truncate(1 << 40)
-
-    for reader in (lambda path: dataset.load_min_max_values(path, ()), load_split):
-        with pytest.raises(UserError, match="must have at most"):
-            reader(tmp_path / "a")
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -519,7 +482,6 @@ def test_files_of_absurd_size_are_refused_unread(tmp_path):
         {"hop_length": 200},
         {"duration": float("nan")},
         {"duration": 3600, "hop_length": 1},
-        {"segments": "../x"},
         {"format_version": 3},
         {"unknown": 1},
     ],
@@ -530,6 +492,13 @@ def test_hostile_settings_are_refused(tmp_path, make_settings, fields):
 
     with pytest.raises(UserError, match=r"settings\.json is damaged, or of another version"):
         Settings.load(path)
+
+
+def test_settings_of_before_segments_went_are_read(tmp_path, make_settings):
+    path = tmp_path / "settings.json"
+    files.write_json(path, {**dataclasses.asdict(make_settings()), "segments": "all"})
+
+    assert Settings.load(path) == make_settings()
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "null", "9" * 5000])
@@ -566,14 +535,12 @@ def copy_model(model, tmp_path, **fields):
         {"input_shape": [-16, -12, 1]},
         {"input_shape": [16, 12, 1 << 40]},
         {"conv_filters": [1 << 40]},
-        {name: [2] * 1000 for name in ("conv_filters", "conv_kernels", "conv_strides")},
         {"conv_filters": []},
         {"conv_kernels": [1 << 30]},
         {"conv_strides": [0]},
         {"latent_space_dim": 10**12},
         {"latent_space_dim": "3"},
         {"latent_space_dim": float("inf")},
-        {"precision": "int8"},
         {"unknown": 1},
     ],
 )
@@ -668,7 +635,7 @@ def test_what_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
 
     for read in (
         lambda: TrainingTracks.load(tmp_path),
-        lambda: dataset.load_min_max_values(tmp_path / "a.pkl", ["a"]),
+        lambda: dataset.load_min_max_values(tmp_path / "a.pkl"),
         lambda: dataset.load_spectrogram(tmp_path, "a.npy"),
         lambda: Settings.load(tmp_path / "settings.json"),
     ):
@@ -683,7 +650,6 @@ def test_damaged_tracks_are_refused(tmp_path):
     good.save(tmp_path)
     assert [*TrainingTracks.load(tmp_path).tracks] == ["a.wav", "b.wav"]
 
-    for damage in ({"bands": np.zeros((7, 4), np.uint8)}, {"unknown": 1}):
-        np.savez(tmp_path / "tracks.npz", **{**good._asdict(), **damage})
-        with pytest.raises(UserError, match=r"tracks\.npz is damaged, .*: run train.py again"):
-            TrainingTracks.load(tmp_path)
+    np.savez(tmp_path / "tracks.npz", **good._asdict(), unknown=1)
+    with pytest.raises(UserError, match=r"tracks\.npz is damaged, .*: run train.py again"):
+        TrainingTracks.load(tmp_path)

@@ -206,12 +206,6 @@ def test_keys_are_in_the_order_of_the_segments(tmp_path):
     assert dataset.list_keys(tmp_path) == names[:3]
 
 
-def test_pipeline_first_takes_one_piece_a_track(tmp_path, write_audio, make_settings):
-    write_audio("a.wav", make_tone(duration=2))
-
-    assert [*process(tmp_path, make_settings(segments="first"))] == ["a.wav.000.npy"]
-
-
 def test_pipeline_keeps_silence_finite(tmp_path, write_audio, make_settings):
     write_audio("a.wav", np.zeros(8000))
 
@@ -375,7 +369,6 @@ def test_import_leaves_tensorflow_out():
         ("--hop_length 5000", "hop_length"),
         ("--duration 0.03", "duration"),
         ("--sample_rate x", "sample_rate"),
-        ("--segments some", "segments"),
         ("--jobs 2 --dask_scheduler tcp://127.0.0.1:1", "not allowed with argument"),
         ("--dur 1", "unrecognized arguments: --dur"),
     ],

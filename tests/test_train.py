@@ -166,7 +166,7 @@ def test_train_keeps_the_best_weights_even_those_of_the_start(
         callbacks=callbacks,
     )
 
-    rows = callbacks[1].rows
+    rows = callbacks[0].rows
     losses = [row["val_loss"] for row in rows]
     images = autoencoder.decoder(autoencoder.encoder(x_train[:2])).numpy()  # not clipped
     assert [row["epoch"] for row in rows] == [*range(7)]
@@ -216,7 +216,7 @@ def test_the_learning_rate_is_zero_when_training_ends(spectrograms, eager):
         callbacks=callbacks,
     )
 
-    rates = [row["learning_rate"] for row in callbacks[1].rows]
+    rates = [row["learning_rate"] for row in callbacks[0].rows]
     assert max(rates) > 5e-4 and rates[-1] == pytest.approx(0, abs=1e-9)
 
 
@@ -281,7 +281,7 @@ def test_train_stops_at_nan(spectrograms, eager):
     x_train = train.load_fsdd(spectrograms, None)
     architecture = choose_small(x_train, 4, latent_space_dim=2)
 
-    with pytest.raises(UserError, match="training loss became .*lower --learning_rate"):
+    with pytest.raises(UserError, match="loss of epoch 1 is not finite: lower --learning_rate"):
         train.train(x_train, 1e30, 2, 9, architecture=architecture)
 
 
@@ -308,7 +308,7 @@ def test_patience_counts_from_the_best_epoch_or_the_peak_of_the_rate():
 def test_patience_stops_a_run_that_gets_no_better(spectrograms, eager, capsys):
     x_train = train.load_fsdd(spectrograms, None)
     callbacks = make_callbacks(patience=3)
-    history = callbacks[1]
+    history = callbacks[0]
 
     train.train(
         x_train,

@@ -22,19 +22,10 @@ CHECKPOINT_SHARE = 0.05  # of the time, at most, is spent on writing checkpoints
 BAR_DELAY_S = 5  # seconds of an epoch after which a terminal shows a bar
 
 
-class StopOnNaN(keras.callbacks.Callback):
-    """Ends a run with a UserError if its loss is not finite."""
-
-    def on_epoch_end(self, epoch, logs):
-        for name, kind in (("loss", "training"), ("val_loss", "validation")):
-            if not math.isfinite(logs.get(name, 0)):
-                raise UserError(
-                    f"{kind} loss became {logs[name]} in epoch {epoch + 1}: lower --learning_rate"
-                )
-
-
 class History(keras.callbacks.Callback):
     """Keeps and prints a row per epoch: losses, learning rate and seconds.
+
+    A loss that is not finite ends the run with a UserError.
 
     Row 0 is the start, before any training; without validation its loss is the training loss.
     """
@@ -73,6 +64,8 @@ class History(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs):
         self._bar.close()
+        if not all(map(math.isfinite, logs.values())):
+            raise UserError(f"the loss of epoch {epoch + 1} is not finite: lower --learning_rate")
         rate = float(self.model.optimizer.learning_rate)
         self._add(epoch + 1, logs, rate, time.perf_counter() - self._started)
 
@@ -170,7 +163,7 @@ def make_callbacks(*, patience=None, path=None, run=None, checkpoint=None, tenso
     """
     history = History(checkpoint.rows if checkpoint else ())
     best = BestWeights(history, patience, checkpoint.best if checkpoint else None)
-    callbacks = [StopOnNaN(), history, best]
+    callbacks = [history, best]
     if tensorboard:  # before the checkpoint: a resumed run logs all epochs after that
         callbacks.append(tensorboard)
     if path is not None:

@@ -51,8 +51,6 @@ class Checkpoint(NamedTuple):
         with reading(path, "run train.py with --force"):
             arrays = load_arrays(path)
             description = json.loads(arrays.pop("description").item())
-            if any(array.dtype.kind not in "fiub" for array in arrays.values()):
-                raise UserError("it holds more than numbers")
             best, state = (
                 [arrays[name] for name in sorted(arrays, key=get_index) if name.startswith(kind)]
                 for kind in ("best_", "state_")

@@ -185,7 +185,7 @@ def time_steps(kind, audio_files_dir):
         saver = Saver(folder, folder)
         for path in sorted(audio_files_dir.iterdir())[:N_STEP_TRACKS]:
             with open(path, "rb", buffering=0) as file:
-                blocks = measure("decode", list, read_blocks(file, None, []))
+                blocks = measure("decode", list, read_blocks(file, []))
             rate = blocks[0][0]
             signal = measure("mix down", mix_blocks, blocks)
             if rate != SAMPLE_RATE:

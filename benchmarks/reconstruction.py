@@ -1,10 +1,9 @@
-"""Held-out error and sound of the autoencoder, beside the mean, PCA and the plain recipe.
+"""Held-out error and sound of the autoencoder, beside the mean and PCA.
 
 In:  a folder that preprocess.py wrote, and the audio it was made from.
-Out: a table on stdout and as CSV, and a figure: error over training time, or error and sound over
-     the size of the bottleneck.
+Out: a table on stdout and as CSV.
 
-    python -m benchmarks.reconstruction --saved_data saved_mine --held_out '*/x.wav' --budget_s 240
+    python -m benchmarks.reconstruction --saved_data saved_mine --held_out '*/x.wav'
 """
 
 import contextlib
@@ -23,21 +22,14 @@ from benchmarks.held_out import Nearness, SoundComparison, Split, measure_error
 from preprocess import SAVED_DATA
 from support.command_line import make_parser, number, run_script
 from support.detail import Detail
-from support.files import make_figure, write_csv, write_figure
+from support.files import write_csv
 
 LATENT_SPACE_DIMS = (128,)
-BUDGET_S = 240.0  # of training, for each trained method and bottleneck
 PRECISION = "float32"
-N_TRIAL_EPOCHS = 3  # that tell how many epochs of ours fill the budget
 WINDOW_CELLS = 200_000_000  # of windows for PCA, at most
 WINDOWS_PER_PIECE = 20  # for PCA, at most
-PLAIN_FILTERS = (32, 64, 128, 256)
-PLAIN_LEARNING_RATE = 1e-3
-PLAIN_BATCH_SIZE = 32
-PLAIN_MOMENTUM = 0.99  # of BatchNormalization: Keras's own
-N_CURVE = 24  # held-out errors over a training run
 N_COMPARED = 150  # held-out pieces whose sound is compared, at most
-METHODS = ("mean", "pca", "pca_windows", "plain", "ours")
+METHODS = ("mean", "pca", "pca_windows", "ours")
 COLUMNS = (
     "method",
     "latent_space_dim",
@@ -45,7 +37,6 @@ COLUMNS = (
     "training_error",
     *Nearness._fields,
     "seconds",
-    "steps",
     "parameters",
     "operations_per_piece",
 )
@@ -57,10 +48,8 @@ class Fitted(NamedTuple):
     reconstruct: Callable  # images to images, float32 (n, height, width, channels), in [0, 1]
     latent_space_dim: int = 0
     seconds: float = 0.0
-    steps: int = 0
     parameters: int = 0
     operations: int = 0  # for one piece
-    curve: tuple = ()  # (seconds, held-out error) over its training
     detail: object = None  # that it has learned to draw
 
 
@@ -85,7 +74,7 @@ def fit_pca(images, row_weights, latent_space_dim, seed):
         return (pca.inverse_transform(latents).reshape(images.shape) / scale).clip(0, 1)
 
     size = pca.components_.size
-    return Fitted(reconstruct, n_components, seconds, 0, size + pca.mean_.size, 4 * size)
+    return Fitted(reconstruct, n_components, seconds, size + pca.mean_.size, 4 * size)
 
 
 def fit_pca_windows(windows, row_weights, latent_space_dim, seed):
@@ -98,51 +87,13 @@ def fit_pca_windows(windows, row_weights, latent_space_dim, seed):
     return fitted._replace(seconds=seconds + fitted.seconds)
 
 
-def build_plain(input_shape, latent_space_dim, seed):
-    """The plain recipe: strides of 2, BatchNormalization at Keras's momentum, a sigmoid."""
-    from autoencoder import Autoencoder, keras
-
-    keras.utils.set_random_seed(seed)
-    kernels, strides = [3] * len(PLAIN_FILTERS), [2] * len(PLAIN_FILTERS)
-    strides[-1] = (2, -(-input_shape[1] // 2 ** (len(strides) - 1)))  # one step: Flatten and Dense
-    plain = Autoencoder(input_shape, PLAIN_FILTERS, kernels, strides, latent_space_dim)
-    plain.compile()
-    for layer in plain.encoder.layers + plain.decoder.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = PLAIN_MOMENTUM
-    output = keras.layers.Activation("sigmoid")(plain.model.output)
-    model = keras.Model(plain.model.input, output)
-    optimizer = keras.optimizers.Adam(PLAIN_LEARNING_RATE)
-    model.compile(optimizer, "mse")
-    return model, count_operations(plain)
-
-
-def fit_plain(split, latent_space_dim, budget_s, seed):
-    """The plain recipe where its held-out error is lowest: it is unsteady."""
-    from benchmarks.error_curve import ErrorCurve
-
-    curve = ErrorCurve(split.x_held_out, split.row_weights, budget_s / N_CURVE, budget_s)
-    model, operations = build_plain(split.x_train.shape[1:], latent_space_dim, seed)
-    model.fit(
-        split.x_train,
-        split.x_train,
-        batch_size=PLAIN_BATCH_SIZE,
-        epochs=10**6,
-        verbose=0,
-        callbacks=[curve],
-    )
-    return make_fitted(model, latent_space_dim, operations, curve)
-
-
-def fit_ours(split, latent_space_dim, budget_s, n_epochs, precision, seed):
+def fit_ours(split, latent_space_dim, n_epochs, precision, seed):
     """train.py's autoencoder at the defaults; its start as a PCA counts.
 
     Args:
-        n_epochs: None chooses as many as fill the budget.
+        n_epochs: None: as many as train.py chooses.
     """
     from autoencoder import Autoencoder, choose_architecture
-    from benchmarks.error_curve import ErrorCurve
-    from training.callbacks import History, make_callbacks
 
     shape = split.x_train.shape[1:]
     n_steps = Autoencoder(**choose_architecture(shape)).n_steps
@@ -152,28 +103,12 @@ def fit_ours(split, latent_space_dim, budget_s, n_epochs, precision, seed):
         sample_rate=split.settings.sample_rate,
         precision=precision,
     )
-
-    def run(epochs, callbacks):
-        with contextlib.redirect_stdout(sys.stderr):  # its epochs are not rows of the table
-            return train.train(
-                split.windows,
-                epochs=epochs,
-                architecture=architecture,
-                callbacks=callbacks,
-                seed=seed,
-            )
-
-    if n_epochs is None:
-        history, started = History(), time.perf_counter()
-        run(N_TRIAL_EPOCHS, [history])
-        trial_s = time.perf_counter() - started
-        epoch_s = float(np.mean([row["seconds"] for row in history.rows[2:]]))
-        start_s = trial_s - N_TRIAL_EPOCHS * epoch_s
-        n_epochs = max(2, int((budget_s - start_s) / epoch_s))
-    curve = ErrorCurve(split.x_held_out, split.row_weights, budget_s / N_CURVE)
-    autoencoder = run(n_epochs, [*make_callbacks(), curve])
-    size = autoencoder.latent_space_dim * n_steps
-    return make_fitted(autoencoder.model, size, count_operations(autoencoder), curve)
+    started = time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr):  # its epochs are not rows of the table
+        autoencoder = train.train(
+            split.windows, epochs=n_epochs, architecture=architecture, seed=seed
+        )
+    return make_fitted(autoencoder, time.perf_counter() - started)
 
 
 def load_ours(model):
@@ -183,29 +118,18 @@ def load_ours(model):
     autoencoder = Autoencoder.load(model)
     with open(Path(model) / "history.csv", encoding="utf-8", newline="") as file:
         rows = [*csv.DictReader(file)]
+    seconds = sum(float(row["seconds"]) for row in rows)
+    return make_fitted(autoencoder, seconds, Detail.load(model))
+
+
+def make_fitted(autoencoder, seconds, detail=None):
     return Fitted(
         lambda images: autoencoder.reconstruct(images)[0],
         autoencoder.latent_space_dim * autoencoder.n_steps,
-        sum(float(row["seconds"]) for row in rows),
-        0,
+        seconds,
         autoencoder.model.count_params(),
         count_operations(autoencoder),
-        detail=Detail.load(model),
-    )
-
-
-def make_fitted(model, latent_space_dim, operations, curve):
-    """The Fitted of a model that trained along a curve."""
-    from benchmarks.error_curve import predict
-
-    return Fitted(
-        lambda images: predict(model, images),
-        latent_space_dim,
-        curve.points[-1][0],
-        curve.n_steps,
-        model.count_params(),
-        operations,
-        tuple(curve.points),
+        detail,
     )
 
 
@@ -230,21 +154,20 @@ def count_operations(autoencoder):
     return int(total)
 
 
-def fit_methods(split, latent_space_dims, methods, budget_s, n_epochs, precision, seed, model):
+def fit_methods(split, options):
     """Yield (name, Fitted) for every method and bottleneck; ours is loaded if there is a model."""
+    methods, seed = options.methods, options.seed
     if "mean" in methods:
         yield "mean spectrogram", fit_mean(split.x_train)
-    for size in latent_space_dims:
+    for size in options.latent_space_dims:
         if "pca" in methods:
             yield "PCA", fit_pca(split.x_train, split.row_weights, size, seed)
         if "pca_windows" in methods:
             yield "PCA of windows", fit_pca_windows(split.windows, split.row_weights, size, seed)
-        if "plain" in methods:
-            yield "plain recipe", fit_plain(split, size, budget_s, seed)
-        if "ours" in methods and model:
-            yield "ours", load_ours(model)
+        if "ours" in methods and options.model:
+            yield "ours", load_ours(options.model)
         elif "ours" in methods:
-            yield "ours", fit_ours(split, size, budget_s, n_epochs, precision, seed)
+            yield "ours", fit_ours(split, size, options.epochs, options.precision, seed)
 
 
 def make_bounds(split, comparison):
@@ -275,7 +198,6 @@ def make_rows(name, fitted, split, comparison, sounds):
         "held_out_error": measure_error(split.x_held_out, reconstructed, split.row_weights),
         "training_error": measure_error(chosen, fitted.reconstruct(chosen), split.row_weights),
         "seconds": fitted.seconds,
-        "steps": fitted.steps,
         "parameters": fitted.parameters,
         "operations_per_piece": fitted.operations,
     }
@@ -287,72 +209,23 @@ def make_rows(name, fitted, split, comparison, sounds):
         yield {column: full[column] for column in COLUMNS}
 
 
+def make_table(split, comparison, options):
+    """Yield all rows."""
+    yield from make_bounds(split, comparison)
+    for method, fitted in fit_methods(split, options):
+        yield from make_rows(method, fitted, split, comparison, options.sounds)
+
+
 def print_row(row):
     print(
         f"{row['method']:<28}{row['latent_space_dim'] or '':>6}{row['held_out_error']:>10.6f}"
         f"{row['training_error']:>10.6f}{row['mel_distance_db']:>8.2f} dB"
         f"{row['pooled_mel_distance_db']:>8.2f} dB{row['level_db']:>+8.2f} dB"
         f"{row['seconds']:>8.1f} s"
-        f"{row['steps']:>7}{row['parameters'] / 1e6:>8.2f} M"
+        f"{row['parameters'] / 1e6:>8.2f} M"
         f"{row['operations_per_piece'] / 1e6:>9.1f} M",
         flush=True,
     )
-
-
-def print_speedup(curves):
-    """Say how much sooner ours reached the lowest error of the plain recipe."""
-    for (method, size), curve in curves.items():
-        ours = curves.get(("ours", size))
-        if method != "plain recipe" or not ours:
-            continue
-        seconds, error = min(curve, key=lambda point: point[1])
-        reached = next((s for s, e in ours if e <= error), None)
-        if reached:
-            print(
-                f"latent {size}: the plain recipe gets to {error:.5f} in {seconds:.0f} s; "
-                f"ours is there after {reached:.1f} s, {seconds / reached:.0f} times sooner"
-            )
-
-
-def plot(path, rows, curves):
-    """Write a figure: error over time for one bottleneck size, else error and sound over sizes."""
-    sizes = sorted({row["latent_space_dim"] for row in rows if row["method"] == "ours"})
-    figure = make_figure(11, 4.2)
-    left, right = figure.subplots(1, 2)
-    if len(sizes) > 1:
-        plot_over_size(left, rows, sizes, "held_out_error", "mean squared error, held out")
-        plot_over_size(right, rows, sizes, "mel_distance_db", "mel distance, dB, held out")
-    else:
-        plot_over_time(left, rows, curves)
-        right.barh([row["method"] for row in rows], [row["mel_distance_db"] for row in rows])
-        right.invert_yaxis()
-        right.bar_label(right.containers[0], fmt="%.2f", padding=3)
-        right.set(xlabel="mel distance, dB, held out")
-        right.margins(x=0.12)
-    for axes in (left, right):
-        axes.grid(alpha=0.3, which="both")
-    if left.get_legend_handles_labels()[0]:
-        left.legend(fontsize=8)
-    write_figure(path, figure)
-
-
-def plot_over_size(axes, rows, sizes, column, label):
-    for method in dict.fromkeys(row["method"] for row in rows if row["latent_space_dim"]):
-        chosen = [row for row in rows if row["method"] == method]
-        x = [row["latent_space_dim"] for row in chosen]
-        axes.plot(x, [row[column] for row in chosen], "o-", label=method)
-    axes.set(xlabel="latent_space_dim", ylabel=label, xscale="log")
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.minorticks_off()
-
-
-def plot_over_time(axes, rows, curves):
-    for (method, _), curve in curves.items():
-        axes.loglog(*zip(*curve, strict=True), "o-", markersize=3, label=method)
-    untrained = [row for row in rows if row["method"].startswith(("mean", "PCA"))]
-    for row, style in zip(untrained, (":", "--", "-."), strict=False):
-        axes.axhline(row["held_out_error"], color="grey", linestyle=style, label=row["method"])
-    axes.set(xlabel="seconds of training", ylabel="mean squared error, held out")
 
 
 def get_parser():
@@ -368,9 +241,7 @@ def get_parser():
     size = {"type": number(int, 1)}
     help_text = "bottlenecks to compare: numbers for a piece"
     add("--latent_space_dims", nargs="+", default=LATENT_SPACE_DIMS, help=help_text, **size)
-    help_text = "seconds of training for each trained method"
-    add("--budget_s", type=number(float, 1), default=BUDGET_S, help=help_text)
-    add("--epochs", help="epochs of ours; None: as many as fill the budget", **size)
+    add("--epochs", help="epochs of ours; None: as many as train.py chooses", **size)
     precisions = ["float32", "bfloat16", "float16"]
     add("--precision", choices=precisions, default=PRECISION, help="arithmetic of ours")
     add("--methods", choices=METHODS, nargs="+", default=METHODS, help="methods to compare")
@@ -378,8 +249,7 @@ def get_parser():
     add("--seed", type=number(int, 0, 2**32 - 1), default=train.SEED, help=help_text)
     help_text = "folder to write the compared sounds into, a folder for each method"
     add("--sounds", type=Path, metavar="FOLDER", help=help_text)
-    help_text = "table and figure to write: this name with .csv and .png"
-    add("--output", default="reconstruction", help=help_text)
+    add("--output", type=Path, default=Path("reconstruction.csv"), help="table to write")
     return parser
 
 
@@ -392,33 +262,15 @@ def main(argv=None):
         f"ours in {options.precision}"
     )
     print(f"columns: {', '.join(COLUMNS)}")
-    rows, curves = [], {}
     if options.sounds:
         comparison.save_recordings(options.sounds / "recorded")
         comparison.measure(split.x_held_out, save_dir=options.sounds / "untouched")
-    for row in make_bounds(split, comparison):
+    rows = []
+    for row in make_table(split, comparison, options):
         print_row(row)
         rows.append(row)
-    for method, fitted in fit_methods(
-        split,
-        options.latent_space_dims,
-        options.methods,
-        options.budget_s,
-        options.epochs,
-        options.precision,
-        options.seed,
-        options.model,
-    ):
-        for row in make_rows(method, fitted, split, comparison, options.sounds):
-            print_row(row)
-            rows.append(row)
-        if fitted.curve:
-            curves[method, fitted.latent_space_dim] = fitted.curve
-    print_speedup(curves)
-    table_path, figure_path = (Path(f"{options.output}{ending}") for ending in (".csv", ".png"))
-    write_csv(table_path, COLUMNS, [row.values() for row in rows])
-    plot(figure_path, rows, curves)
-    print(f"table in {table_path}, figure in {figure_path}")
+    write_csv(options.output, COLUMNS, [row.values() for row in rows])
+    print(f"table in {options.output}")
 
 
 if __name__ == "__main__":

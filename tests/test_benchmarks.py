@@ -38,13 +38,9 @@ def has_several_colours(path):
 
 
 @pytest.mark.slow
-def test_reconstruction_measures_every_method_on_the_tracks_held_out(
-    saved_data, capsys, monkeypatch, eager
-):
-    monkeypatch.setattr(benchmarks.reconstruction, "PLAIN_FILTERS", (4, 8))
-
+def test_reconstruction_measures_every_method_on_the_tracks_held_out(saved_data, capsys, eager):
     benchmarks.reconstruction.main(
-        ["--held_out", "*/3.wav", "--latent_space_dims", "7", "--budget_s", "1", "--sounds", "wav"]
+        ["--held_out", "*/3.wav", "--latent_space_dims", "7", "--epochs", "1", "--sounds", "wav"]
     )
 
     rows = {row["method"]: row for row in read_csv("reconstruction.csv")}
@@ -55,7 +51,6 @@ def test_reconstruction_measures_every_method_on_the_tracks_held_out(
         "mean spectrogram",
         "PCA",
         "PCA of windows",
-        "plain recipe",
         "ours",
     ]
     assert all(float(row["mel_distance_db"]) > 0 for row in rows.values())
@@ -73,8 +68,7 @@ def test_reconstruction_measures_every_method_on_the_tracks_held_out(
     weights = 1 / (1 + np.arange(128) * 22050 / 256 / 700)[:, np.newaxis]
     error = (weights / weights.mean() * np.square(held_out - learned.mean(axis=0))).mean()
     assert float(rows["mean spectrogram"]["held_out_error"]) == pytest.approx(error, rel=1e-4)
-    assert int(rows["ours"]["steps"]) > 0 and int(rows["plain recipe"]["steps"]) > 0
-    assert has_several_colours("reconstruction.png")
+    assert float(rows["ours"]["seconds"]) > 0
 
 
 @pytest.mark.slow

@@ -139,11 +139,11 @@ def train(
     epochs = epochs or choose_epochs(x_train.shape)
     checkpoint = start if isinstance(start, Checkpoint) else None
     distribution = choose_distribution()
-    sharing = {"share": distribution.share, "multiple": distribution.n_devices}
+    how = {"batch_size": batch_size, "distribution": distribution}
     if isinstance(x_train, np.ndarray):
-        x_train = Windows(x_train, batch_size=batch_size, seed=seed, shift=False, **sharing)
+        x_train = Windows(x_train, seed=seed, shift=False, **how)
     if isinstance(x_validation, np.ndarray):
-        x_validation = Windows(x_validation, batch_size=batch_size, **sharing)
+        x_validation = Windows(x_validation, **how)
     autoencoder = Autoencoder(**(architecture or choose_architecture(x_train.shape[1:])))
     set_start(autoencoder, x_train, start, seed)
     learning_rate = learning_rate or choose_learning_rate(autoencoder.model.count_params())
@@ -377,15 +377,13 @@ def make_windows(features, keys, target_shape, batch_size, **how):
     """The Windows of some keys of Features."""
     from training.windows import Windows
 
-    distribution = choose_distribution()
     return Windows(
         load_fsdd(features.path, target_shape, keys=keys),
         features.list_ranges(keys),
         [*map(dataset.get_track, keys)],
         top_db=features.settings.top_db,
         batch_size=batch_size,
-        share=distribution.share,
-        multiple=distribution.n_devices,
+        distribution=choose_distribution(),
         **how,
     )
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from support.spectrograms import SILENCE_DB
+from training.devices import Distribution
 from training.windows import Windows, make_images
 
 ATOL = 2e-3  # float16 in [0, 1] rounds by 2.5e-4, and a range of 30 dB magnifies that
@@ -62,7 +63,8 @@ def test_batches_follow_from_the_seed_and_the_epoch_alone():
 
 
 def test_batches_without_a_seed_keep_the_order_and_are_shared_evenly():
-    shares = [collect_epoch(make_numbers(share=(index, 2), multiple=2)) for index in range(2)]
+    processes = [Distribution(n_devices=2, share=(index, 2)) for index in range(2)]
+    shares = [collect_epoch(make_numbers(distribution=process)) for process in processes]
 
     # Batches of 3 are rounded up to 4, the last one to 4 with the first piece.
     numbers = [[[round(8 * n) for n in batch] for batch in share] for share in shares]

@@ -124,6 +124,9 @@ class Distribution(NamedTuple):
             multihost_utils.sync_global_devices("done")
 
 
+ONE_DEVICE = Distribution()
+
+
 def copy_autoencoder(autoencoder, weights):
     """Another autoencoder of the same class and parameters."""
     copy = type(autoencoder)(**autoencoder.parameters)
@@ -146,7 +149,7 @@ def choose_distribution():
             parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
             share = (jax.process_index(), jax.process_count())
             return Distribution(parallel.scope(), jax.device_count(), share)
-    return Distribution()
+    return ONE_DEVICE
 
 
 def choose_precision(precision, coordinator=None):

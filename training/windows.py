@@ -16,6 +16,7 @@ from autoencoder import keras
 from preprocess import TOP_DB
 from support.keras import choose_compilation
 from support.spectrograms import SILENCE_DB
+from training.devices import ONE_DEVICE
 
 MAX_STRETCH = 0.02  # of a window's time and of a batch's frequencies, as a logarithm: up to 2 %
 EDGE_FRAMES = 2  # how far the window of a track of one piece is shifted
@@ -41,8 +42,8 @@ class Windows(keras.utils.PyDataset):
         seed: of the order and the windows; None: the pieces in their order and the ranges of
             their tracks.
         shift: whether windows may differ from the pieces.
-        share: (index, count) of the process, which takes every count-th window of each batch.
-        multiple: what each batch is rounded up to, with windows from the epoch's beginning.
+        distribution: the Distribution over devices, for which each batch is rounded up, with
+            windows from the epoch's beginning, and over processes, which take turns in it.
     """
 
     def __init__(
@@ -55,8 +56,7 @@ class Windows(keras.utils.PyDataset):
         batch_size=16,
         seed=None,
         shift=True,
-        share=(0, 1),
-        multiple=1,
+        distribution=ONE_DEVICE,
     ):
         super().__init__(workers=2)
         n, height, width, channels = self.shape = pieces.shape
@@ -70,11 +70,10 @@ class Windows(keras.utils.PyDataset):
         self.stop = np.repeat(firsts + counts, counts)
         self.peaks = np.repeat(np.maximum.reduceat(self.ranges[:, 1], firsts), counts)
         self.top_db = top_db
-        self.batch_size = -(-batch_size // multiple) * multiple
+        self.distribution = distribution
+        self.batch_size = self._round_up(batch_size)
         self.seed = seed
         self.shift = shift and seed is not None
-        self.share = share
-        self.multiple = multiple
         self.start_epoch(0)
 
     def __len__(self):
@@ -83,13 +82,16 @@ class Windows(keras.utils.PyDataset):
     def __getitem__(self, index):
         n_pieces = self.shape[0]
         start = index * self.batch_size
-        n_left = -(-(n_pieces - start) // self.multiple) * self.multiple
+        n_left = self._round_up(n_pieces - start)
         places = np.arange(start, start + min(self.batch_size, n_left)) % n_pieces
-        first, count = self.share
+        first, count = self.distribution.share
         rng = None
         if self.shift:
             rng = np.random.default_rng((self.seed, self.epoch, index, first))
         return self.gather(self.order[places[first::count]], rng)
+
+    def _round_up(self, count):
+        return -(-count // self.distribution.n_devices) * self.distribution.n_devices
 
     def gather(self, indices, rng=None, max_stretch=MAX_STRETCH):
         """What make_images() needs of a window near each of some pieces.

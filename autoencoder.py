@@ -81,6 +81,8 @@ class Autoencoder:
                 "conv_filters, conv_kernels and conv_strides must have one entry per layer, "
                 f"got {lengths}"
             )
+        if not isinstance(self.bin_hz, (int, float)) or not 0 <= self.bin_hz <= MAX_SIZE:
+            raise UserError(f"bin_hz must be in 0..{MAX_SIZE}, got {self.bin_hz!r}")
         self._build()
 
     def _check_pairs(self, name, sizes):

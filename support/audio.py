@@ -61,10 +61,10 @@ def list_audio_files(audio_files_dir):
         if place in seen and (is_folder or os.path.islink(path)):
             return False
         seen.add(place)
-        if not is_folder and not stat.S_ISREG(status.st_mode):
-            refused[name] = "is not a regular file"
-        elif not is_folder:
+        if stat.S_ISREG(status.st_mode):
             stamps[name] = [status.st_size, status.st_mtime_ns]
+        elif not is_folder:
+            refused[name] = "is not a regular file"
         return is_folder
 
     folders, links = [*filter(look, [os.fspath(root)])], []

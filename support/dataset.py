@@ -169,7 +169,8 @@ def load_spectrogram(spectrograms_path, key):
     path = Path(spectrograms_path) / key
     with reading(path, "delete it and run preprocess.py again", "run preprocess.py again"):
         spectrogram = load_array(path)
-        if spectrogram.ndim not in (2, 3) or spectrogram.nbytes > MAX_PIECE_BYTES:
+        is_real = spectrogram.ndim in (2, 3) and spectrogram.dtype.kind == "f"
+        if not is_real or spectrogram.nbytes > MAX_PIECE_BYTES:
             raise UserError("it is not a spectrogram")
         if not (spectrogram.min() >= 0 and spectrogram.max() <= 1):  # false for NaN, too
             raise UserError("it is not a finite spectrogram in [0, 1]")

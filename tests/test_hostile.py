@@ -399,7 +399,9 @@ BAD_SHAPES = {  # shape: bytes of data
 BAD_TYPES = {  # type: bytes of data
     "'|O'": 128,
     "[('a', '<f4')]": 64,
+    "'<i4'": 64,
     "'<U0'": 0,
+    "'<c8'": 128,
 }
 BAD_FEATURES = [
     *BAD_HEADERS,

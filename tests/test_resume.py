@@ -363,7 +363,7 @@ def test_a_checkpoint_reads_back(tmp_path):
     [
         (np.full((128, 104), np.nan, np.float32), "is not a finite spectrogram"),
         (np.zeros((128, 103), np.float32), "must have the first one's shape"),
-        (np.zeros((128, 104), "U3"), "is damaged"),
+        (np.zeros((128, 104), "U3"), "is not a spectrogram"),
         (None, "is damaged"),
     ],
 )

@@ -32,6 +32,18 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 WAIT_S = 300
+SCRIPT = f"""import contextlib, sys
+sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]!r}
+import generate, train
+from generation import scripts
+from helpers import compute_eagerly
+from support.command_line import run_script
+from training import flows
+flows.PRIOR_BATCHES = flows.DETAIL_BATCHES = (1, 1)
+scripts.ROOT = scripts.Path(__file__).parent
+with compute_eagerly() if NAME is train else contextlib.nullcontext():
+    run_script(NAME.main)
+"""  # the app, or what it trains, which takes longer to trace than to compute op by op
 TABS = {  # {name: (button or None, seconds of its sound)}
     "New piece": ("Make", 0.3),
     "Compose": ("Compose", 3.0),
@@ -55,11 +67,15 @@ fetch(arguments[0]).then(r => r.arrayBuffer()).then(data => {
 @pytest.fixture(scope="module")
 def app(trained, tmp_path_factory):
     """(address, folder of samples) of a running app."""
-    samples = tmp_path_factory.mktemp("app") / "samples"
+    folder = tmp_path_factory.mktemp("app")
+    samples = folder / "samples"
+    (folder / "preprocess.py").symlink_to(ROOT / "preprocess.py")
+    for script in ("generate", "train"):
+        (folder / f"{script}.py").write_text(SCRIPT.replace("NAME", script))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, ROOT / "generate.py", *name_folders(trained), "app"]
+    command = [sys.executable, folder / "generate.py", *name_folders(trained), "app"]
     environment = {**os.environ, "GRADIO_SERVER_PORT": str(port)}
     process = subprocess.Popen([*command, "--samples", samples], env=environment)
     stop = time.monotonic() + WAIT_S

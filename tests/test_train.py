@@ -5,7 +5,7 @@ import psutil
 import pytest
 
 import train
-from autoencoder import Autoencoder, choose_architecture
+from autoencoder import Autoencoder, choose_architecture, keras
 from helpers import make_images
 from support import dataset
 from support.bands import extract_bands
@@ -148,13 +148,22 @@ def test_train_learns_from_windows(eager):
     assert losses[1] < 0.75 * losses[0]
 
 
+class Spoil(keras.callbacks.Callback):
+    """Makes the last of six epochs worse than the others."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 5:
+            latent = self.autoencoder.encoder.get_layer("latent")
+            latent.set_weights([3 * each for each in latent.get_weights()])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("learning_rate, is_start_best", [(1e-2, False), (1.0, True)])
 def test_train_keeps_the_best_weights_even_those_of_the_start(
     spectrograms, eager, learning_rate, is_start_best
 ):
     x_train = train.load_fsdd(spectrograms, None)
-    callbacks = make_callbacks()
+    callbacks = [*make_callbacks(), Spoil()]
 
     autoencoder = train.train(
         x_train,

@@ -6,6 +6,7 @@ Out: batches for Keras.
     network.fit(LatentSequences(prior, latents, batch_size=32, n_batches=100, seed=0))
 """
 
+import functools
 import hashlib
 
 import numpy as np
@@ -32,7 +33,7 @@ class Sequences(keras.utils.PyDataset):
         batch_size: sequences.
         n_batches: of an epoch.
         seed: of all chance.
-        is_training: whether each epoch has other batches.
+        is_training: whether each epoch has other batches; else they are made once, and kept.
     """
 
     def __init__(self, batch_size, n_batches, seed, is_training=True):
@@ -42,6 +43,8 @@ class Sequences(keras.utils.PyDataset):
         self.seed = seed
         self.is_training = is_training
         self.epoch = 0
+        if not is_training:
+            self.make_batch = functools.cache(self.make_batch)
 
     @property
     def fingerprint(self):
@@ -55,7 +58,11 @@ class Sequences(keras.utils.PyDataset):
         return self.n_batches
 
     def __getitem__(self, index):
-        rng = np.random.default_rng((self.seed, self.epoch if self.is_training else 0, index))
+        return self.make_batch(index, self.epoch if self.is_training else 0)
+
+    def make_batch(self, index, epoch):
+        """(inputs of the network, velocities, their weights) of one batch."""
+        rng = np.random.default_rng((self.seed, epoch, index))
         data, known, inputs = self.cut(rng)
         noise = self.draw_noise(rng, data.shape)
         time = 1 / (1 + np.exp(-rng.standard_normal((len(data), 1, 1), np.float32)))  # logit-normal

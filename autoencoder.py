@@ -29,7 +29,7 @@ MAX_SIZE = 1 << 20  # of any of the parameters
 
 FIRST_FILTERS, FILTERS = 160, 320  # of the default network: of its first layer, of each other one
 FRAMES_PER_STEP = 16  # columns of an image that share a latent
-CELLS_PER_LATENT = 64  # of an image, for each number of its latents
+CELLS_PER_NUMBER = 64  # of an image, for each number of its latents
 
 
 @dataclasses.dataclass(eq=False)
@@ -38,8 +38,8 @@ class Autoencoder:
 
     Each step of some columns has a latent of its own: the network is a convolution in time, so
     that its weights fit images of any width. With as many columns to a step as an image has, it
-    has one latent. The fields are what parameters.json holds: one that is added here is saved and
-    loaded, too.
+    has one latent. The fields are what parameters.json holds: one that is added here with a default
+    is saved and loaded, too, and models of before it have the default.
 
     Args:
         input_shape: (height, width, channels), any sizes; odd sides come out as they went in.
@@ -173,7 +173,10 @@ class Autoencoder:
 
     @property
     def reach(self):
-        """Frames, at most, on either side of a step that its latent and its image depend on."""
+        """Frames, at most, on either side of a step that its latent and its image depend on.
+
+        Each kernel counts with its whole width, and branches as if one followed the other.
+        """
         reaches = []
         for model in (self.encoder, self.decoder):
             reach, frames = 0, 1 if model is self.encoder else self.frames_per_step
@@ -223,7 +226,7 @@ class Autoencoder:
 
         Args:
             x_train, x_validation: float32 (n, height, width, channels), in [0, 1], or Windows,
-                which bring the model that makes images of their batches.
+                whose make_model() wraps this network in one that makes images of their batches.
             batch_size: images; None with Windows, which have one.
             initial_epoch: how many of the epochs have passed already.
             callbacks: of Keras; each gets the attributes `autoencoder`, which is this one,
@@ -314,8 +317,10 @@ class Autoencoder:
         if_missing = "run train.py, with --resume if it was interrupted"
         with reading(path, "run train.py again", if_missing):
             parameters = read_json(path)
-            names = {field.name for field in dataclasses.fields(cls)}
-            if not isinstance(parameters, dict) or parameters.keys() != names:
+            fields = dataclasses.fields(cls)
+            names = {field.name for field in fields}
+            needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+            if not isinstance(parameters, dict) or not needed <= parameters.keys() <= names:
                 raise UserError(f"its parameters must be {', '.join(sorted(names))}")
         try:  # not in reading(): a mistake in an edited network keeps its traceback
             autoencoder = cls(**parameters)
@@ -395,7 +400,9 @@ def choose_architecture(
     n_halvings = round(math.log2(min(FRAMES_PER_STEP, max(2, width))))
     n_halvings = len(conv_filters) - 1 if conv_filters else n_halvings
     cells = height * channels * 2**n_halvings  # of a step
-    latent_space_dim = latent_space_dim or max(1, cells // CELLS_PER_LATENT)
+    if not latent_space_dim:
+        most = conv_filters[-1] if conv_filters else cells  # more would hold nothing more
+        latent_space_dim = min(most, max(1, cells // CELLS_PER_NUMBER))
     if not conv_filters:
         last = max(FILTERS, 7 * latent_space_dim // 4)  # start_as_pca has components in 0.6 of them
         conv_filters = (FIRST_FILTERS, *[FILTERS] * (n_halvings - 1), last)

@@ -1,9 +1,9 @@
 """Make sound with a trained autoencoder: pairs to compare, and new music of any length.
 
 In:  model/ as train.py wrote it and, but for new music, saved_data/ as preprocess.py wrote it.
-Out: samples/original/*.wav and samples/generated/*.wav, same names, named after their sources;
-     samples/new/*.wav; samples/index.html to hear, see and compare it all, and what earlier runs
-     made there; samples/metrics.csv.
+Out: samples/recorded/*.wav, samples/original/*.wav (inverted) and samples/generated/*.wav, same
+     names, named after their sources; samples/new/*.wav; samples/index.html to hear, see and
+     compare it all, and what earlier runs made there; samples/metrics.csv.
 
     python generate.py
     python generate.py compose 60 --temperature 0.8
@@ -54,7 +54,7 @@ DEFAULTS = {  # of the flags of every command, and of those that not every comma
 }
 
 MAX_SECONDS = 1e6
-PRODUCTS = ("items.json",)  # in samples that were copied without hidden files
+PRODUCTS = ("items.json",)  # marks samples as ours that were copied without the hidden lock
 WRITTEN_SAMPLES = 1 << 20  # scaled and written together
 HEADROOM = 0.99  # peak of a sound that would have clipped
 PRINTED_FIGURES = ("image error", "spectral convergence of the generated, dB", "mel distance, dB")

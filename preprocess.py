@@ -1,7 +1,8 @@
 """Turn a folder of audio into min-max-normalised log spectrograms.
 
 In:  any folder of audio that libsndfile or FFmpeg reads, at any depth, rate and channel count.
-Out: saved_data/spectrograms/<audio path>.<segment>.npy, settings.json, min_max_values.pkl.
+Out: in saved_data, spectrograms/<audio path>.<segment>.npy, spectrograms/settings.json,
+     min_max_values/min_max_values.pkl and tracks.jsonl, source.json, skipped.csv.
      Interrupted at any moment, the same command goes on where it was.
 
     python preprocess.py --audio_files_dir my_music --saved_data saved_data
@@ -310,7 +311,8 @@ class PreprocessingPipeline:
 
         Args:
             name: of the file, a path below the folder with /.
-            stamp: of the Outcome, unless the file is to be tried again.
+            stamp: the size and time of the file, by which the next run knows it; None: it is to be
+                tried again.
         Returns:
             the Outcome.
         """

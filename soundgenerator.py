@@ -79,8 +79,8 @@ class SoundGenerator:
 
     @property
     def n_frames(self):
-        """Frames of a piece."""
-        return 1 + self.n_samples // self.hop_length
+        """Frames of a piece, None if it has no length of its own."""
+        return 1 + self.n_samples // self.hop_length if self.n_samples else None
 
     def generate(self, spectrograms, min_max_values):
         """Reconstruct spectrograms and turn them into sound.
@@ -132,8 +132,7 @@ class SoundGenerator:
             floor: what was below is not known, and the floor itself would be heard as hiss.
         """
         image = add_channel_axis(np.asarray(spectrogram, np.float32))
-        if n_frames is None:
-            n_frames = self.n_frames if self.n_samples else image.shape[1]
+        n_frames = n_frames or self.n_frames or image.shape[1]
         image = resize(image, (self.frame_size // 2, n_frames))
         log_spectrogram = to_log_spectrogram(image, min_max, self._min_max_normaliser)
         return np.where(image <= 0, np.float32(SILENCE_DB), log_spectrogram)
@@ -217,7 +216,7 @@ class SoundGenerator:
     def _steps_and_frames(self):
         """(steps, frames): the fewest steps that are whole frames of sound, and these frames."""
         width, step = self.autoencoder.input_shape[1], self.autoencoder.frames_per_step
-        n_frames = self.n_frames if self.n_samples else width
+        n_frames = self.n_frames or width
         columns = math.lcm(step, width // math.gcd(width, n_frames))
         return columns // step, columns * n_frames // width
 
@@ -250,8 +249,8 @@ class SoundGenerator:
             signal: float32 (n_samples,) or (2, n_samples).
             fill: a function from latents, float32 (steps, latent_space_dim), and which of them are
                 known, bool (steps,), to all of them; see Prior.fill.
-            peak: dB, of the range where nothing is known; else it is that of what is known.
-            is_fixed: whether it is of the range in any case.
+            peak: dB, of the range if nothing is known beside the gap; else it is that of what is.
+            is_fixed: take this peak in any case.
         Returns:
             float32, of the signal's shape.
         """
@@ -269,7 +268,7 @@ class SoundGenerator:
         steps, frames = self._steps_and_frames
         block = frames * self.hop_length  # samples of as many steps
         context, n_samples = round(CONTEXT_S * self.sample_rate), signal.shape[-1]
-        n_past = min(context, first) // block or int(first > 0)  # before a short one is silence
+        n_past = min(context, first) // block or int(first > 0)  # one at least: silence fills it
         start = first - n_past * block
         n_blocks = 1 + (last - 1 - start) // block  # to the end of the gap
         place = start + n_blocks * block

@@ -124,7 +124,7 @@ def train(
         epochs: passes over x_train; None chooses them by its size.
         architecture: the Autoencoder's arguments by name; None chooses them by the shape.
         start: "pca" (see start_as_pca) or "random" weights, or the Checkpoint of a run to resume.
-        callbacks: of Keras; None: those of make_callbacks, which takes that Checkpoint, too.
+        callbacks: of Keras; None: those of make_callbacks. A resumed run's know its Checkpoint.
     Returns:
         The Autoencoder with its best weights by validation loss (by training loss without).
     Raises:
@@ -138,6 +138,7 @@ def train(
     keras.utils.set_random_seed(seed)
     epochs = epochs or choose_epochs(x_train.shape)
     checkpoint = start if isinstance(start, Checkpoint) else None
+    callbacks = callbacks or make_callbacks(checkpoint=checkpoint)
     distribution = choose_distribution()
     how = {"batch_size": batch_size, "distribution": distribution}
     if isinstance(x_train, np.ndarray):
@@ -159,7 +160,7 @@ def train(
             epochs,
             x_validation=x_validation,
             initial_epoch=checkpoint.count_finished_epochs() if checkpoint else 0,
-            callbacks=[x_train.make_callback(), *(callbacks or make_callbacks())],
+            callbacks=[x_train.make_callback(), *callbacks],
         )
     return autoencoder
 

@@ -195,7 +195,7 @@ class Composer:
         whole = join(signal[..., :place], n_samples, signal[..., place:])
         title = f"{path}, and how it may go on" if seconds > 0 else f"How {path} may have begun"
         what = "continue", f"{shorten(path)} {seconds:g} s", title
-        yield from self._make_ways(count, signal, *what, whole, (place, place + n_samples))
+        yield from self._make_variants(count, signal, *what, whole, (place, place + n_samples))
 
     def fill(self, path, begin, end, count=1):
         """Yield a recording that is new from `begin` to `end`, in seconds; see extend()."""
@@ -209,7 +209,7 @@ class Composer:
             )
         text = f"{begin:g} to {end:g} s"
         what = "fill", f"{shorten(path)} {text}", f"{path}, new from {text}"
-        yield from self._make_ways(count, signal, *what, signal, gap)
+        yield from self._make_variants(count, signal, *what, signal, gap)
 
     def interpolate(self, sounds, names, seconds):
         """Yield the end of a recording, a way of some seconds, and the beginning of another one.
@@ -252,7 +252,7 @@ class Composer:
         silence = self.make_silence(self.generator.n_samples)
         yield self._make("explore", place, title, silence, way=[style])
 
-    def _make_ways(self, count, recorded, *what):
+    def _make_variants(self, count, recorded, *what):
         """Yield Items of _make() with seeds that follow each other, beside a recording."""
         for seed in range(self.seed, self.seed + count):
             item = dataclasses.replace(self, seed=seed)._make(*what)
@@ -281,8 +281,8 @@ class Composer:
             way, peak, figures["in the manner of"] = self.find_way(rng)
 
         def fill(latents, known):
-            gap = np.flatnonzero(~known)
-            sides = latents[: gap[0]], latents[gap[-1] + 1 :]
+            unknown = np.flatnonzero(~known)
+            sides = latents[: unknown[0]], latents[unknown[-1] + 1 :]
             known_styles = [self.prior.find_style(side) for side in sides if len(side)]
             styles = way or known_styles or [self.prior.draw_style(rng)[0]]
             style = follow(np.array(styles), len(latents)) if len(styles) > 1 else styles[0]
@@ -295,15 +295,15 @@ class Composer:
 
     def find_way(self, rng):
         """The styles that are asked for: (list of them, their peak in dB, their names)."""
-        found = [self._find_style(name, rng) for name in self.like or (None,)]
+        found = [self._look_up_style(name, rng) for name in self.like or (None,)]
         styles, peaks, names = map(list, zip(*found, strict=True))
         way, like = [np.mean(styles, axis=0)], " and ".join(names)
         if self.toward:
-            style, peak, name = self._find_style(self.toward, rng)
+            style, peak, name = self._look_up_style(self.toward, rng)
             way, peaks, like = [*way, style], [*peaks, peak], f"{like}, toward {name}"
         return way, float(max(peaks)), like
 
-    def _find_style(self, name, rng):
+    def _look_up_style(self, name, rng):
         """(style, peak in dB, name) of an audio file, a training track, or a random one of a genre
         or, for None, of all.
 

@@ -31,7 +31,7 @@ SAME_IMAGE = 1e-3  # mean absolute difference, in [0, 1]: more than float16 roun
 
 @dataclasses.dataclass
 class Sources:
-    """What generate.py may read from. What it has read of a model stays, if another replaces it."""
+    """What generate.py may read from. A model is read once, and stays if another replaces it."""
 
     model: Path  # folder
     features: Features

@@ -7,9 +7,10 @@ Out: sequences, float32 (n, steps, n_drawn); the file of what has learned with a
     sequences = flow.draw(noise, given, style, known)
 
 Rectified flow (Liu et al. 2022, Lipman et al. 2022): on the straight lines from noise, at time 0,
-to data, at time 1, the network has learned the mean velocity at each place and time. One with fewer
-filters than numbers could not pass each of these on: it begins with the velocity of independent
-data of variance 1 (as Karras et al. 2022 have it for diffusion), and scales each number.
+to data, at time 1, the network has learned the mean velocity at each place and time. If a sequence
+has more numbers at a step than the network has filters, not all of them pass through it: then it
+adds to the best velocity for independent data of variance 1 (as Karras et al. 2022 have it for
+diffusion), and scales each number.
 """
 
 import dataclasses

@@ -73,13 +73,11 @@ class Prior(NamedTuple):
         scale = np.sqrt(np.maximum(deviation, MIN_DEVIATION * deviation.max()))
         scale *= np.sqrt(np.square(deviation / scale).mean())  # what is drawn has variance 1
         d, window = len(mean), int(min(WINDOW_STEPS, np.median(n_steps)))
-        nothing = np.ones(d, np.float32), np.empty((0, d), np.float32)
+        styles = np.array([((each - mean) / scale).mean(axis=0) for each in latents])
+        style_scale = np.maximum(styles.std(axis=0), MIN_DEVIATION)
         whose = tracks.tracks, tracks.genres, n_steps, tracks.peaks
         flow = Flow(d, 1, d + 1, choose_filters(len(together), FILTERS), DILATIONS)
-        prior = cls(flow, window, mean, scale, *nothing, *whose)
-        styles = np.array([*map(prior.find_style, latents)])
-        style_scale = np.maximum(styles.std(axis=0), MIN_DEVIATION)
-        return prior._replace(styles=styles / style_scale, style_scale=style_scale)
+        return cls(flow, window, mean, scale, style_scale, styles / style_scale, *whose)
 
     def standardise(self, latents):
         """Latents as the flow draws them."""
@@ -97,7 +95,7 @@ class Prior(NamedTuple):
         Raises:
             UserError: no track has this genre; it lists similar ones.
         """
-        weights = self.n_steps * (True if genre is None else self.genres == genre)
+        weights = self.n_steps if genre is None else self.n_steps * (self.genres == genre)
         if not weights.any():
             genres = list_similar(genre, self.genres)
             raise UserError(f"no genre is called {genre!r}, but: {genres}")
@@ -128,7 +126,7 @@ class Prior(NamedTuple):
         widths = [(missing // 2, missing - missing // 2), (0, 0)]
         place = np.pad(self.standardise(latents), widths)
         known = np.pad(known, widths[0])
-        style = np.pad(np.atleast_2d(style), [(0, 0), (0, 1)], constant_values=1)
+        style = np.pad(np.atleast_2d(style), [(0, 0), (0, 1)], constant_values=1)  # 1: there is one
         changes = len(style) > 1  # from step to step
         style = np.pad(style, widths, mode="edge") if changes else style
         while not known.all():

@@ -22,7 +22,7 @@ OLD_CHECKPOINT = "old_checkpoint.npz"  # that of a model which --force is about 
 DETAIL_CHECKPOINT = "detail_checkpoint.npz"  # of one whose autoencoder is ready
 PRIOR_CHECKPOINT = "prior_checkpoint.npz"  # of one whose detail is ready, too
 PARAMETERS = "parameters.json"  # of a model folder that holds a whole model
-EXTENDABLE = ("epochs", "patience", "code")  # may change when a run is resumed
+CHANGEABLE = ("epochs", "patience", "code")  # when a run is resumed
 
 
 class Checkpoint(NamedTuple):
@@ -66,7 +66,7 @@ class Checkpoint(NamedTuple):
             UserError: it is another run.
         """
         for name, value in json.loads(json.dumps(run)).items():
-            if value != self.run.get(name) and name not in EXTENDABLE:
+            if value != self.run.get(name) and name not in CHANGEABLE:
                 raise UserError(
                     f"the run to resume has {name} {self.run.get(name)}, got {value}: "
                     "give the flags and the features it began with, or --force to begin anew"
@@ -88,7 +88,7 @@ class Checkpoint(NamedTuple):
             UserError: they do not fit the model.
         """
         model.optimizer.build(model.trainable_variables)
-        variables = list_variables(model)
+        variables = list_variables(model)  # in the order that a WindowModel has them in, too
         if [tuple(v.shape) for v in variables] != [array.shape for array in self.state]:
             raise UserError(f"{CHECKPOINT} does not fit the model: run train.py with --force")
         for variable, array in zip(variables, self.state, strict=True):

@@ -27,7 +27,8 @@ N_PREPARED = 32768  # frames, at most, that a Detail is prepared with
 class Sequences(keras.utils.PyDataset):
     """Sequences, each at a random time between noise and itself.
 
-    What each batch holds follows from the seed, the epoch and its number.
+    What each batch holds follows from the seed, the epoch and its number. A subclass has cut(rng),
+    which draws sequences, and list_arrays(), of all that they depend on.
 
     Args:
         batch_size: sequences.

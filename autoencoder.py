@@ -38,8 +38,8 @@ class Autoencoder:
 
     Each step of some columns has a latent of its own: the network is a convolution in time, so
     that its weights fit images of any width. With as many columns to a step as an image has, it
-    has one latent. The fields are what parameters.json holds: one that is added here with a default
-    is saved and loaded, too, and models of before it have the default.
+    has one latent. The fields are what parameters.json holds: one that is added here is saved and
+    loaded, too.
 
     Args:
         input_shape: (height, width, channels), any sizes; odd sides come out as they went in.
@@ -317,10 +317,8 @@ class Autoencoder:
         if_missing = "run train.py, with --resume if it was interrupted"
         with reading(path, "run train.py again", if_missing):
             parameters = read_json(path)
-            fields = dataclasses.fields(cls)
-            names = {field.name for field in fields}
-            needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-            if not isinstance(parameters, dict) or not needed <= parameters.keys() <= names:
+            names = {field.name for field in dataclasses.fields(cls)}
+            if not isinstance(parameters, dict) or parameters.keys() != names:
                 raise UserError(f"its parameters must be {', '.join(sorted(names))}")
         try:  # not in reading(): a mistake in an edited network keeps its traceback
             autoencoder = cls(**parameters)
@@ -401,8 +399,9 @@ def choose_architecture(
     n_halvings = len(conv_filters) - 1 if conv_filters else n_halvings
     cells = height * channels * 2**n_halvings  # of a step
     if not latent_space_dim:
-        most = conv_filters[-1] if conv_filters else cells  # more would hold nothing more
-        latent_space_dim = min(most, max(1, cells // CELLS_PER_NUMBER))
+        latent_space_dim = max(1, cells // CELLS_PER_NUMBER)
+        if conv_filters:  # which can give no more
+            latent_space_dim = min(latent_space_dim, conv_filters[-1])
     if not conv_filters:
         last = max(FILTERS, 7 * latent_space_dim // 4)  # start_as_pca has components in 0.6 of them
         conv_filters = (FIRST_FILTERS, *[FILTERS] * (n_halvings - 1), last)

@@ -30,7 +30,12 @@ from training.checkpoint import (
     Checkpoint,
     load_checkpoint,
 )
-from training.devices import choose_distribution, choose_precision, prepare_devices
+from training.devices import (
+    choose_distribution,
+    choose_precision,
+    keep_freed_memory,
+    prepare_devices,
+)
 from training.splits import split_keys
 
 LEARNING_RATE = None  # the peak of a warm-up and a cosine decay; None: choose_learning_rate
@@ -124,7 +129,7 @@ def train(
         epochs: passes over x_train; None chooses them by its size.
         architecture: the Autoencoder's arguments by name; None chooses them by the shape.
         start: "pca" (see start_as_pca) or "random" weights, or the Checkpoint of a run to resume.
-        callbacks: of Keras; None: those of make_callbacks. A resumed run's know its Checkpoint.
+        callbacks: of Keras, made with the Checkpoint of a resumed run; None: make_callbacks'.
     Returns:
         The Autoencoder with its best weights by validation loss (by training loss without).
     Raises:
@@ -256,6 +261,7 @@ def get_parser():
 
 def main(argv=None):
     options = get_parser().parse_args(argv)
+    keep_freed_memory()
     prepare_devices(options.device, options.coordinator, options.num_processes, options.process_id)
     is_first = options.process_id == 0  # the process that writes
     with lock(options.model, PARAMETERS, CHECKPOINT) if is_first else contextlib.nullcontext():

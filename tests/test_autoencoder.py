@@ -242,7 +242,7 @@ def test_load_refuses_damaged_parameters(tmp_path, text):
 def test_load_refuses_a_model_of_the_version_before(tmp_path):
     make_small().save(tmp_path)
     parameters = json.loads((tmp_path / "parameters.json").read_text())
-    parameters["latent_dim"] = parameters.pop("latent_space_dim")
+    del parameters["bins_as_channels"], parameters["precision"]
     (tmp_path / "parameters.json").write_text(json.dumps(parameters))
 
     with pytest.raises(UserError, match=r"its parameters must be .*: run train\.py again"):

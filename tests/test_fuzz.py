@@ -33,7 +33,7 @@ from support.settings import Settings
 from support.tracks import TrainingTracks
 from training.checkpoint import Checkpoint
 
-N_INPUTS = int(os.environ.get("FUZZ_INPUTS", 30))  # of each reader
+N_INPUTS = int(os.environ.get("FUZZ_INPUTS", 60))  # of each reader
 COUNTS = collections.Counter()
 fuzz = settings(
     max_examples=N_INPUTS,

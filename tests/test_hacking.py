@@ -151,8 +151,6 @@ def test_a_new_parameter_is_saved_and_loaded(tmp_path):
     Weighted((16, 12, 1), (4,), (3,), (2,), 3, kl_weight=1.0).save(tmp_path)
 
     assert Weighted.load(tmp_path).kl_weight == 1.0
-    Autoencoder((16, 12, 1), (4,), (3,), (2,), 3).save(tmp_path)  # before it came
-    assert Weighted.load(tmp_path).kl_weight == 1e-6
 
 
 def test_a_wrong_reshape_ends_in_a_traceback_that_names_the_line(folder, tmp_path, monkeypatch):

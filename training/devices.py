@@ -16,8 +16,11 @@ from typing import NamedTuple
 from support.errors import UserError
 
 CONNECT_S = 60  # seconds that the processes of a run wait for each other
-MALLOC_OPTIONS = {-1: 1 << 28, -2: 1 << 26, -3: 1 << 25}  # glibc's trim threshold, top pad and mmap
-# threshold, in bytes
+MALLOC_OPTIONS = {  # of glibc, in bytes
+    -1: 1 << 28,  # trim threshold
+    -2: 1 << 26,  # top pad
+    -3: 1 << 25,  # mmap threshold
+}
 
 
 def prepare_devices(device, coordinator, num_processes, process_id):
@@ -26,7 +29,6 @@ def prepare_devices(device, coordinator, num_processes, process_id):
     Raises:
         UserError: a GPU was asked for and none is seen, or the processes do not meet.
     """
-    keep_freed_memory()
     if device == "cpu":  # before TensorFlow or JAX is imported
         os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu")
     if coordinator:
@@ -43,7 +45,7 @@ def keep_freed_memory():
     Else it returns the arrays of each step to the system, which clears as many pages for the next
     one: half of the time of an epoch, where a page fault is slow. Other systems have no mallopt.
     """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
+    with contextlib.suppress(AttributeError, TypeError):
         for option, value in MALLOC_OPTIONS.items():
             ctypes.CDLL(None).mallopt(option, value)
 

@@ -20,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy import fft
 from scipy.ndimage import uniform_filter1d
-from scipy.signal import fftconvolve
 
 from support.prior import PRIOR
 
@@ -94,6 +93,8 @@ class Detail(NamedTuple):
         Args:
             white: white noise that is NOISE_REACH wider on each side.
         """
+        from scipy.signal import fftconvolve  # it takes a second to import
+
         return fftconvolve(white, self.kernel[np.newaxis], mode="valid", axes=(1, 2))
 
     def add(self, image, seed=0, first_frame=0):

@@ -79,6 +79,7 @@ class Flow:
             change = layers.Dense(self.n_drawn, kernel_initializer="zeros")(x)
             velocity = velocity + ((2 * t - 1) / variance + change) * place
         self.network = keras.Model(inputs, velocity, name="flow")
+        self.sampler = Sampler(self.network)
 
     def _convolve(self, x, scale, shift, dilation, initializer="glorot_uniform"):
         """A convolution of what is normalised, and changed as time and style tell."""
@@ -111,27 +112,43 @@ class Flow:
         Returns:
             float32 (n, steps, n_drawn).
         """
-        place, n = noise.astype(np.float32), len(noise)
-        is_drawn = 1.0 if known is None else 1.0 - known[..., np.newaxis].astype(np.float32)
-        if guidance != 1:
-            style = np.concatenate([style, np.zeros_like(style)])
-            given = np.concatenate([given, given])
-        times = np.linspace(0, 1, n_euler + 1, dtype=np.float32)
-        for time, after in zip(times[:-1], times[1:], strict=True):
-            velocity = self._measure_velocity(place, given, style, time)
-            if guidance != 1:
-                styled, plain = velocity[:n], velocity[n:]
-                velocity = plain + guidance * (styled - plain)
-            place = place + (after - time) * is_drawn * velocity
-        return place
-
-    def _measure_velocity(self, place, given, style, time):
-        place = np.tile(place, (len(given) // len(place), 1, 1))
-        inputs = {"place": place, "given": given}
-        inputs["time"] = np.full((len(place), 1), time, np.float32)
+        inputs = {"place": noise, "given": given, "times": np.linspace(0, 1, n_euler + 1)}
+        inputs["is_drawn"] = np.ones(noise.shape[:2]) if known is None else ~known
         if self.n_style:
             inputs["style"] = style
-        return self.network.predict_on_batch(inputs)
+        if guidance != 1:
+            inputs["guidance"] = guidance
+        inputs = {name: np.asarray(value, np.float32) for name, value in inputs.items()}
+        return self.sampler.predict_on_batch(inputs)
+
+
+class Sampler(keras.Model):
+    """Euler's way along a network's velocities, as one computation: with a call for each step,
+    a processor takes a third longer, and a GPU waits."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def call(self, inputs):
+        """Where the way ends that begins at inputs["place"]; see Flow.draw."""
+        times, is_drawn = inputs["times"], inputs["is_drawn"][..., None]
+        fixed = {name: inputs[name] for name in ("given", "style") if name in inputs}
+        is_guided = "guidance" in inputs
+        if is_guided:  # the other half is without a style
+            plain = {**fixed, "style": ops.zeros_like(fixed["style"])}
+            fixed = {name: ops.concatenate([fixed[name], plain[name]]) for name in fixed}
+
+        def step(index, place):
+            places = ops.concatenate([place, place]) if is_guided else place
+            time = ops.full((ops.shape(places)[0], 1), times[index])
+            velocity = self.network({"place": places, "time": time, **fixed}, training=False)
+            if is_guided:
+                styled, plain = ops.split(velocity, 2)
+                velocity = plain + inputs["guidance"] * (styled - plain)
+            return place + (times[index + 1] - times[index]) * is_drawn * velocity
+
+        return ops.fori_loop(0, ops.shape(times)[0] - 1, step, inputs["place"])
 
 
 def choose_filters(n_steps, limits):

@@ -15,7 +15,6 @@ import numba
 import numpy as np
 import scipy.fft
 import scipy.ndimage
-import scipy.signal
 
 from support.errors import UserError
 from support.settings import check_hop_length
@@ -69,7 +68,7 @@ class GriffinLim:
         self.momentum = momentum
         self.init = init
         self.seed = seed
-        self._window = scipy.signal.get_window("hann", frame_size).astype(np.float32)
+        self._window = np.hanning(frame_size + 1)[:-1].astype(np.float32)  # periodic
 
     def invert(
         self,

@@ -1,5 +1,6 @@
 import shutil
 
+import filelock
 import numpy as np
 import pytest
 import soundfile
@@ -8,14 +9,17 @@ import helpers
 import preprocess
 import train
 from helpers import SAMPLE_RATE
-from training import flows
+from training.devices import keep_freed_memory
+
+keep_freed_memory()  # as train.py does
+FIT_FLOW = "training.flows.fit_flow"
 
 
 @pytest.fixture(autouse=True)
 def quick_flows(request, monkeypatch):
     """Leaves the flow as it begins, unless a test is marked: to trace its training takes 5 s."""
     if "real_flow" not in request.keywords:
-        monkeypatch.setattr(flows, "fit_flow", lambda *_: None)
+        monkeypatch.setattr(FIT_FLOW, lambda *_: None)
 
 
 @pytest.fixture
@@ -57,9 +61,17 @@ def spectrograms(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, worker_id):
     """A folder with features of ten short tracks of two genres, and a model of them."""
-    folder = tmp_path_factory.mktemp("trained")
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder if worker_id == "master" else folder.parent) / "trained"  # one for all workers
+    with filelock.FileLock(f"{folder}.lock"):
+        if not (folder / "song.wav").exists():
+            train_small(folder)
+    return folder
+
+
+def train_small(folder):
     for track in range(10):
         path = folder / "audio" / ("calm", "wild")[track % 2] / f"{track}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,12 +81,11 @@ def trained(tmp_path_factory):
     )
     small = ["--conv_filters", "16", "32", "--latent_space_dim", "12", "--epochs", "3"]
     with pytest.MonkeyPatch.context() as patch, helpers.compute_eagerly():
-        patch.setattr(flows, "fit_flow", lambda *_: None)
+        patch.setattr(FIT_FLOW, lambda *_: None)
         train.main(
             [*helpers.name_folders(folder), *small, "--no-logs", "--validation_split", "0.2"]
         )
     soundfile.write(folder / "song.wav", helpers.make_music(3.3, seed=99), SAMPLE_RATE)
-    return folder
 
 
 @pytest.fixture

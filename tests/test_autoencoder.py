@@ -124,20 +124,20 @@ def test_bins_as_channels_is_a_convolution_over_time():
 
 
 @pytest.mark.slow
-def test_training_in_half_precision_comes_close_to_float32():
-    images, losses = make_images(64), {}
+def test_training_lowers_the_loss_of_others_and_half_precision_comes_close_to_float32():
+    images, held_out, losses = make_images(64), make_images(16, seed=1), {}
     for precision in ("float32", "bfloat16", "float16"):
         autoencoder, dtypes = make_small(precision=precision), []
-        start = np.square(autoencoder.reconstruct(images)[0] - images).mean()
+        start = np.square(autoencoder.reconstruct(held_out)[0] - held_out).mean()
         check = keras.callbacks.LambdaCallback(
             on_epoch_end=lambda epoch, logs, layers=autoencoder.encoder.layers, dtypes=dtypes: (
                 dtypes.append({layer.compute_dtype for layer in layers})
             )
         )
         autoencoder.compile(1e-2)
-        autoencoder.train(images, 16, 15, callbacks=[check])
-        losses[precision] = np.square(autoencoder.reconstruct(images)[0] - images).mean()
-        assert dtypes == [{precision}] * 15
+        autoencoder.train(images, 16, 20, x_validation=held_out, callbacks=[check])
+        losses[precision] = np.square(autoencoder.reconstruct(held_out)[0] - held_out).mean()
+        assert dtypes == [{precision}] * 20
         assert {layer.compute_dtype for layer in autoencoder.encoder.layers} == {"float32"}
 
     assert losses["float32"] < 0.5 * start  # the training means something
@@ -153,18 +153,6 @@ def test_normalisations_learn_from_a_random_start(eager):
     autoencoder.train(make_images(64), 16, 2)
 
     assert all((old != new).any() for old, new in zip(before, norm.get_weights(), strict=True))
-
-
-@pytest.mark.slow
-def test_training_lowers_the_validation_loss():
-    images, held_out = make_images(64), make_images(16, seed=1)
-    autoencoder = make_small()
-    start = np.square(autoencoder.reconstruct(held_out)[0] - held_out).mean()
-
-    autoencoder.compile(1e-2)
-    autoencoder.train(images, 16, 40, x_validation=held_out)
-
-    assert np.square(autoencoder.reconstruct(held_out)[0] - held_out).mean() < 0.5 * start
 
 
 def test_save_and_load_give_the_same_images(tmp_path, eager):

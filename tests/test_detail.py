@@ -39,8 +39,8 @@ def make_pieces(n=60, channels=1, seed=0):
 def learned():
     """The Detail that such pieces lose."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flows, "DETAIL_BATCHES", (1, 160))
-        return flows.train_detail(Blur(), Windows(make_pieces(), seed=0, shift=False))
+        patch.setattr(flows, "DETAIL_BATCHES", (1, 1600))  # in all EPOCHS
+        return flows.train_detail(Blur(), Windows(make_pieces(), seed=0, shift=False), epochs=2)
 
 
 def test_detail_is_scatter_where_noise_was_and_nothing_on_tones_and_in_silence(learned):

@@ -26,11 +26,11 @@ rows, columns = np.mgrid[0:16, 0:12]
 images = (0.5 + 0.5 * np.sin(waves[:, 0] * rows + waves[:, 1] * columns))[..., np.newaxis]
 images = images.astype(np.float32)
 architecture = choose_architecture(
-    images.shape[1:], conv_filters=(8, 16), latent_space_dim=3
+    images.shape[1:], conv_filters=(8,), latent_space_dim=3
 )
 callbacks = [History()]  # the weights stay the last ones; the best may be the start's
 autoencoder = train.train(
-    images, 5e-4, 8, 5, x_validation=images[:6], architecture=architecture, callbacks=callbacks
+    images, 5e-4, 8, 2, x_validation=images[:6], architecture=architecture, callbacks=callbacks
 )
 np.savez(sys.argv[1], *autoencoder.model.get_weights())
 """

@@ -133,7 +133,7 @@ def test_a_row_of_the_readme_goes_all_the_way(tmp_path, folder, monkeypatch, eag
 
 
 @pytest.mark.slow
-def test_a_vae_goes_all_the_way(tmp_path, folder, monkeypatch):
+def test_a_vae_goes_all_the_way(tmp_path, folder, monkeypatch, eager):
     monkeypatch.setattr(autoencoder, "Autoencoder", VariationalAutoencoder)
 
     latents = go_all_the_way(tmp_path, folder, SMALL)

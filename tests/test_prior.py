@@ -52,9 +52,9 @@ def shallow(monkeypatch):
 def walking():
     """A Prior that has learned such walks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flows, "PRIOR_BATCHES", (1400, 1400))  # in all EPOCHS
+        patch.setattr(flows, "PRIOR_BATCHES", (3000, 3000))  # in all EPOCHS
         tracks, latents = make_walks()
-        return flows.train_prior(tracks, latents, held_out=make_walks(2, seed=1)[1], epochs=5)
+        return flows.train_prior(tracks, latents, held_out=make_walks(2, seed=1)[1], epochs=2)
 
 
 def draw(prior, n_steps, style, seed=0, **keywords):
@@ -151,9 +151,9 @@ def test_a_damaged_prior_is_named(tmp_path, walking, change):
 
 @pytest.mark.parametrize("n_tracks, n_steps", [(2, 1), (1, 2)])
 def test_few_steps_are_enough_for_a_prior(monkeypatch, eager, n_tracks, n_steps):
-    monkeypatch.setattr(flows, "PRIOR_BATCHES", (40, 40))
+    monkeypatch.setattr(flows, "PRIOR_BATCHES", (20, 20))
 
-    prior = flows.train_prior(*make_walks(n_tracks, n_steps), epochs=2)
+    prior = flows.train_prior(*make_walks(n_tracks, n_steps), epochs=1)
 
     assert prior.window == n_steps
     assert np.isfinite(draw(prior, 3, prior.styles[0])).all()
@@ -242,7 +242,7 @@ def test_a_new_flow_leaves_noise_as_it_is(filters):
 def test_a_prior_whose_training_was_interrupted_goes_on_as_if_it_had_not_stopped(
     tmp_path, monkeypatch, eager
 ):
-    monkeypatch.setattr(flows, "PRIOR_BATCHES", (40, 40))  # two in an epoch
+    monkeypatch.setattr(flows, "PRIOR_BATCHES", (20, 20))  # one in an epoch
     tracks, latents = make_walks(4, 80)
 
     def fit(path):

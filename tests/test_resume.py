@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import matplotlib.image
@@ -28,7 +27,7 @@ from helpers import (
     run_script,
     start_script,
 )
-from support import dataset
+from support import command_line, dataset
 from support.errors import UserError
 from support.files import lock
 from training.callbacks import BestWeights
@@ -37,22 +36,15 @@ from training.tensorboard import N_LOGGED_PIECES
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("eager")]
 
-STOP_ITSELF = f"""import os, sys
+KILL_ITSELF = f"""import os, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import train
 from helpers import compute_eagerly
-from support.command_line import run_script
 from training.callbacks import BestWeights
-
-def stop_itself(self, epoch, logs=None):
-    if epoch == 2:  # the third
-        os.kill(os.getpid(), sent)
-
-sent = int(sys.argv.pop(1))
-BestWeights.on_epoch_begin = stop_itself
+BestWeights.on_epoch_begin = lambda self, epoch, logs=None: epoch == 2 and os.kill(os.getpid(), 9)
 with compute_eagerly():
-    run_script(train.main, train.IF_INTERRUPTED)
-"""  # train.py, but that it sends itself a signal when its third epoch begins
+    train.main()
+"""  # train.py, but that it kills itself when its third epoch begins
 SMALL = ["--conv_filters", "8", "16", "--latent_space_dim", "6", "--batch_size", "8"]
 SMALL += ["--validation_split", "0.25", "--flow_epochs", "0"]
 
@@ -113,25 +105,36 @@ def assert_same_weights(folder, other, atol):
         np.testing.assert_allclose(values, others[name], atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_resumes_and_ends_as_if_unbroken(folder, monkeypatch, capsys, sent):
-    script = folder / "stop_itself.py"
-    script.write_text(STOP_ITSELF)
-    flags = make_arguments(folder, "killed", "--epochs", "6")
-    errors = run_script(script, int(sent), *flags, cwd=folder, CUDA_VISIBLE_DEVICES="-1").stderr
-    assert not (folder / "killed" / "parameters.json").exists()
+def stop_in_third_epoch(self, epoch, logs=None):
+    if epoch == 2:
+        raise KeyboardInterrupt
 
-    if sent == signal.SIGINT:
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_run_that_is_stopped_resumes_and_ends_as_if_unbroken(
+    folder, monkeypatch, capsys, is_killed
+):
+    flags = make_arguments(folder, "killed", "--epochs", "6")
+    if is_killed:
+        (folder / "kill_itself.py").write_text(KILL_ITSELF)
+        run_script(folder / "kill_itself.py", *flags, cwd=folder, CUDA_VISIBLE_DEVICES="-1")
+    else:
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as raised:
+            patch.setattr(BestWeights, "on_epoch_begin", stop_in_third_epoch)
+            patch.setattr(command_line.signals, "signal", lambda *_: None)
+            command_line.run_script(lambda: train.main(flags), train.IF_INTERRUPTED)
+        assert raised.value.code == (
+            "interrupted: the same command with --resume goes on from the last checkpoint"
+        )
         monkeypatch.setattr(train, "MEMORY_SHARE", 0)  # it goes on from a mapped file
+    assert not (folder / "killed" / "parameters.json").exists()
+    capsys.readouterr()
+
     run_training(folder, "killed", "--epochs", "6", "--resume")
 
     printed = capsys.readouterr().out.splitlines()
     first = next(line for line in printed if line.startswith("epoch "))
     assert not first.startswith("epoch 1/")
-    if sent == signal.SIGINT:
-        assert errors == (
-            "interrupted: the same command with --resume goes on from the last checkpoint\n"
-        )
     assert_same_weights(folder / "killed", folder / "model", atol=1e-6)
     columns = ("epoch", "loss", "val_loss", "learning_rate")
     rows, unbroken = (
@@ -178,16 +181,16 @@ def test_the_user_is_told_if_the_network_was_edited(folder, tmp_path, monkeypatc
 
 
 def test_a_run_that_lost_its_patience_is_finished_until_it_gets_more(folder, capsys):
-    flags = ("--epochs", "30", "--learning_rate", "1")
+    flags = ("--epochs", "12", "--learning_rate", "1")
     run_training(folder, "new", *flags, "--patience", "2", "--resume")
     printed = capsys.readouterr().out
-    assert "nothing to resume" in printed and "epoch 1/30:" in printed
+    assert "nothing to resume" in printed and "epoch 1/12:" in printed
     counts = [len(read_csv(folder / "new" / "history.csv"))]
     for patience in ("2", "4"):
         run_training(folder, "new", *flags, "--patience", patience, "--resume")
         counts.append(len(read_csv(folder / "new" / "history.csv")))
 
-    assert counts[0] == counts[1] < min(30, counts[2])
+    assert counts[0] == counts[1] < min(12, counts[2])
 
 
 @pytest.mark.parametrize("kept", ["checkpoint.npz", "parameters.json"])
@@ -402,7 +405,9 @@ def test_logs_of_a_new_run_are_shown_in_place_of_those_of_the_old_one(folder):
 
 def test_logs_hold_losses_pictures_and_sound(finished):
     logs = read_logs(finished)
+    heard, rate = soundfile.read(finished / "model" / "logs" / "reconstructed.wav")
 
+    assert (len(heard), rate) == (6615, SAMPLE_RATE) and heard.any()
     history = read_csv(finished / "model" / "history.csv")
     for tag, column in (
         ("loss/training", "loss"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import soundfile
 
 import preprocess
 from support import dataset, files
@@ -30,6 +31,12 @@ def make_tone(frequency=440.0, duration=1.0, sample_rate=SAMPLE_RATE, level=0.5)
     return (level * np.sin(2 * np.pi * frequency * time)).astype(np.float32)
 
 
+def measure_pitch(signal):
+    """The strongest frequency of a signal at SAMPLE_RATE, Hz."""
+    spectrum = np.abs(np.fft.rfft(signal * np.hanning(len(signal)), 1 << 19))
+    return spectrum.argmax() * SAMPLE_RATE / (1 << 19)
+
+
 def make_music(duration=3.0, seed=0):
     """Decaying partials over soft noise, float32 (n_samples,)."""
     rng = np.random.default_rng(seed)
@@ -38,6 +45,13 @@ def make_music(duration=3.0, seed=0):
     for frequency in rng.uniform(100, 3000, 12):
         signal += 0.05 * np.sin(2 * np.pi * frequency * time) * np.exp(-(time % 0.5) * 4)
     return signal.astype(np.float32)
+
+
+def write_tracks(folder, n, duration=1.2):
+    """Write so many tracks of music into a folder, each of its own seed."""
+    folder.mkdir(parents=True)
+    for track in range(n):
+        soundfile.write(folder / f"{track}.wav", make_music(duration, seed=track), SAMPLE_RATE)
 
 
 def write_with_ffmpeg(path, channels, codec, layout="mono", sample_rate=44100, **options):
@@ -231,6 +245,6 @@ def make_tracks(names, peaks=0.0):
     )
 
 
-def name_folders(folder):
-    """The flags that name the features and the model of the fixture `trained`."""
-    return ["--saved_data", str(folder / "saved_data"), "--model", str(folder / "model")]
+def name_folders(folder, model="model"):
+    """The flags that name the features and a model in a folder."""
+    return ["--saved_data", str(folder / "saved_data"), "--model", str(folder / model)]

@@ -23,7 +23,7 @@ import generation.app
 from generation import scripts
 from generation.app import build_app, limit_level
 from generation.modes import CHUNK_S
-from helpers import ROOT, SAMPLE_RATE, make_music, name_folders, read_csv
+from helpers import ROOT, SAMPLE_RATE, find_free_port, name_folders, read_csv, write_tracks
 from support.errors import UserError
 from support.prior import TEMPERATURE
 
@@ -77,9 +77,7 @@ def app(trained, tmp_path_factory):
     samples = folder / "samples"
     for name, text in SCRIPTS.items():
         (folder / f"{name}.py").write_text(PATHS + text.replace("TRAINED", str(trained)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = find_free_port()
     command = [sys.executable, folder / "generate.py", *name_folders(trained), "app"]
     environment = {**os.environ, "GRADIO_SERVER_PORT": str(port)}
     process = subprocess.Popen([*command, "--samples", samples], env=environment)
@@ -253,10 +251,7 @@ def test_what_is_changed_while_endless_music_plays_is_heard_soon(browser, monkey
 
 @pytest.mark.slow
 def test_a_model_is_trained_on_the_page_and_then_played_with(app, browser, tmp_path):
-    (tmp_path / "music").mkdir()
-    for track in range(3):
-        path = tmp_path / "music" / f"{track}.wav"
-        soundfile.write(path, make_music(3.0, seed=track), SAMPLE_RATE)
+    write_tracks(tmp_path / "music", 3, duration=3.0)
     browser.get(app[0])
     tab = Tab(browser, "Train")
     tab.write("Folder of music on this machine", tmp_path / "music")

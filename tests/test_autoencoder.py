@@ -1,5 +1,3 @@
-import json
-
 import librosa
 import numpy as np
 import pytest
@@ -41,17 +39,20 @@ def test_decoder_mirrors_the_encoder(bins_as_channels):
     assert encoder[::-1] == decoder
 
 
-def test_the_documents_call_builds_trains_saves_and_loads(tmp_path):
+def test_the_documents_call_builds_trains_saves_and_loads(tmp_path, eager):
     autoencoder = Autoencoder((64, 32, 1), (8, 16), (3, 3), (2, 2), 4)
     images = make_images(8, (64, 32, 1))
     autoencoder.compile(1e-3)
     autoencoder.train(images, 4, 1)
     autoencoder.save(tmp_path)
 
-    reconstructed, latents = Autoencoder.load(tmp_path).reconstruct(images)
+    loaded = Autoencoder.load(tmp_path)
 
+    reconstructed, latents = loaded.reconstruct(images)
     assert reconstructed.shape == images.shape and latents.shape == (8, 8, 4)
-    np.testing.assert_allclose(latents, autoencoder.encode(images), atol=1e-6)  # float32
+    assert loaded.parameters == autoencoder.parameters
+    np.testing.assert_array_equal(reconstructed, autoencoder.reconstruct(images)[0])
+    assert {path.name for path in tmp_path.iterdir()} == {"model.weights.h5", "parameters.json"}
 
 
 def test_a_step_as_wide_as_the_image_is_flatten_and_dense():
@@ -150,24 +151,9 @@ def test_normalisations_learn_from_a_random_start(eager):
     before = norm.get_weights()
 
     autoencoder.compile(1e-3)
-    autoencoder.train(make_images(64), 16, 2)
+    autoencoder.train(make_images(16), 16, 1)
 
     assert all((old != new).any() for old, new in zip(before, norm.get_weights(), strict=True))
-
-
-def test_save_and_load_give_the_same_images(tmp_path, eager):
-    images = make_images()
-    autoencoder = make_small(bins_as_channels=True)
-    autoencoder.compile(1e-3)
-    autoencoder.train(images, 8, 1)
-
-    autoencoder.save(tmp_path)
-    loaded = Autoencoder.load(tmp_path)
-
-    assert loaded.parameters == autoencoder.parameters
-    np.testing.assert_array_equal(loaded.reconstruct(images)[0], autoencoder.reconstruct(images)[0])
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["model.weights.h5", "parameters.json"]
 
 
 def test_summary_shows_every_layer_with_its_shape(capsys):
@@ -192,49 +178,6 @@ def test_summary_shows_every_layer_with_its_shape(capsys):
 def test_impossible_sizes_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         Autoencoder(*arguments)
-
-
-def test_load_names_the_command_that_makes_a_model(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"run train\.py"):
-        Autoencoder.load(tmp_path)
-
-
-def test_load_refuses_weights_of_another_shape(tmp_path):
-    make_small().save(tmp_path)
-    parameters = json.loads((tmp_path / "parameters.json").read_text())
-    parameters["latent_space_dim"] = 7
-    (tmp_path / "parameters.json").write_text(json.dumps(parameters))
-
-    with pytest.raises(UserError, match="is damaged, or of another version"):
-        Autoencoder.load(tmp_path)
-
-
-@pytest.mark.parametrize("data", [b"", b"rubbish"])
-def test_load_refuses_damaged_weights(tmp_path, data):
-    make_small().save(tmp_path)
-    (tmp_path / "model.weights.h5").write_bytes(data)
-
-    with pytest.raises(UserError, match="damaged"):
-        Autoencoder.load(tmp_path)
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"filters": 3}'])
-def test_load_refuses_damaged_parameters(tmp_path, text):
-    make_small().save(tmp_path)
-    (tmp_path / "parameters.json").write_text(text)
-
-    with pytest.raises(UserError, match=r"parameters\.json"):
-        Autoencoder.load(tmp_path)
-
-
-def test_load_refuses_a_model_of_the_version_before(tmp_path):
-    make_small().save(tmp_path)
-    parameters = json.loads((tmp_path / "parameters.json").read_text())
-    del parameters["bins_as_channels"], parameters["precision"]
-    (tmp_path / "parameters.json").write_text(json.dumps(parameters))
-
-    with pytest.raises(UserError, match=r"its parameters must be .*: run train\.py again"):
-        Autoencoder.load(tmp_path)
 
 
 def test_rows_count_as_the_mel_scale_spaces_them():

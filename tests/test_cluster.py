@@ -18,6 +18,7 @@ from helpers import (
     make_pipeline,
     read_all,
     start_script,
+    write_tracks,
 )
 from support import workers
 from support.errors import UserError
@@ -104,8 +105,7 @@ def test_a_file_that_kills_the_one_worker_costs_that_file_alone(tmp_path, write_
     # Workers import the tests' modules, and get none from the program.
     monkeypatch.setattr(workers, "upload_modules", lambda client: None)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
-    for track in range(6):
-        write_audio(f"{track}.wav", make_music(0.4, seed=track))
+    write_tracks(tmp_path / "audio", 6, duration=0.4)
     write_audio("3-deadly.wav", make_music(0.4))
     pipeline = make_pipeline(DeadlyLoader(SAMPLE_RATE, 0.3, True), tmp_path)
 

@@ -1,9 +1,8 @@
 """Whatever bytes a file holds, its reader gives what it should, or an error for the user.
 
-`make fuzz` runs these tests with many more inputs, and prints how many.
+`make fuzz` runs these tests with many more inputs.
 """
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -34,7 +33,6 @@ from support.tracks import TrainingTracks
 from training.checkpoint import Checkpoint
 
 N_INPUTS = int(os.environ.get("FUZZ_INPUTS", 60))  # of each reader
-COUNTS = collections.Counter()
 fuzz = settings(
     max_examples=N_INPUTS,
     derandomize="FUZZ_INPUTS" not in os.environ,
@@ -42,16 +40,6 @@ fuzz = settings(
     database=None,
     suppress_health_check=[*HealthCheck],
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _print_counts(request):
-    yield
-    if "FUZZ_INPUTS" in os.environ:
-        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            for name, count in COUNTS.items():
-                print(f"\n{name}: {count} inputs", end="")
-            print(f"\nall readers: {COUNTS.total()} inputs")
 
 
 @st.composite
@@ -81,7 +69,6 @@ def mutate(draw, *wholes):
 
 def read(tmp_path, name, data, reader):
     """What a reader gives for these bytes, or None where it raises what it says it raises."""
-    COUNTS[name] += 1
     path = tmp_path / name
     path.write_bytes(data)
     try:

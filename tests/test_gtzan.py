@@ -56,13 +56,21 @@ def prepare(script, capfd):
     return prepare
 
 
-def test_a_source_is_taken_and_the_damaged_track_named(tmp_path, archive, prepare):
+def test_a_source_is_taken_the_damaged_track_named_and_nothing_replaced(tmp_path, archive, prepare):
+    mine = tmp_path / "genres" / "blues" / "blues.00003.wav"
+    mine.parent.mkdir(parents=True)
+    soundfile.write(mine, make_tone(880, 0.1), SAMPLE_RATE)
+    (tmp_path / "genres" / "notes.txt").write_text("mine")
+    before = mine.read_bytes()
+
     printed = prepare(tmp_path / "genres", archive)
 
-    assert "1000 tracks taken" in printed and "999 of 1000 tracks are whole" in printed
+    assert "999 tracks taken" in printed and "999 of 1000 tracks are whole" in printed
     assert f"damaged: {DAMAGED} not readable as audio" in printed
     assert len([*(tmp_path / "genres").rglob("*.wav")]) == 1000
-    assert len([*(tmp_path / "genres").iterdir()]) == 10
+    assert len([*(tmp_path / "genres").iterdir()]) == 10 + 1
+    assert mine.read_bytes() == before
+    assert (tmp_path / "genres" / "notes.txt").read_text() == "mine"
 
 
 def test_the_first_tracks_are_taken_alone_and_others_may_follow(tmp_path, archive, script, capsys):
@@ -91,20 +99,6 @@ def test_other_damaged_tracks_and_missing_ones_are_errors(tmp_path, archive, pre
         prepare(tmp_path / "others", source)
     printed, errors = capfd.readouterr()
     assert "898 of 1000 tracks are whole" in printed and errors == ""
-
-
-def test_nothing_in_the_folder_is_replaced_or_cleared(tmp_path, archive, prepare):
-    mine = tmp_path / "genres" / "blues" / "blues.00003.wav"
-    mine.parent.mkdir(parents=True)
-    soundfile.write(mine, make_tone(880, 0.1), SAMPLE_RATE)
-    (tmp_path / "genres" / "notes.txt").write_text("mine")
-    before = mine.read_bytes()
-
-    printed = prepare(tmp_path / "genres", archive)
-
-    assert "999 tracks taken" in printed
-    assert mine.read_bytes() == before
-    assert (tmp_path / "genres" / "notes.txt").read_text() == "mine"
 
 
 def test_a_source_without_the_genres_is_one_clear_error(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from helpers import ROOT, make_flags, make_music
+from helpers import ROOT, make_flags, write_tracks
 
 NOTEBOOK = ROOT / "docs" / "colab.ipynb"
 SMALL = {  # in place of its parameters
@@ -47,9 +47,8 @@ def run_cell(source, names):
 
 
 @pytest.mark.slow
-def test_the_notebook_plays_what_it_makes(tmp_path, write_audio, monkeypatch, capsys):
-    for track in range(4):
-        write_audio(f"{track}.wav", make_music(1.2, seed=track))
+def test_the_notebook_plays_what_it_makes(tmp_path, monkeypatch, capsys):
+    write_tracks(tmp_path / "audio", 4)
     played = []
     display = types.SimpleNamespace(Audio=lambda filename: Path(filename), display=played.append)
     monkeypatch.setitem(sys.modules, "IPython.display", display)

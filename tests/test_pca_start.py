@@ -21,27 +21,21 @@ def reconstruct_with_pca(images, n_components):
     return pca.inverse_transform(pca.transform(points)).reshape(images.shape).clip(0, 1)
 
 
-@pytest.mark.parametrize("shape", [(16, 12, 1), (17, 12, 1), (16, 11, 2)])
-def test_the_start_equals_pca(shape):
-    images = make_images(40, shape)
-    # A piece is one step; and enough main filters for every patch: nothing is lost before it.
-    strides = ((2, 3), (2, 4))
-    autoencoder = Autoencoder(shape, (30, 350), ((3, 3), (3, 5)), strides, 5)
+NETWORKS = {  # a piece is one step, and enough main filters for every patch: nothing is lost before
+    False: ((30, 350), ((3, 3), (3, 5)), ((2, 3), (2, 4))),
+    True: ((72, 900), (1, 12), (1, 12)),
+}
+
+
+@pytest.mark.parametrize("bins_as_channels", NETWORKS)
+@pytest.mark.parametrize("shape", [(16, 12, 1), (17, 11, 1), (16, 12, 2)])
+def test_the_start_equals_pca(shape, bins_as_channels):
+    images, how = make_images(40, shape), {"bins_as_channels": bins_as_channels}
+    autoencoder = Autoencoder(shape, *NETWORKS[bins_as_channels], 5, **how)
 
     start(autoencoder, images)
 
     # The starts of BatchNormalization are rounded to float32.
-    oracle = reconstruct_with_pca(images, 5)
-    np.testing.assert_allclose(autoencoder.reconstruct(images)[0], oracle, atol=2e-3)
-
-
-@pytest.mark.parametrize("shape", [(16, 12, 1), (17, 11, 1), (16, 12, 2)])
-def test_the_start_of_a_convolution_over_time_equals_pca(shape):
-    images = make_images(40, shape)
-    autoencoder = Autoencoder(shape, (72, 900), (1, 12), (1, 12), 5, bins_as_channels=True)
-
-    start(autoencoder, images)
-
     oracle = reconstruct_with_pca(images, 5)
     np.testing.assert_allclose(autoencoder.reconstruct(images)[0], oracle, atol=2e-3)
 

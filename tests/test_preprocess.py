@@ -1,6 +1,5 @@
 import json
 import os
-import pickle
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from helpers import (
     make_music,
     make_settings,
     make_tone,
+    measure_pitch,
     read_all,
     read_csv,
 )
@@ -36,18 +36,6 @@ def process(tmp_path, settings, **keywords):
     return load_ranges(saved)
 
 
-def test_loader_reads_the_first_seconds_as_mono(write_audio):
-    left, right = make_tone(300), make_tone(500)
-    path = write_audio("a.wav", np.stack([left, right], axis=1), subtype="FLOAT")
-    mixed = write_audio("mixed.wav", (left + right) / 2, subtype="FLOAT")
-    loader = preprocess.Loader(SAMPLE_RATE, 0.5, mono=True)
-
-    signal = loader.load(path)
-
-    expected = loader.load_whole(mixed)[: SAMPLE_RATE // 2]
-    np.testing.assert_allclose(signal, expected, atol=1e-6)  # float32
-
-
 def test_loader_doubles_mono_in_a_stereo_run(write_audio):
     path = write_audio("a.wav", make_tone(), subtype="FLOAT")
 
@@ -63,9 +51,8 @@ def test_loader_resamples_to_the_exact_length_and_pitch(write_audio, native_rate
 
     signal = preprocess.Loader(SAMPLE_RATE, 0.75, mono=True).load(path)
 
-    spectrum = np.abs(np.fft.rfft(signal * np.hanning(len(signal)), 1 << 18))
     assert len(signal) == int(0.75 * SAMPLE_RATE)
-    assert abs(spectrum.argmax() * SAMPLE_RATE / (1 << 18) - 440) < 0.5
+    assert abs(measure_pitch(signal) - 440) < 0.5
 
 
 def test_loader_leaves_out_what_the_lower_rate_cannot_hold(write_audio):
@@ -123,22 +110,6 @@ def test_extractor_agrees_with_librosa(n_samples):
     np.testing.assert_allclose(log_spectrogram, oracle, atol=0.01)  # float32, 80 dB down
 
 
-def test_extractor_puts_stereo_channels_last():
-    stereo = np.stack([make_tone(), make_tone(880)])
-    extractor = preprocess.LogSpectrogramExtractor(512, 256)
-
-    log_spectrogram = extractor.extract(stereo)
-
-    assert log_spectrogram.shape == (256, 87, 2)
-    assert log_spectrogram[:, 40, 0].argmax() * 2 in range(19, 23)
-
-
-@pytest.mark.parametrize("frame_size, hop_length", [(0, 1), (513, 128), (512, 0), (512, 513)])
-def test_extractor_refuses_impossible_sizes(frame_size, hop_length):
-    with pytest.raises(UserError, match="must be"):
-        preprocess.LogSpectrogramExtractor(frame_size, hop_length)
-
-
 def test_normaliser_round_trip():
     array = np.random.default_rng(0).normal(-30, 10, (8, 9)).astype(np.float32)
     normaliser = preprocess.MinMaxNormaliser(-1, 1)
@@ -184,18 +155,6 @@ def test_pipeline_writes_features_settings_and_plain_min_max(tmp_path, write_aud
     assert spectrogram.min() == 0 and spectrogram.max() == 1
     assert {type(v) for entry in min_max_values.values() for v in entry.values()} == {float}
     assert b"numpy" not in dataset.Features.of(tmp_path / "saved").min_max_path.read_bytes()
-
-
-def test_pipeline_keeps_equal_names_apart(tmp_path, write_audio, make_settings):
-    write_audio("a/x.wav", make_tone(300, 0.3))
-    write_audio("b/x.wav", make_tone(900, 0.3))
-    write_audio("b/x.flac", make_tone(2000, 0.3))
-
-    min_max_values = process(tmp_path, make_settings())
-
-    folder = tmp_path / "saved" / "spectrograms"
-    peaks = {np.load(folder / key)[:, 50].argmax() for key in min_max_values}
-    assert len(min_max_values) == len(peaks) == 3
 
 
 def test_keys_are_in_the_order_of_the_segments(tmp_path):
@@ -274,12 +233,15 @@ def test_another_folder_needs_force(tmp_path, write_audio, make_settings):
     process(tmp_path, make_settings())
     before = read_all(tmp_path / "saved")
     assert json.loads(before["source.json"]) == {"audio_files_dir": "../audio"}
-    write_audio("../other/b.wav", make_tone())
 
     other, saved, settings = tmp_path / "other", tmp_path / "saved", make_settings()
-    with pytest.raises(UserError, match=r"none of the 1 tracks .*other \(first: a\.wav\)"):
-        preprocess.preprocess_folder(other, saved, settings, jobs=1)
-    assert read_all(saved) == before
+    other.mkdir()
+    (other / ".DS_Store").touch()  # as where a disk is not mounted
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"none of the 1 tracks .*other \(first: a\.wav\)"):
+            preprocess.preprocess_folder(other, saved, settings, jobs=1)
+        assert read_all(saved) == before
+        write_audio("../other/b.wav", make_tone())
     preprocess.preprocess_folder(other, saved, settings, jobs=1, force=True)
     assert [*load_ranges(saved)] == ["b.wav.000.npy", "b.wav.001.npy", "b.wav.002.npy"]
 
@@ -320,24 +282,6 @@ def test_a_folder_of_others_is_left_alone(tmp_path, write_audio, make_settings):
     with pytest.raises(UserError, match="not written here"):
         process(tmp_path, make_settings(), force=True)
     assert (tmp_path / "saved" / "thesis.txt").read_text() == "mine"
-
-
-def test_min_max_values_survive_an_interruption(tmp_path, write_audio, make_settings, monkeypatch):
-    write_audio("a.wav", make_tone(duration=0.3))
-    write_audio("b.wav", make_tone(duration=0.3))
-    load_pieces = preprocess.Loader.load_pieces
-
-    def interrupt(loader, path, remarks):
-        if path.name == "b.wav":
-            raise KeyboardInterrupt
-        return load_pieces(loader, path, remarks)
-
-    monkeypatch.setattr(preprocess.Loader, "load_pieces", interrupt)
-
-    with pytest.raises(KeyboardInterrupt):
-        process(tmp_path, make_settings())
-    path = dataset.Features.of(tmp_path / "saved").min_max_path
-    assert [*pickle.loads(path.read_bytes())] == ["a.wav.000.npy"]
 
 
 @pytest.mark.slow

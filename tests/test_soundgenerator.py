@@ -6,7 +6,7 @@ import autoencoder
 import preprocess
 from autoencoder import Autoencoder, keras
 from generation.evaluation import measure_spectral_convergence
-from helpers import SAMPLE_RATE, make_music, make_tone
+from helpers import make_music, make_tone, measure_pitch
 from soundgenerator import SoundGenerator
 from support.spectrograms import to_amplitude, to_image
 
@@ -62,11 +62,6 @@ def resynthesise(signal, frame_size=1024, hop_length=256, target_shape=None):
     )
     (again,), _ = generator.generate([spectrogram], [min_max])
     return again
-
-
-def measure_pitch(signal):
-    spectrum = np.abs(np.fft.rfft(signal * np.hanning(len(signal)), 1 << 19))
-    return spectrum.argmax() * SAMPLE_RATE / (1 << 19)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +212,6 @@ def test_a_song_of_any_length_goes_through_the_autoencoder(n_samples):
     "input_shape",
     [
         (128, 104, 1),
-        (128, 104, 2),
         (64, 26, 1),  # smaller than the spectrogram: 4 frames to a column
         (64, 39, 2),  # 8 frames to 3 columns
         (64, 103, 1),  # whole frames only after 104 of them

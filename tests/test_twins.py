@@ -6,8 +6,7 @@ import pytest
 import preprocess
 from helpers import SAMPLE_RATE, make_music, make_settings, make_tone
 from support import dataset
-from support.errors import UserError
-from training.splits import split_by_track, split_keys
+from training.splits import split_keys
 from training.twins import MIN_SIMILARITY, extract_fingerprint, find_twins, label_groups
 
 
@@ -102,14 +101,6 @@ def test_twins_are_those_of_a_groups_first_across_blocks():
     assert labels[400] == 10
 
 
-def test_a_damaged_piece_is_named(make_features):
-    features, keys = make_features(make_recordings(2))
-    (features.path / keys[0]).write_bytes(b"\x93NUMPY rubbish")
-
-    with pytest.raises(UserError, match=r"0\.wav\.000\.npy is damaged"):
-        find_twins(features, keys)
-
-
 def test_a_random_split_keeps_copies_in_one_part(make_features, capsys):
     recordings = make_recordings(6)
     copies = {name.replace(".wav", ".mp3"): signal for name, signal in recordings.items()}
@@ -126,14 +117,6 @@ def test_a_random_split_keeps_copies_in_one_part(make_features, capsys):
         "6 tracks are copies of others, by their sound (0.wav of 0.mp3): "
         "each is kept on the side of its twin"
     )
-
-
-def test_copies_of_one_recording_are_all_trained_on():
-    keys = ["a.mp3.000.npy", "a.wav.000.npy"]
-
-    parts = split_by_track(keys, 0.5, seed=0, twins=[["a.mp3", "a.wav"]])
-
-    assert parts == {"train": keys, "valid": [], "test": []}
 
 
 def test_without_validation_no_twins_are_looked_for(tmp_path):

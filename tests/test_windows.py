@@ -77,21 +77,15 @@ def test_half_of_the_batches_are_as_high_as_they_were_recorded():
     assert np.mean([(pitch == 1).all() for pitch in pitches]) == pytest.approx(0.5, abs=0.2)
 
 
-def test_a_window_runs_on_into_the_next_piece_of_its_track():
-    images, gathered = draw(make_ramps(), np.zeros(50, int))
+@pytest.mark.parametrize("piece, starts", [(0, range(10)), (1, range(1, 11))])
+def test_a_window_runs_on_into_the_next_piece_of_its_track_or_back(piece, starts):
+    images, gathered = draw(make_ramps(), np.full(50, piece))
 
     # Ten consecutive frames of the ramp, 1 dB apart, in a range of 40 dB.
     steps = np.diff(images[:, 0, :, 0], axis=1)
     np.testing.assert_allclose(steps, 1 / 40, atol=ATOL)
-    starts = np.rint(gathered["low"][:, 0] + 9 * gathered["frames"][:, 0, 0, 0]).astype(int)
-    assert {*starts} == {*range(10)}  # from the piece's own frames to the last but one window
-
-
-def test_a_window_of_a_last_piece_runs_back_into_the_one_before():
-    _, gathered = draw(make_ramps(), np.ones(50, int))
-
-    starts = np.rint(gathered["low"][:, 0] + 9 * gathered["frames"][:, 0, 0, 0]).astype(int)
-    assert {*starts} == {*range(1, 11)}
+    found = np.rint(gathered["low"][:, 0] + 9 * gathered["frames"][:, 0, 0, 0]).astype(int)
+    assert {*found} == {*starts}
 
 
 def test_a_window_of_a_track_of_one_piece_moves_by_two_frames():

@@ -171,7 +171,9 @@ def make_items(sound_generator, sources, options):
     """Yield the Items that a command asks for; for a song that cannot be read, a UserError."""
     if options.command == "pairs":
         how = {"files": options.files, "seed": options.seed}
-        items = make_pairs(sound_generator, sources, options.count, **how)
+        chosen = select_spectrograms(*load_spectrograms(sources), options.count, **how)
+        pieces = compare_pieces(sound_generator, Recordings(sources.features), *chosen)
+        items = show_progress(pieces, len(chosen[0]), "pieces")
     elif options.command == "songs":
         items = reconstruct_songs(sound_generator, options.files)
     else:
@@ -182,16 +184,6 @@ def make_items(sound_generator, sources, options):
         if marks and not isinstance(item, UserError):  # another sound is another file
             item = item._replace(name=make_file_names(["-".join([item.name, *marks])])[0])
         yield item
-
-
-def make_pairs(sound_generator, sources, num_spectrograms, *, files, seed):
-    """Yield an Item of each chosen piece: recorded, its spectrogram inverted, reconstructed."""
-    chosen = select_spectrograms(
-        *load_spectrograms(sources), num_spectrograms, files=files, seed=seed
-    )
-    recordings = Recordings(sources.features)
-    pieces = compare_pieces(sound_generator, recordings, *chosen)
-    yield from show_progress(pieces, len(chosen[0]), "pieces")
 
 
 def make_music(sound_generator, sources, options):

@@ -115,16 +115,10 @@ class Padder:
     def __init__(self, mode="constant"):
         self.mode = mode
 
-    def left_pad(self, array, num_missing_items):
-        """The array with num_missing_items new items in front of its last axis."""
-        return self._pad(array, (num_missing_items, 0))
-
     def right_pad(self, array, num_missing_items):
         """The array with num_missing_items new items behind its last axis."""
-        return self._pad(array, (0, num_missing_items))
-
-    def _pad(self, array, widths):
-        return np.pad(array, [(0, 0)] * (array.ndim - 1) + [widths], mode=self.mode)
+        widths = [(0, 0)] * (array.ndim - 1) + [(0, num_missing_items)]
+        return np.pad(array, widths, mode=self.mode)
 
 
 class LogSpectrogramExtractor:
@@ -246,11 +240,6 @@ class Saver:
         source = {"audio_files_dir": Path(audio).as_posix()}
         write_json(self.feature_save_dir.parent / "source.json", source)
 
-    def forget(self):
-        """Delete the journal and the min-max values, so that all features are made again."""
-        for path in (self.min_max_values_path, self.journal.path):
-            path.unlink(missing_ok=True)
-
 
 class PreprocessingPipeline:
     """Load, pad, extract, normalise and save every audio file of a folder."""
@@ -345,21 +334,18 @@ class PreprocessingPipeline:
             remarks, lengths: lists, to which what the user should know of the file, and the samples
                 of each piece without padding are appended.
         """
-        signals = map(self._apply_padding, self._load(path, remarks, lengths))
+        signals = self._load_padded(path, remarks, lengths)
         return extend_pieces(signals, self.extractor.frame_size // 2)
 
-    def _load(self, path, remarks, lengths):
+    def _load_padded(self, path, remarks, lengths):
         """Yield the signals of a file's pieces."""
         for segment, signal in enumerate(self.loader.load_pieces(path, remarks)):
             if segment == 0:
                 check_length(signal, self.extractor.frame_size)
             if lengths is not None:
                 lengths.append(signal.shape[-1])
-            yield signal
-
-    def _apply_padding(self, signal):
-        n_missing = self.loader.n_samples - signal.shape[-1]
-        return self.padder.right_pad(signal, n_missing) if n_missing else signal
+            n_missing = self.loader.n_samples - signal.shape[-1]
+            yield self.padder.right_pad(signal, n_missing) if n_missing else signal
 
     def _describe_origin(self):
         """All that the features depend on besides the audio files, for JSON."""
@@ -376,16 +362,6 @@ def make_pipeline(settings, saver=None, **options):
         MinMaxNormaliser(0, 1),
     )
     return PreprocessingPipeline(*parts, saver, **options)
-
-
-def prepare_saved_data(saved_data, saver, settings, force):
-    """Make the output folder ready; refuse to mix features of two settings unless forced."""
-    settings_path = saved_data / SETTINGS_NAME
-    if settings_path.exists() and not force and Settings.load(settings_path) != settings:
-        raise UserError(f"{saved_data} holds features of other settings: add --force")
-    if force:  # before the settings, so that no feature ever lies beside those of others
-        saver.forget()
-    settings.save(settings_path)
 
 
 def print_remarks(outcomes):
@@ -431,7 +407,13 @@ def preprocess_folder(
     check_folder(audio_files_dir)
     with lock(saved_data, SETTINGS_NAME):
         remove_temporaries(saver.journal.path.parent)
-        prepare_saved_data(saved_data, saver, settings, force)
+        settings_path = saved_data / SETTINGS_NAME
+        if settings_path.exists() and not force and Settings.load(settings_path) != settings:
+            raise UserError(f"{saved_data} holds features of other settings: add --force")
+        if force:  # before the settings, so that no feature ever lies beside those of others
+            for path in (saver.min_max_values_path, saver.journal.path):
+                path.unlink(missing_ok=True)
+        settings.save(settings_path)
         outcomes = pipeline.preprocess(audio_files_dir)
         skipped = [(name, o.reason) for name, o in sorted(outcomes.items()) if o.reason]
         write_csv(saved_data / "skipped.csv", ("path", "reason"), skipped)

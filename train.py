@@ -30,12 +30,7 @@ from training.checkpoint import (
     Checkpoint,
     load_checkpoint,
 )
-from training.devices import (
-    choose_distribution,
-    choose_precision,
-    keep_freed_memory,
-    prepare_devices,
-)
+from training.devices import choose_distribution, choose_precision, prepare_devices
 from training.splits import split_keys
 
 LEARNING_RATE = None  # the peak of a warm-up and a cosine decay; None: choose_learning_rate
@@ -60,15 +55,8 @@ SEED = 0
 MEMORY_SHARE = 0.5  # of what is free; more than that is mapped from a temporary file
 IF_INTERRUPTED = "the same command with --resume goes on from the last checkpoint"
 IF_OUT_OF_MEMORY = "lower --batch_size, --latent_space_dim or --conv_filters"
-RUN_FLAGS = (  # that the weights depend on, besides the data and the architecture
-    "start",
-    "learning_rate",
-    "batch_size",
-    "epochs",
-    "patience",
-    "shift_windows",
-    "seed",
-)
+# What the weights depend on, besides the data and the architecture.
+RUN_FLAGS = "start", "learning_rate", "batch_size", "epochs", "patience", "shift_windows", "seed"
 
 
 def load_fsdd(spectrograms_path=SPECTOGRAM_PATH, target_shape=TARGET_SHAPE, *, keys=None):
@@ -120,7 +108,8 @@ def train(
     callbacks=None,
     seed=SEED,
 ):
-    """Build and fit an autoencoder, on all devices of this run.
+    """An Autoencoder, fitted on all devices of this run, with its best weights by validation loss
+    (by training loss without).
 
     Args:
         x_train, x_validation: float (n, height, width, channels), in [0, 1], or Windows.
@@ -130,8 +119,6 @@ def train(
         architecture: the Autoencoder's arguments by name; None chooses them by the shape.
         start: "pca" (see start_as_pca) or "random" weights, or the Checkpoint of a run to resume.
         callbacks: of Keras, made with the Checkpoint of a resumed run; None: make_callbacks'.
-    Returns:
-        The Autoencoder with its best weights by validation loss (by training loss without).
     Raises:
         UserError: the loss became NaN or infinite.
     """
@@ -152,6 +139,7 @@ def train(
         x_validation = Windows(x_validation, **how)
     autoencoder = Autoencoder(**(architecture or choose_architecture(x_train.shape[1:])))
     set_start(autoencoder, x_train, start, seed)
+    starting = keras.callbacks.LambdaCallback(on_epoch_begin=x_train.start_epoch)
     learning_rate = learning_rate or choose_learning_rate(autoencoder.model.count_params())
     print_start(autoencoder, x_train, x_validation)
     with distribution.scope:
@@ -165,7 +153,7 @@ def train(
             epochs,
             x_validation=x_validation,
             initial_epoch=checkpoint.count_finished_epochs() if checkpoint else 0,
-            callbacks=[x_train.make_callback(), *callbacks],
+            callbacks=[starting, *callbacks],
         )
     return autoencoder
 
@@ -261,7 +249,6 @@ def get_parser():
 
 def main(argv=None):
     options = get_parser().parse_args(argv)
-    keep_freed_memory()
     prepare_devices(options.device, options.coordinator, options.num_processes, options.process_id)
     is_first = options.process_id == 0  # the process that writes
     with lock(options.model, PARAMETERS, CHECKPOINT) if is_first else contextlib.nullcontext():

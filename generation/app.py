@@ -298,7 +298,11 @@ def stream_music(gr, model, live, with_detail, *how):
     rate = sources.settings.sample_rate
 
     def get_composer(number):
-        return make_composer(sources, with_detail, number, *live["how"])
+        """The Composer of a chunk; each has scatter of its own."""
+        style, recording, temperature, seed = live["how"]
+        generator = sources.make_generator(int(seed or 0) + number, with_detail)
+        like = choose_like(style, recording)
+        return Composer(generator, sources.prior, like, "", temperature, int(seed or 0))
 
     with show_errors(gr):
         for number, chunk in enumerate(limit_level(compose_endlessly(get_composer), rate)):
@@ -307,14 +311,6 @@ def stream_music(gr, model, live, with_detail, *how):
             begin = max(end, time.monotonic())  # of its being heard, which is when the next is made
             end = begin + chunk.shape[-1] / rate
             time.sleep(max(0, begin - time.monotonic()))
-
-
-def make_composer(sources, with_detail, number, style, recording, temperature, seed):
-    """The Composer of a chunk of endless music; each has scatter of its own."""
-    seed = int(seed or 0)
-    generator = sources.make_generator(seed + number, with_detail)
-    like = choose_like(style, recording)
-    return Composer(generator, sources.prior, like, "", temperature, seed)
 
 
 def limit_level(chunks, rate):
@@ -363,7 +359,10 @@ def add_training(gr, model, folders, loaded):
 
     def train(saved_data, target, more):
         with show_errors(gr):
-            flags = ["--saved_data", saved_data, "--model", target, *more.split()]
+            try:
+                flags = ["--saved_data", saved_data, "--model", target, *shlex.split(more)]
+            except ValueError as error:  # a quotation that does not end
+                raise UserError(f"More flags: {error}") from error
             flags += [] if "--force" in flags else ["--resume"]
             paths = [Path(name).expanduser() for name in (target, saved_data)]
             script.start("train.py", flags, lambda: model.open(*paths))

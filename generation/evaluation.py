@@ -12,6 +12,7 @@ import sys
 import librosa
 import numpy as np
 import scipy.fft
+from scipy.spatial.distance import cdist
 
 from generation.sources import say
 from support import dataset
@@ -95,8 +96,6 @@ class Evaluator:
     """Tells whether new pieces replay training audio, and how near they are to other music.
 
     Args:
-        sound_generator: the SoundGenerator that makes them.
-        tracks: the TrainingTracks of its model.
         held_out: normalised spectrograms of pieces that were not trained on.
         genre: that the pieces and the held-out ones are of, and the floor is to be; None: all.
     """
@@ -271,8 +270,6 @@ def load_held_out(sources, tracks, genre=None):
     """At most MAX_COMPARED spectrograms that a model was not trained on.
 
     Args:
-        sources: the Sources of the model and its features.
-        tracks: the TrainingTracks.
         genre: that they are to be of; if MIN_SET of it are not there, or None, they are of all.
     Returns:
         (the spectrograms, the genre that they are of or None).
@@ -318,9 +315,9 @@ def measure_kernel_distance(reference, points):
     """
     scale = np.maximum(reference.std(axis=0), 1e-6)
     points, reference = points / scale, reference / scale
-    squares = measure_squares(reference, reference)
+    squares = cdist(reference, reference, "sqeuclidean")
     width = np.median(squares[np.triu_indices(len(reference), 1)]) or 1.0
-    pairs = squares, measure_squares(points, points), measure_squares(points, reference)
+    pairs = squares, *(cdist(points, each, "sqeuclidean") for each in (points, reference))
     return estimate_discrepancy(*(np.exp(-each / (2 * width)) for each in pairs))
 
 
@@ -328,9 +325,10 @@ def measure_coverage(reference, points):
     """The share of a reference set that has one of the points as near as its own NEAREST-th
     neighbour in the set (Naeem et al. 2020); see measure_kernel_distance."""
     scale = np.maximum(reference.std(axis=0), 1e-6)
-    within = np.sort(measure_squares(reference / scale, reference / scale), axis=1)
+    points, reference = points / scale, reference / scale
+    within = np.sort(cdist(reference, reference), axis=1)
     radius = within[:, min(NEAREST, len(reference) - 1)]
-    return float((measure_squares(reference / scale, points / scale).min(axis=1) <= radius).mean())
+    return float((cdist(reference, points).min(axis=1) <= radius).mean())
 
 
 def summarise(bands):
@@ -353,13 +351,6 @@ def summarise_form(bands, length):
     ]
     alike = np.reshape(alike, (-1, len(bands))).T
     return np.concatenate([parts.mean(axis=1), alike], axis=1)
-
-
-def measure_squares(points, others):
-    """Squared distances between all points, (n, d), and all others, (m, d): (n, m)."""
-    products = points @ others.T
-    squares = np.square(points).sum(axis=1)[:, np.newaxis] + np.square(others).sum(axis=1)
-    return np.maximum(squares - 2 * products, 0)
 
 
 def estimate_discrepancy(inner, other_inner, outer):

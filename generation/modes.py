@@ -51,7 +51,6 @@ def compare_pieces(generator, recordings, spectrograms, min_max_values, keys):
     """Yield the Item of each piece: recorded, its spectrogram inverted, and reconstructed.
 
     Args:
-        generator: the SoundGenerator.
         recordings: the Recordings that the pieces may be of.
         spectrograms: float32 (n_bins, n_frames, n_channels), in [0, 1].
     """
@@ -122,7 +121,6 @@ class Composer:
     """Makes new music; what is not left to what is known beside it, or to chance, is given here.
 
     Args:
-        generator: the SoundGenerator.
         prior: the Prior of the same model.
         like: genres, training tracks and audio files, whose styles are mixed.
         toward: another one, that the style changes to.
@@ -170,7 +168,8 @@ class Composer:
         if bpm:
             seconds = max(1, round(seconds * bpm / 60)) * 60 / bpm
         n_samples = max(generator.frame_size, round(seconds * generator.sample_rate))
-        place = min(n_samples // 2, round(LOOP_START_S * generator.sample_rate))
+        place = max(generator.frame_size // 2, round(LOOP_START_S * generator.sample_rate))
+        place = min(n_samples // 2, place)
         silence, text = self.make_silence(place), f"{seconds:g} s"
         start = self._make("loop", f"start of {text}", "", silence).sounds["new"]
         # The way from its start to its start: half a frame of the second one is new, too.

@@ -44,7 +44,6 @@ class Page:
 
     Args:
         folder: to write; its items.json, if there is one, is read.
-        settings: the features' Settings.
     Raises:
         UserError: items.json is damaged.
     """

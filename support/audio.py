@@ -156,7 +156,8 @@ def mix_blocks(blocks, mono, remarks):
 
     kind, energy, mixed_energy = None, 0.0, 0.0
     for rate, block in blocks:
-        check_rate(rate)
+        if not FILE_RATES[0] <= rate <= FILE_RATES[1]:
+            raise UserError(f"has a sample rate of {rate} Hz in its header")
         signal = mix(check_samples(block), mono)
         if mono and block.shape[1] > 1:
             energy += measure_energy(block)
@@ -170,12 +171,6 @@ def mix_blocks(blocks, mono, remarks):
         yield rate, signal
     if mixed_energy < CANCELLED * energy:
         remarks.append("has a left and a right that cancel each other out in mono: see --no-mono")
-
-
-def check_rate(rate):
-    least, most = FILE_RATES
-    if not least <= rate <= most:
-        raise UserError(f"has a sample rate of {rate} Hz in its header")
 
 
 def measure_energy(block):

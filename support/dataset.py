@@ -32,7 +32,7 @@ MIN_MAX_VALUES_SAVE_DIR = "min_max_values"  # below SAVED_DATA
 MIN_MAX_VALUES_NAME = "min_max_values.pkl"
 MAX_NAME_BYTES = 255  # of a file name, on most file systems
 PARTS = ("train", "valid", "test")  # of a split
-FEATURE_NAME = re.compile(r"(?P<track>.+)\.\d{3,}\.npy", re.DOTALL)
+FEATURE_NAME = re.compile(r"(?!\.).+\.\d{3,}\.npy", re.DOTALL)
 PARSING = threading.Lock()  # Python 3.11's parser, which NumPy reads headers with, can fail beside
 # another thread's ("AST constructor recursion depth mismatch")
 
@@ -74,11 +74,6 @@ def get_genre(key):
     return key.split("/")[0] if "/" in key else ""
 
 
-def is_feature_name(name):
-    """Whether a file's name is that of a feature."""
-    return bool(FEATURE_NAME.fullmatch(name)) and not name.startswith(".")
-
-
 def fail(error):
     raise error
 
@@ -92,7 +87,7 @@ def list_keys(spectrograms_path):
     keys = []
     for prefix, _, subfolders, names in walk(root, onerror=fail):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        keys += [prefix + name for name in names if is_feature_name(name)]
+        keys += [prefix + name for name in names if FEATURE_NAME.fullmatch(name)]
     keys.sort(key=lambda key: (get_track(key), len(key), key))
     if not keys:
         raise FileNotFoundError(f"no spectrograms in {root}: run preprocess.py first")

@@ -40,7 +40,6 @@ class Detail(NamedTuple):
     Each channel is a sequence of its frames.
 
     Args:
-        flow: the Flow.
         mean, deviation: float32 (height,), of reconstructed frames.
         scale: float32 (height,), the deviation of what they lost.
         kernel: float32, of 2 * NOISE_REACH + 1 on each side, what white noise is filtered with.
@@ -122,9 +121,7 @@ class Detail(NamedTuple):
     def load(cls, folder):
         """The Detail of a model folder; None if it was trained without, as a Prior is then, too.
 
-        Raises:
-            FileNotFoundError: it is gone.
-            UserError: it is damaged, or of an earlier version.
+        For errors see load_learned().
         """
         from support.flow import load_learned
 

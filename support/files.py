@@ -25,7 +25,7 @@ import numpy as np
 from support.errors import TemporaryError, UserError
 
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")  # of what is being written
-SYSTEM_NAMES = "desktop.ini", "Thumbs.db", "lost+found"
+SYSTEM_NAMES = "desktop.ini", "Thumbs.db", "lost+found"  # of files in every folder
 NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP
 LOCK = ".generative-music.lock"  # held by the run that writes a folder; marks it as ours
 
@@ -205,7 +205,9 @@ def lock(folder, *products):
     import filelock
 
     path = Path(folder) / LOCK
-    if not is_ours(folder, *products) and any(map(is_of_others, list_names(folder))):
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    others = [name for name in names if not name.startswith(".") and name not in SYSTEM_NAMES]
+    if others and not is_ours(folder, *products):
         raise UserError(f"{folder} is not empty and was not written here: name another folder")
     Path(folder).mkdir(parents=True, exist_ok=True)
     how = {"fallback_to_soft": False, "preserve_lock_file": True}  # the file marks the folder
@@ -226,15 +228,6 @@ def lock(folder, *products):
         yield
     finally:
         file_lock.release()
-
-
-def list_names(folder):
-    return os.listdir(folder) if os.path.isdir(folder) else []
-
-
-def is_of_others(name):
-    """Whether a file is not one that systems put into every folder."""
-    return not name.startswith(".") and name not in SYSTEM_NAMES
 
 
 class NativeSilence:

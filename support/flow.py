@@ -93,11 +93,6 @@ class Flow:
         """Steps to either side that a velocity depends on."""
         return 2 * sum(self.dilations)
 
-    @property
-    def parameters(self):
-        """The constructor's arguments by name."""
-        return dataclasses.asdict(self)
-
     def draw(self, noise, given, style=None, known=None, *, n_euler=N_EULER, guidance=1.0):
         """Sequences that go with what is given.
 
@@ -160,7 +155,7 @@ def save_learned(path, learned):
     """Write a NamedTuple that has a Flow and arrays."""
     arrays = {f"weight_{i}": w for i, w in enumerate(learned.flow.network.get_weights())}
     arrays |= {name: value for name, value in learned._asdict().items() if name != "flow"}
-    write_arrays(path, flow=json.dumps(learned.flow.parameters), **arrays)
+    write_arrays(path, flow=json.dumps(dataclasses.asdict(learned.flow)), **arrays)
 
 
 def load_learned(kind, path, if_missing=None):

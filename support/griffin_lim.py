@@ -8,16 +8,13 @@ Out: signals, float32 (n_samples,) or (n_channels, n_samples).
 
 import collections
 import concurrent.futures
-import functools
 import math
 
+import joblib
 import numba
 import numpy as np
 import scipy.fft
 import scipy.ndimage
-
-from support.errors import UserError
-from support.settings import check_hop_length
 
 N_ITER = 40  # iterations; benchmarks/phase_recovery.py
 MOMENTUM = 0.99
@@ -50,20 +47,13 @@ class GriffinLim:
         momentum: of Perraudin et al., in [0, 1].
         init: "pghi", or "random" for uniform phases.
         seed: of the random phases; with "pghi", of those of cells TOP_DB below the peak.
-    Raises:
-        UserError: a value is out of its range.
     """
 
     def __init__(
         self, frame_size, hop_length, *, n_iter=N_ITER, momentum=MOMENTUM, init=INIT, seed=SEED
     ):
-        if n_iter < 0 or not 0 <= momentum <= 1 or init not in ("pghi", "random"):
-            raise UserError(
-                "n_iter must be at least 0, momentum in 0..1 and init pghi or random, "
-                f"got {n_iter}, {momentum} and {init}"
-            )
         self.frame_size = frame_size
-        self.hop_length = check_hop_length(hop_length, frame_size)
+        self.hop_length = hop_length
         self.n_iter = n_iter
         self.momentum = momentum
         self.init = init
@@ -93,10 +83,7 @@ class GriffinLim:
             n_threads: None takes every core.
         Returns:
             float32 (n_samples,) for one channel, else (n_channels, n_samples).
-        Raises:
-            UserError: the amplitude is something else.
         """
-        amplitude = self._check(amplitude)
         n_samples = n_samples or self.hop_length * max(1, amplitude.shape[-1] - 1)
         magnitudes = np.ascontiguousarray(amplitude.swapaxes(1, 2))  # (n_channels, frames, bins)
         nothing = np.empty((len(magnitudes), 0), np.float32)
@@ -153,7 +140,7 @@ class GriffinLim:
     def invert_all(self, amplitudes, n_samples=None, *, is_extended=False):
         """Yield the signals of amplitudes, one per core at a time; see invert()."""
         options = {"is_extended": is_extended, "n_threads": 1}
-        n_cores = count_cores()
+        n_cores = joblib.cpu_count()
         with concurrent.futures.ThreadPoolExecutor(n_cores) as executor:
             waiting = collections.deque()
             for amplitude in amplitudes:
@@ -162,17 +149,6 @@ class GriffinLim:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-
-    def _check(self, amplitude):
-        amplitude = np.asarray(amplitude, np.float32)
-        n_bins = self.frame_size // 2 + 1
-        if amplitude.ndim != 3 or amplitude.shape[1] != n_bins or 0 in amplitude.shape:
-            raise UserError(
-                f"amplitude must be (n_channels, {n_bins}, n_frames), got {amplitude.shape}"
-            )
-        if not (np.isfinite(amplitude).all() and amplitude.min() >= 0):
-            raise UserError("amplitude must be finite and at least 0, got something else")
-        return amplitude
 
     def _invert_channels(self, magnitudes, known, n_samples, is_extended, threads):
         """The signals of channels, which share the phase that their mean power has.
@@ -212,7 +188,7 @@ class GriffinLim:
         """
         past, future = known
         n_frames, weight = len(magnitude), self.momentum / (1 + self.momentum)
-        start = self._find_start(past)
+        start = len(past) or self.frame_size // 2  # or the padding of librosa.stft
         kept = slice(start, start + n_samples)
         inverse_norm = self._make_inverse_norm(n_frames)
         if not is_extended:
@@ -236,10 +212,6 @@ class GriffinLim:
             threads.run(n_frames, impose_magnitude, spectrum, previous, magnitude, weight)
         return signal[kept].copy(), spectrum
 
-    def _find_start(self, past):
-        """The signal's first sample, after the past, or the padding of librosa.stft."""
-        return len(past) or self.frame_size // 2
-
     def _make_inverse_norm(self, n_frames):
         """What overlapping windows are multiplied with, once added."""
         norm = np.zeros(self.hop_length * (n_frames - 1) + self.frame_size, np.float32)
@@ -254,7 +226,7 @@ class GriffinLim:
         phase = rng.uniform(0, 2 * np.pi, magnitude.shape).astype(np.float32)
         is_known = np.zeros(len(magnitude), bool)
         starts = self.hop_length * np.arange(len(magnitude))
-        begins = 0, self._find_start(known[0]) + n_samples
+        begins = 0, (len(known[0]) or self.frame_size // 2) + n_samples
         for sound, begin in zip(known, begins, strict=True):
             inside = starts[(starts >= begin) & (starts + self.frame_size <= begin + len(sound))]
             frames = [sound[start - begin :][: self.frame_size] for start in inside]
@@ -288,7 +260,6 @@ def scatter(magnitude, shared, rng):
 
     Args:
         magnitude, shared: float32 (n_frames, n_bins).
-        rng: numpy Generator.
     """
     products = [a * b for a, b in ((magnitude, shared), (magnitude, magnitude), (shared, shared))]
     for axis, size in enumerate(PATCH):
@@ -308,7 +279,7 @@ def scatter(magnitude, shared, rng):
     return phase
 
 
-class RowThreads:
+class RowThreads(concurrent.futures.ThreadPoolExecutor):
     """Runs numba kernels over ranges of their rows, one range per thread.
 
     Not numba's prange: its default threading layer ends the process if two threads use it at
@@ -319,36 +290,15 @@ class RowThreads:
     """
 
     def __init__(self, count=None):
-        self.count = count or count_cores()
-        self._executor = None
-
-    def __enter__(self):
-        if self.count > 1:
-            self._executor = concurrent.futures.ThreadPoolExecutor(self.count)
-        return self
-
-    def __exit__(self, *_):
-        if self._executor:
-            self._executor.shutdown()
+        self.count = count or joblib.cpu_count()
+        super().__init__(self.count)
 
     def run(self, n_rows, kernel, *arguments):
         """Call kernel(*arguments, start, stop) until all rows are done."""
-        if not self._executor:
-            kernel(*arguments, 0, n_rows)
-            return
         edges = np.linspace(0, n_rows, self.count + 1).astype(int)
-        for _ in self._executor.map(
-            lambda start, stop: kernel(*arguments, start, stop), edges[:-1], edges[1:]
-        ):
-            pass
-
-
-@functools.cache
-def count_cores():
-    """The cores that this process may use."""
-    import joblib
-
-    return joblib.cpu_count()
+        run = map if self.count == 1 else self.map
+        parts = run(lambda start, stop: kernel(*arguments, start, stop), edges[:-1], edges[1:])
+        collections.deque(parts, 0)  # raises what a thread has raised
 
 
 def compiled(function):

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from support.dataset import is_feature_name, make_key
+from support.dataset import FEATURE_NAME, make_key
 from support.errors import UserError
 from support.files import TEMPORARY_NAME, make_printable, read_file, walk, write_atomically
 
@@ -35,16 +35,6 @@ class Outcome(NamedTuple):
 
     def list_keys(self, name):
         return [make_key(name, segment) for segment in range(len(self.ranges))]
-
-    def format(self, name):
-        """The journal's line."""
-        return json.dumps([name, *self])
-
-    @classmethod
-    def parse(cls, line):
-        """(name, Outcome) of a line."""
-        name, *fields = json.loads(line)
-        return name, cls(*fields)
 
 
 class Journal:
@@ -90,8 +80,8 @@ class Journal:
             first, *lines = read_file(self.path).splitlines()
             origin = json.loads(first)
             for line in lines:
-                name, outcome = Outcome.parse(line)
-                outcomes[name] = outcome
+                name, *fields = json.loads(line)
+                outcomes[name] = Outcome(*fields)
         return origin, outcomes
 
     def _has_features(self, name, outcome):
@@ -102,13 +92,13 @@ class Journal:
     def save(self, origin, outcomes):
         """Write the file anew, sorted by name."""
         lines = [json.dumps(origin)]
-        lines += [outcome.format(name) for name, outcome in sorted(outcomes.items())]
+        lines += [json.dumps([name, *outcome]) for name, outcome in sorted(outcomes.items())]
         write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode())
 
     def add(self, name, outcome):
         """Append a line."""
         with open(self.path, "a") as file:
-            file.write(outcome.format(name) + "\n")
+            file.write(json.dumps([name, *outcome]) + "\n")
 
     def remove_other_features(self, keys):
         """Delete all features but those of the keys, and what interrupted runs left behind.
@@ -125,7 +115,7 @@ class Journal:
                         path.rmdir()
                         changed.add(Path(folder))
             for name in names:
-                is_kept = not is_feature_name(name) or prefix + name in keys
+                is_kept = not FEATURE_NAME.fullmatch(name) or prefix + name in keys
                 if not is_kept or TEMPORARY_NAME.fullmatch(name):
                     Path(folder, name).unlink(missing_ok=True)
                     changed.add(Path(folder))

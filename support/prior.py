@@ -25,7 +25,6 @@ GUIDANCE = 2.0  # see Flow.draw
 STYLE_NOISE = 0.3  # of the tracks' deviation, by which a style varies
 MIN_DEVIATION = 1e-4  # of the largest: what hardly varies is not blown up
 SAME_LATENT = 1e-5  # of the largest number in any latent: more than float32 rounds
-MORE_AUDIO = "preprocess more audio and train again"  # a remedy
 
 
 class Prior(NamedTuple):
@@ -35,7 +34,6 @@ class Prior(NamedTuple):
     by the root of its deviation, so that what is heard most still counts most.
 
     Args:
-        flow: the Flow.
         window: steps that are drawn together.
         mean, scale: float32 (d,), of the latents.
         style_scale: float32 (d,), the deviations of the tracks' mean standardised latents.
@@ -68,7 +66,10 @@ class Prior(NamedTuple):
         from support.flow import Flow, choose_filters  # it takes seconds to import Keras
 
         n_steps, together = np.array([*map(len, latents)]), np.concatenate(latents)
-        check_variety(together)
+        if np.abs(together - together[0]).max() <= SAME_LATENT * np.abs(together).max():
+            raise UserError(
+                "a prior needs steps of music that differ: preprocess more audio and train again"
+            )
         mean, deviation = together.mean(axis=0), together.std(axis=0)
         scale = np.sqrt(np.maximum(deviation, MIN_DEVIATION * deviation.max()))
         scale *= np.sqrt(np.square(deviation / scale).mean())  # what is drawn has variance 1
@@ -119,7 +120,6 @@ class Prior(NamedTuple):
             style: float32 (d,), or one for each step.
             temperature: factor on the noise that it starts from, >= 0: lower is more typical.
             guidance: see Flow.draw.
-            rng: numpy Generator.
         """
         n_steps, d = latents.shape
         missing = max(0, self.window - n_steps)  # is drawn too, on both sides
@@ -153,12 +153,7 @@ class Prior(NamedTuple):
 
     @classmethod
     def load(cls, folder):
-        """The Prior of a model folder.
-
-        Raises:
-            FileNotFoundError: prior.npz does not exist.
-            UserError: it is damaged, or of an earlier version.
-        """
+        """The Prior of a model folder; for errors see load_learned()."""
         from support.flow import load_learned
 
         if_missing = "run train.py --resume, on enough music and without --flow_epochs 0"
@@ -178,14 +173,6 @@ def find_stretch(known, window):
     else:
         start = first + n_drawn - window
     return int(np.clip(start, 0, len(known) - window))
-
-
-def check_variety(latents):
-    """Raise a UserError unless two latents, float32 (n, latent_space_dim), differ."""
-    if len(latents) < 2 or (
-        np.abs(latents - latents[0]).max() <= SAME_LATENT * np.abs(latents).max()
-    ):
-        raise UserError(f"a prior needs steps of music that differ: {MORE_AUDIO}")
 
 
 def list_similar(name, names):

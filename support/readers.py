@@ -7,6 +7,7 @@ Out: blocks of samples, float32, at the file's own rate; remarks on what is miss
 """
 
 import itertools
+import operator
 import os
 import re
 import struct
@@ -84,7 +85,7 @@ def count_missing(file):
     while place + 8 <= n_bytes and name != b"data":
         file.seek(place)
         name, size = struct.unpack("<4sI", file.read(8))
-        place += 8 + size
+        place += 8 + size + (size % 2 if name != b"data" else 0)  # a byte fills others up
     file.seek(place)
     n_more = n_bytes - place
     is_known = name == b"data" and size < STREAMED_BYTES
@@ -168,7 +169,8 @@ def decode_frames(container, remarks):
 
 def convert(frames):
     """Yield FFmpeg's frames as (sample rate, float32 (n, n_channels)), joined to larger ones."""
-    for (rate, _, _), group in itertools.groupby(frames, key=get_kind):  # where files were joined
+    kind = operator.attrgetter("sample_rate", "format.name", "layout.name")
+    for (rate, _, _), group in itertools.groupby(frames, key=kind):  # where files were joined
         resampler = None
         for frame in itertools.chain(group, [None]):  # None: what is left
             if frame:
@@ -176,10 +178,6 @@ def convert(frames):
                 frame.pts = None  # else a gap would be an error
             for joined in resampler.resample(frame):
                 yield rate, joined.to_ndarray().reshape(-1, joined.layout.nb_channels)
-
-
-def get_kind(frame):
-    return frame.sample_rate, frame.format.name, frame.layout.name
 
 
 def make_resampler(layout):

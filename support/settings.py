@@ -60,7 +60,8 @@ class Settings:
                 f"duration must be at least {least} s (one frame of {self.frame_size} samples), "
                 f"got {self.duration}"
             )
-        n_bytes = 4 * math.prod(self.piece_shape)
+        n_frames = 1 + self.n_samples // self.hop_length
+        n_bytes = 4 * (self.frame_size // 2) * n_frames * (1 if self.mono else 2)
         if n_bytes > MAX_PIECE_BYTES:
             raise UserError(
                 "duration must be shorter, or hop_length longer: a spectrogram of "
@@ -71,12 +72,6 @@ class Settings:
     def n_samples(self):
         """Samples of a piece."""
         return count_samples(self.sample_rate, self.duration)
-
-    @property
-    def piece_shape(self):
-        """(n_bins, n_frames, n_channels) of every spectrogram."""
-        n_frames = 1 + self.n_samples // self.hop_length
-        return self.frame_size // 2, n_frames, 1 if self.mono else 2
 
     def save(self, path):
         """Write settings.json."""
@@ -100,13 +95,8 @@ class Settings:
 
 
 def count_samples(sample_rate, duration):
-    """Samples of a piece; a UserError if there is none."""
-    n_samples = int(round(duration * sample_rate, 6))
-    if n_samples < 1:
-        raise UserError(
-            f"duration * sample_rate must be at least 1, got {duration} s at {sample_rate} Hz"
-        )
-    return n_samples
+    """Samples of a piece."""
+    return int(round(duration * sample_rate, 6))
 
 
 def check_frame_size(frame_size):

@@ -16,7 +16,6 @@ def to_image(log_spectrogram, normaliser):
 
     Args:
         log_spectrogram: float32, dB.
-        normaliser: the MinMaxNormaliser.
     Returns:
         (image float32, in [0, 1]; {"min": dB, "max": dB}).
     """

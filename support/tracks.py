@@ -31,12 +31,7 @@ class TrainingTracks(NamedTuple):
 
     @classmethod
     def load(cls, folder):
-        """The TrainingTracks of a model folder.
-
-        Raises:
-            FileNotFoundError: tracks.npz does not exist.
-            UserError: it is damaged, or of an earlier version.
-        """
+        """The TrainingTracks of a model folder; for errors see reading()."""
         path = Path(folder) / TRACKS
         with reading(path, "run train.py again"):
             return cls(**load_arrays(path))

@@ -8,7 +8,7 @@ Out: its results, as they are done.
 
 import concurrent.futures
 import contextlib
-import itertools
+import ctypes
 import logging
 import os
 import re
@@ -24,17 +24,11 @@ from pathlib import Path
 from support.errors import UserError
 
 DASK_ADDRESS = re.compile(r"(?:(?:tcp|tls|ws|wss)://)?[^/\s]+:\d+")
-WORKER_ENVIRONMENT = {
-    # glibc returns freed arrays to the system, which clears the next ones page by page: a third of
-    # a worker's time. Other systems ignore these variables.
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 28),  # bytes
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
-    # loky warns of a semaphore if its workers are stopped while they work.
-    "PYTHONWARNINGS": "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker",
-}
+MALLOC_OPTIONS = {-1: 1 << 28, -3: 1 << 25}  # of glibc: trim and mmap thresholds, bytes
+# loky warns of a semaphore if its workers are stopped while they work.
+IGNORED_WARNING = "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker"
 PARENT_CHECK_S = 0.2  # seconds between a worker's checks whether its run goes on
 WATCH_S = 5  # seconds between checks whether a cluster has workers
-TASKS_PER_THREAD = 4  # of a cluster, that are under way together
 CONNECT_S = 10  # seconds that a Dask scheduler, and then its workers, may take to answer
 
 
@@ -131,40 +125,24 @@ def process_on_dask(function, values, address):
     with connect_to_dask(address) as client:
         import distributed
 
-        n_threads = max(1, sum(client.nthreads().values()))
-        suspects = {}  # that were being worked on when processes died
-        for name, future in run_on_dask(client, function, values, TASKS_PER_THREAD * n_threads):
+        futures = client.map(function, [*values], [*values.values()], pure=False)
+        names, suspects = dict(zip(futures, values, strict=True)), []
+        for future in distributed.as_completed(futures):
             if isinstance(future.exception(), distributed.KilledWorker):
-                suspects[name] = values[name]
+                suspects.append(names[future])
             else:
-                yield name, future.result()
-        for name, future in run_on_dask(client, function, suspects, 1):
+                yield names[future], future.result()
+        for name in suspects:  # that were being worked on when processes died
+            future = client.submit(function, name, values[name], pure=False)
             has_died = isinstance(future.exception(), distributed.KilledWorker)
             yield name, None if has_died else future.result()
-
-
-def run_on_dask(client, function, values, n_together):
-    """Yield (name, its future, which is done), with at most so many futures at a time."""
-    import distributed
-
-    names, running, done = iter(values), {}, distributed.as_completed(loop=client.loop)
-    while True:
-        for name in itertools.islice(names, n_together - len(running)):
-            future = client.submit(function, name, values[name], pure=False)
-            running[future] = name
-            done.add(future)
-        if not running:
-            return
-        future = next(done)
-        yield running.pop(future), future
 
 
 def process_here(function, values, jobs):
     """The results of process_all() from processes of this machine."""
     import joblib
 
-    for name, value in WORKER_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("PYTHONWARNINGS", IGNORED_WARNING)
     # At least two, so that a file that kills its process costs that file alone.
     jobs = max(2, joblib.cpu_count()) if jobs == -1 else jobs
     waiting = dict(values)
@@ -231,8 +209,20 @@ def delay_interrupts():
         signals.pthread_sigmask(signals.SIG_SETMASK, before)
 
 
+def keep_freed_memory():
+    """Let glibc keep what is freed for what comes next.
+
+    Else it returns arrays to the system, which clears the next ones page by page: a third of a
+    worker's time, and of an epoch's. Other systems have no mallopt.
+    """
+    with contextlib.suppress(AttributeError, TypeError):
+        for option, value in MALLOC_OPTIONS.items():
+            ctypes.CDLL(None).mallopt(option, value)
+
+
 def follow_parent(parent):
     """End this process soon after its parent, which may have been killed, and ignore Ctrl-C."""
+    keep_freed_memory()
     signals.signal(signals.SIGINT, signals.SIG_IGN)  # the parent receives it, too
 
     def watch():

@@ -9,9 +9,7 @@ import helpers
 import preprocess
 import train
 from helpers import SAMPLE_RATE
-from training.devices import keep_freed_memory
 
-keep_freed_memory()  # as train.py does
 FIT_FLOW = "training.flows.fit_flow"
 
 

@@ -44,10 +44,10 @@ preprocess.main([*sys.argv[1:], *helpers.make_flags(), "--jobs", "1"])
 """,
     "train": """import shutil, train
 options = train.get_parser().parse_args()
-print("epoch 1/1: training loss 0.5, 1.0 s", flush=True)
 shutil.copytree("TRAINED/model", options.model)
 (options.model / "logs").mkdir()
 shutil.copy("TRAINED/song.wav", options.model / "logs" / "reconstructed.wav")
+print("epoch 1/1: training loss 0.5, 1.0 s")
 """,
 }
 TABS = {  # {name: (button or None, seconds to ask for or None, seconds of its sound)}

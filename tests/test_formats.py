@@ -134,16 +134,22 @@ def test_ffmpeg_is_asked_what_a_wav_with_a_word_of_dts_is(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    "told, chunk, n_more", [(1.0, b"", 0), (3.0, b"LIST", 20000), (3.0, b"", 1000)]
+    "told, before, behind",
+    [
+        (1.0, b"", b""),
+        (1.0, b"LIST\5\0\0\0abcde\0", b""),  # a byte fills up what is odd
+        (3.0, b"", struct.pack("<4sI20000x", b"LIST", 20000)),
+        (3.0, b"", bytes(1000)),
+    ],
 )
 def test_a_wav_is_read_to_the_end_of_its_sound_whatever_its_header_tells(
-    tmp_path, told, chunk, n_more
+    tmp_path, told, before, behind
 ):
     path = tmp_path / "a.wav"
     soundfile.write(path, make_tone(440, 3.0), SAMPLE_RATE)
-    data = bytearray(path.read_bytes())
+    data = bytearray(path.read_bytes() + behind)
     data[40:44] = struct.pack("<I", round(told * SAMPLE_RATE) * 2)
-    data += (struct.pack("<4sI", chunk, n_more) if chunk else b"") + bytes(n_more)
+    data[36:36] = before
     path.write_bytes(data)
 
     assert len(read(path)[0]) / SAMPLE_RATE == pytest.approx(3.0, abs=0.001)

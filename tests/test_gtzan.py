@@ -161,7 +161,7 @@ def test_a_split_chooses_the_pieces_of_its_tracks(capsys):
     parts = {
         "train": {"a/1.wav", "a/2.wav", "gone.wav", "v1.0/one"},
         "valid": {"b/3.wav"},
-        "test": {"b/3.au", "b/4.wav", "v1.0/gone"},  # another part has b/3.wav
+        "test": {"b/3.au", "b/4.wav", "a/2.mp3", "v1.0/gone"},  # other parts have these
     }
 
     chosen = split_by_list(keys, parts)
@@ -173,7 +173,7 @@ def test_a_split_chooses_the_pieces_of_its_tracks(capsys):
     }
     assert capsys.readouterr().out == (
         "split: 3 tracks to train on, 1 to validate on, 1 kept for tests, 2 in no part; "
-        "3 listed ones have no features: gone.wav, b/3.au, v1.0/gone\n"
+        "4 listed ones have no features: gone.wav, a/2.mp3, b/3.au, v1.0/gone\n"
     )
     with pytest.raises(UserError, match="no track to train on"):
         split_by_list(make_keys("a.wav"), {"train": {"b.wav"}, "valid": {"a.wav"}, "test": set()})

@@ -114,7 +114,9 @@ def test_latents_of_a_track_are_those_of_its_recording(trained, sources):
     assert (differences < 1e-3 * np.var(latents[inner], axis=0)).all()
 
 
-def test_a_loop_goes_on_where_it_is_repeated(tmp_path, trained):
+@pytest.mark.parametrize("start_s", [4.5, 0])  # 0: as half a frame may be longer
+def test_a_loop_goes_on_where_it_is_repeated(tmp_path, trained, monkeypatch, start_s):
+    monkeypatch.setattr(modes, "LOOP_START_S", start_s)
     run_generate(trained, tmp_path, "loop", "2")
 
     (path,) = (tmp_path / "new").glob("loop-*.wav")

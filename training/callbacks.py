@@ -10,12 +10,12 @@ import datetime
 import math
 import time
 
-import numpy as np
 from tqdm import tqdm
 
 from autoencoder import keras
 from support.errors import UserError
 from support.files import make_figure, write_figure
+from support.workers import keep_freed_memory
 from training.checkpoint import Checkpoint, count_epochs_since_best, find_best_row, list_variables
 
 CHECKPOINT_SHARE = 0.05  # of the time, at most, is spent on writing checkpoints
@@ -41,14 +41,14 @@ class History(keras.callbacks.Callback):
             return
         started = time.perf_counter()
         images = self.x_train if self.x_validation is None else self.x_validation
-        targets = images if isinstance(images, np.ndarray) else None  # Windows need none
-        loss = self.model.evaluate(images, targets, verbose=0)
+        loss = self.model.evaluate(images, verbose=0)
         losses = (
             {"loss": loss} if self.x_validation is None else {"loss": math.nan, "val_loss": loss}
         )
         self._add(0, losses, 0.0, time.perf_counter() - started)
 
     def on_epoch_begin(self, epoch, logs=None):
+        keep_freed_memory()  # TensorFlow 2.21 has glibc do the opposite when it begins to read
         self._started = time.perf_counter()
         self._bar = tqdm(
             total=self.params["steps"],

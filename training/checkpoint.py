@@ -52,7 +52,7 @@ class Checkpoint(NamedTuple):
             arrays = load_arrays(path)
             description = json.loads(arrays.pop("description").item())
             best, state = (
-                [arrays[name] for name in sorted(arrays, key=get_index) if name.startswith(kind)]
+                [array for name, array in arrays.items() if name.startswith(kind)]
                 for kind in ("best_", "state_")
             )
             return cls(description["run"], description["rows"], best, state)
@@ -133,10 +133,6 @@ def load_checkpoint(folder, *, resume, force):
 def list_variables(model):
     """The weights and the optimizer's variables of a compiled model."""
     return [*model.weights, *model.optimizer.variables]
-
-
-def get_index(name):
-    return int(name.rpartition("_")[2])
 
 
 def find_best_row(rows):

@@ -7,7 +7,6 @@ Out: a Distribution to build and fit the model in.
 """
 
 import contextlib
-import ctypes
 import os
 import socket
 import time
@@ -16,11 +15,6 @@ from typing import NamedTuple
 from support.errors import UserError
 
 CONNECT_S = 60  # seconds that the processes of a run wait for each other
-MALLOC_OPTIONS = {  # of glibc, in bytes
-    -1: 1 << 28,  # trim threshold
-    -2: 1 << 26,  # top pad
-    -3: 1 << 25,  # mmap threshold
-}
 
 
 def prepare_devices(device, coordinator, num_processes, process_id):
@@ -37,17 +31,6 @@ def prepare_devices(device, coordinator, num_processes, process_id):
         raise UserError("--num_processes and --process_id need --coordinator HOST:PORT")
     if device == "gpu" and not list_gpus():
         raise UserError("--device gpu: no GPU is seen; check its driver, or leave the flag out")
-
-
-def keep_freed_memory():
-    """Let glibc keep what is freed for what comes next.
-
-    Else it returns the arrays of each step to the system, which clears as many pages for the next
-    one: half of the time of an epoch, where a page fault is slow. Other systems have no mallopt.
-    """
-    with contextlib.suppress(AttributeError, TypeError):
-        for option, value in MALLOC_OPTIONS.items():
-            ctypes.CDLL(None).mallopt(option, value)
 
 
 def join_processes(coordinator, num_processes, process_id):

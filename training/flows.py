@@ -114,6 +114,7 @@ def fit_flow(network, x_train, x_validation, epochs, path):
     network.compile(optimizer, "mse", jit_compile=choose_compilation())
     if checkpoint:
         checkpoint.restore(network)
+    starting = keras.callbacks.LambdaCallback(on_epoch_begin=x_train.start_epoch)
     for callback in callbacks:
         callback.x_train, callback.x_validation = x_train, x_validation
     network.fit(
@@ -122,6 +123,6 @@ def fit_flow(network, x_train, x_validation, epochs, path):
         initial_epoch=checkpoint.count_finished_epochs() if checkpoint else 0,
         validation_data=x_validation,
         shuffle=False,  # their order is their own
-        callbacks=[x_train.make_callback(), *callbacks],
+        callbacks=[starting, *callbacks],
         verbose=0,
     )

@@ -30,15 +30,6 @@ def make_fingerprint(parts, min_max_values):
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def save_history(folder, callbacks):
-    """Write history.csv and history.png, a row per epoch, of a run's callbacks."""
-    from training.callbacks import History, plot_history
-
-    (rows,) = (callback.rows for callback in callbacks if isinstance(callback, History))
-    write_csv(folder / "history.csv", rows[0].keys(), [row.values() for row in rows])
-    plot_history(folder / "history.png", rows)
-
-
 def describe_tracks(autoencoder, windows, keys, sample_rate):
     """(the TrainingTracks of Windows; their latents, a list of float32 (steps, d)).
 
@@ -97,10 +88,14 @@ def encode_track(autoencoder, windows, first, rng=None):
 
 
 def save_all(folder, autoencoder, settings, callbacks, tracks, flows, parts):
-    """Write a model folder."""
+    """Write a model folder, with the history of a run's callbacks."""
+    from training.callbacks import History, plot_history
+
+    (rows,) = (callback.rows for callback in callbacks if isinstance(callback, History))
+    write_csv(folder / "history.csv", rows[0].keys(), [row.values() for row in rows])
+    plot_history(folder / "history.png", rows)
     autoencoder.save(folder)
     settings.save(folder / "settings.json")
-    save_history(folder, callbacks)
     tracks.save(folder)
     for learned in filter(None, flows):
         learned.save(folder)

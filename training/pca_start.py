@@ -47,7 +47,6 @@ def start_as_pca(autoencoder, windows, seed=0):
 
     Args:
         autoencoder: an Autoencoder of the layers in autoencoder.py.
-        windows: the Windows.
     Raises:
         UserError: the autoencoder is built of other layers, or of too many features for a
             covariance of them.

@@ -80,10 +80,6 @@ class Sequences(keras.utils.PyDataset):
         """Choose the epoch that the batches are drawn for."""
         self.epoch = epoch
 
-    def make_callback(self):
-        """The callback that starts each epoch."""
-        return keras.callbacks.LambdaCallback(on_epoch_begin=self.start_epoch)
-
 
 class LatentSequences(Sequences):
     """Windows at any step of tracks' latents.
@@ -138,7 +134,6 @@ class FrameSequences(Sequences):
     Args:
         detail: the Detail that scales it; None prepares one of these windows.
         autoencoder: has an encode and a decode method.
-        windows: the Windows.
     """
 
     def __init__(self, detail, autoencoder, windows, *how, is_training=True):

@@ -26,7 +26,6 @@ def split_keys(features, split, validation_split, seed):
     """The keys of each part of a split, {part: [key]}.
 
     Args:
-        features: the Features.
         split: file of the tracks of each part; None: at random, with twins in the same part.
         validation_split: share of the pieces to validate on, at random.
         seed: of the random split.
@@ -53,18 +52,12 @@ def split_by_track(keys, validation_split, seed, twins=()):
         twins: groups of tracks, as find_twins gives them.
     """
     first_twins = {track: tracks[0] for tracks in twins for track in tracks}
-    recordings = {}  # {first of its tracks: keys}
-    for key in keys:
-        track = dataset.get_track(key)
-        recordings.setdefault(first_twins.get(track, track), []).append(key)
-    held_out = choose_held_out(
-        {name: len(recordings[name]) for name in sorted(recordings)}, validation_split, seed
-    )
+    recordings = [first_twins.get(track, track) for track in map(dataset.get_track, keys)]
+    sizes = collections.Counter(sorted(recordings))
+    held_out = choose_held_out(sizes, validation_split, seed)
     parts = {part: [] for part in PARTS}
-    for key in keys:
-        track = dataset.get_track(key)
-        is_valid = first_twins.get(track, track) in held_out
-        parts["valid" if is_valid else "train"].append(key)
+    for key, recording in zip(keys, recordings, strict=True):
+        parts["valid" if recording in held_out else "train"].append(key)
     if twins:
         first, second = map(make_printable, twins[0][:2])
         print(
@@ -111,26 +104,18 @@ def split_by_list(keys, parts):
     """
     tracks = {dataset.get_track(key) for key in keys}
     listed_tracks = set().union(*parts.values())
-    unlisted = {}  # {path without its ending: track}
-    for track in sorted(tracks - listed_tracks):
-        stem, ending = os.path.splitext(track)
-        if ending:
-            unlisted[stem] = track
+    unlisted = {os.path.splitext(track)[0]: track for track in sorted(tracks - listed_tracks)}
     part_of, missing = {}, []
     for part, listed in parts.items():
         for track in sorted(listed):
-            stem, ending = os.path.splitext(track)
-            substitute = unlisted.get(stem) if ending else None
-            if track in tracks:
-                part_of[track] = part
-            elif substitute:
-                part_of[substitute] = part
+            found = track if track in tracks else unlisted.pop(os.path.splitext(track)[0], None)
+            if found:
+                part_of[found] = part
             else:
                 missing.append(track)
     chosen = {part: [] for part in PARTS}
     for key in keys:
-        part = part_of.get(dataset.get_track(key))
-        if part is not None:
+        if part := part_of.get(dataset.get_track(key)):
             chosen[part].append(key)
     counts = collections.Counter(part_of.values())
     print(

@@ -30,7 +30,6 @@ class TensorBoard(keras.callbacks.Callback):
         folder: to write; TensorBoard shows what an earlier run logged there up to this one's start.
         windows: Windows; a few of their pieces are logged.
         keys: the key of each piece.
-        settings: the features' Settings.
     Raises:
         OSError: the folder cannot be written.
     """

@@ -27,7 +27,6 @@ def find_twins(features, keys):
     are as long, and so alike in the middle and at the end, too: a jingle makes no twins.
 
     Args:
-        features: the Features.
         keys: of all pieces of the tracks, in the order of dataset.list_keys.
     Raises:
         UserError: a piece that is compared is damaged.

@@ -162,10 +162,6 @@ class Windows(keras.utils.PyDataset):
         if self.seed is not None:
             self.order = np.random.default_rng((self.seed, epoch)).permutation(self.shape[0])
 
-    def make_callback(self):
-        """The callback that starts each epoch; Keras 3.15 calls on_epoch_end more than once."""
-        return keras.callbacks.LambdaCallback(on_epoch_begin=self.start_epoch)
-
     def make_model(self, autoencoder):
         """The compiled model that fit() and evaluate() give these batches to."""
         model = WindowModel(autoencoder, self.top_db)

@@ -35,14 +35,7 @@ from support.dataset import (
 from support.errors import TemporaryError, UserError
 from support.files import lock, remove_temporaries, write_atomically, write_csv, write_json
 from support.journal import Journal, Outcome, collect_min_max_values
-from support.settings import (
-    FORMAT_VERSION,
-    LIMITS,
-    Settings,
-    check_frame_size,
-    check_hop_length,
-    count_samples,
-)
+from support.settings import FORMAT_VERSION, LIMITS, Settings, count_samples
 from support.spectrograms import to_image
 from support.workers import process_all
 
@@ -131,8 +124,8 @@ class LogSpectrogramExtractor:
     """
 
     def __init__(self, frame_size, hop_length, *, top_db=TOP_DB):
-        self.frame_size = check_frame_size(frame_size)
-        self.hop_length = check_hop_length(hop_length, frame_size)
+        self.frame_size = frame_size
+        self.hop_length = hop_length
         self.top_db = top_db
 
     def extract(self, signal, *, is_extended=False):

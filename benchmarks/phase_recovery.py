@@ -1,6 +1,6 @@
 """Quality and speed of phase recovery beside librosa and PyTorch.
 
-In:  a folder of audio, and optionally a model folder.
+In:  a folder of audio.
 Out: a table on stdout and as CSV, and a figure of quality over time.
 
     python -m benchmarks.phase_recovery --audio_files_dir my_music --frame 1024 256
@@ -25,13 +25,10 @@ from preprocess import (
     Loader,
     LogSpectrogramExtractor,
     MinMaxNormaliser,
-    make_pipeline,
 )
-from soundgenerator import SoundGenerator
 from support.command_line import make_parser, number, run_script
 from support.errors import UserError
 from support.files import make_figure, write_csv, write_figure
-from support.settings import Settings
 from support.spectrograms import to_amplitude, to_image, to_log_spectrogram
 
 DURATION = 5.0  # seconds of a piece
@@ -109,27 +106,6 @@ def make_case(signals, frame_size, hop_length, kind):
         log_spectrogram = to_log_spectrogram(image, min_max, normaliser)
         amplitudes.append(to_amplitude(log_spectrogram[..., np.newaxis]))
     return Case(frame_size, hop_length, kind, signals, amplitudes)
-
-
-def make_model_case(audio_files_dir, n_pieces, model_folder):
-    """The Case of what a trained model makes of pieces of its own duration."""
-    from autoencoder import Autoencoder
-
-    settings = Settings.load(Path(model_folder) / "settings.json")
-    if not settings.mono or settings.sample_rate != SAMPLE_RATE:
-        raise UserError(f"--model must be of mono pieces at {SAMPLE_RATE} Hz: train another")
-    generator = SoundGenerator.of(settings, Autoencoder.load(model_folder))
-    pipeline = make_pipeline(settings)
-    extractor, normaliser = pipeline.extractor, pipeline.normaliser
-    signals = load_signals(audio_files_dir, n_pieces, pipeline.loader)
-    amplitudes = []
-    for signal in signals:
-        image, min_max = to_image(extractor.extract(signal), normaliser)
-        images, ranges = generator.fit_images([image], [min_max])
-        (reconstructed,), _ = generator.autoencoder.reconstruct(images)
-        log_spectrogram = generator.restore_log_spectrogram(reconstructed, ranges[0])
-        amplitudes.append(to_amplitude(log_spectrogram))
-    return Case(settings.frame_size, settings.hop_length, "reconstructed", signals, amplitudes)
 
 
 def make_methods(frame_size, hop_length, n_samples):
@@ -305,7 +281,6 @@ def get_parser():
     pair = {"type": number(int, 1), "nargs": 2, "metavar": ("SIZE", "HOP")}
     add("--frame", action="append", help=help_text, **pair)
     add("--kinds", choices=KINDS, nargs="+", default=KINDS, help="kinds of spectrograms")
-    add("--model", help="folder that train.py wrote: its reconstructions, too")
     help_text = "table and figure to write: this name with .csv and .png"
     add("--output", default="phase_recovery", help=help_text)
     return parser
@@ -313,15 +288,13 @@ def get_parser():
 
 def main(argv=None):
     options = get_parser().parse_args(argv)
-    audio_files_dir, n_pieces = options.audio_files_dir, options.n_pieces
-    signals = load_signals(audio_files_dir, n_pieces, Loader(SAMPLE_RATE, DURATION, True))
+    loader = Loader(SAMPLE_RATE, DURATION, True)
+    signals = load_signals(options.audio_files_dir, options.n_pieces, loader)
     cases = [
         make_case(signals, *frame, kind)
         for frame in options.frame or FRAMES
         for kind in options.kinds
     ]
-    if options.model:
-        cases.append(make_model_case(audio_files_dir, n_pieces, options.model))
     rows = []
     for case in cases:
         for row in make_rows(case):

@@ -369,14 +369,12 @@ def cut_frames(signal, window, hop_length, frames, start, stop):
             row[n] = part[n] * window[n]
 
 
-@compiled
 def integrate_phase(log_magnitude, phase, is_known, turns_per_bin, time_factor, frequency_factor):
     """Fill in the phases that a log magnitude's slopes imply, from its loudest points outward.
 
     A Gaussian window's log magnitude s and phase p obey, per frame and per bin,
     dp = 2 pi k turns_per_bin + time_factor ds/dk and dp = frequency_factor ds/dm - pi
-    (the last term: librosa's frames start half a window before their centre). Points are taken
-    in the order of N_LEVELS equal levels, in linked lists, which is faster than a heap.
+    (the last term: librosa's frames start half a window before their centre).
 
     Args:
         log_magnitude: float32 (n_frames, n_bins), natural logarithm; its lowest value is a floor.
@@ -384,10 +382,25 @@ def integrate_phase(log_magnitude, phase, is_known, turns_per_bin, time_factor, 
         is_known: bool (n_frames,), whose phases are known already, and spread to the others first.
     """
     n_frames, n_bins = log_magnitude.shape
-    magnitudes, phases = log_magnitude.ravel(), phase.ravel()
-    levels, ordered = sort_into_levels(magnitudes)
+    slopes = np.gradient(log_magnitude, axis=0) if n_frames > 1 else np.zeros_like(log_magnitude)
+    turns = turns_per_bin * np.arange(n_bins) % 1
+    to_frames = 2 * np.pi * turns + time_factor * np.gradient(log_magnitude, axis=1)
+    steps = np.stack([to_frames, frequency_factor * slopes - np.pi]).astype(np.float32)
+    height = log_magnitude - log_magnitude.min()
+    levels = np.where(height > 0, height * ((N_LEVELS - 1) / max(height.max(), 1e-6)), -1)
+    levels = levels.astype(np.int16).ravel()
+    ordered = np.argsort(-levels, kind="stable")[: np.count_nonzero(levels >= 0)]
+    spread_phase(steps, levels, ordered, phase, is_known)
+
+
+@compiled
+def spread_phase(steps, levels, ordered, phase, is_known):
+    """Integrate steps along the frames and along the bins, float32 (2, n_frames, n_bins), in the
+    order of N_LEVELS equal levels, in linked lists, which is faster than a heap."""
+    _, n_frames, n_bins = steps.shape
+    phases = phase.ravel()
     first = np.full(N_LEVELS, -1, np.int32)  # of each level's list of points to go on from
-    following = np.empty(magnitudes.size, np.int32)
+    following = np.empty(phases.size, np.int32)
     for point in range(levels.size):
         if is_known[point // n_bins] and levels[point] >= 0:
             level = np.int64(levels[point])
@@ -415,51 +428,11 @@ def integrate_phase(log_magnitude, phase, is_known, turns_per_bin, time_factor, 
                 neighbour = m_next * n_bins + k_next
                 if levels[neighbour] < 0:
                     continue
-                if direction < 2:
-                    slope = slope_over_bins(log_magnitude, m, k)
-                    slope += slope_over_bins(log_magnitude, m_next, k)
-                    step = 2 * math.pi * k * turns_per_bin + time_factor * slope / 2
-                else:
-                    slope = slope_over_frames(log_magnitude, m, k)
-                    slope += slope_over_frames(log_magnitude, m, k_next)
-                    step = frequency_factor * slope / 2 - math.pi
+                along = steps[direction // 2]
+                step = (along[m, k] + along[m_next, k_next]) / 2
                 sign = 1 if direction % 2 == 0 else -1
                 phases[neighbour] = (phases[point] + sign * step) % (2 * math.pi)
                 next_level = np.int64(levels[neighbour])
                 levels[neighbour], following[neighbour] = -1, first[next_level]
                 first[next_level] = neighbour
                 level = max(level, next_level)
-
-
-@compiled
-def sort_into_levels(magnitudes):
-    """(each point's level, -1 on the floor; the points above it, loudest level first)."""
-    floor, top = magnitudes.min(), magnitudes.max()
-    factor = (N_LEVELS - 1) / max(top - floor, np.float32(1e-6))
-    levels = np.full(magnitudes.size, -1, np.int16)
-    counts = np.zeros(N_LEVELS, np.int64)
-    for point in range(magnitudes.size):
-        if magnitudes[point] > floor:
-            levels[point] = int((magnitudes[point] - floor) * factor)
-            counts[levels[point]] += 1
-    places = counts[::-1].cumsum()[::-1] - counts
-    ordered = np.empty(counts.sum(), np.int32)
-    for point in range(magnitudes.size):
-        if levels[point] >= 0:
-            ordered[places[levels[point]]] = point
-            places[levels[point]] += 1
-    return levels, ordered
-
-
-@compiled
-def slope_over_bins(values, m, k):
-    """Central difference, one-sided at the borders."""
-    below, above = max(k - 1, 0), min(k + 1, values.shape[1] - 1)
-    return (values[m, above] - values[m, below]) / (above - below)
-
-
-@compiled
-def slope_over_frames(values, m, k):
-    """Central difference, one-sided at the borders; 0 for a single frame."""
-    before, after = max(m - 1, 0), min(m + 1, values.shape[0] - 1)
-    return (values[after, k] - values[before, k]) / max(after - before, 1)

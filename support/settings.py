@@ -53,7 +53,13 @@ class Settings:
                 raise UserError(f"{name} must be in {least}..{most}, got {value!r}")
         if self.format_version != FORMAT_VERSION:
             raise UserError(f"format_version must be {FORMAT_VERSION}, got {self.format_version!r}")
-        check_hop_length(self.hop_length, check_frame_size(self.frame_size))
+        if self.frame_size % 2:
+            raise UserError(f"frame_size must be even, got {self.frame_size}")
+        most = self.frame_size // 2  # else phase recovery has too little overlap
+        if self.hop_length > most:
+            raise UserError(
+                f"hop_length must be in 1..{most} (half of frame_size), got {self.hop_length}"
+            )
         if self.n_samples < self.frame_size:
             least = math.ceil(1000 * self.frame_size / self.sample_rate) / 1000
             raise UserError(
@@ -97,18 +103,3 @@ class Settings:
 def count_samples(sample_rate, duration):
     """Samples of a piece."""
     return int(round(duration * sample_rate, 6))
-
-
-def check_frame_size(frame_size):
-    """The frame size, or a UserError if it is odd or has no room for a hop."""
-    if frame_size < 4 or frame_size % 2:
-        raise UserError(f"frame_size must be even and at least 4, got {frame_size}")
-    return frame_size
-
-
-def check_hop_length(hop_length, frame_size):
-    """The hop length, or a UserError if it leaves phase recovery too little overlap."""
-    most = frame_size // 2
-    if not 1 <= hop_length <= most:
-        raise UserError(f"hop_length must be in 1..{most} (half of frame_size), got {hop_length}")
-    return hop_length

@@ -127,7 +127,7 @@ def process_on_dask(function, values, address):
 
         futures = client.map(function, [*values], [*values.values()], pure=False)
         names, suspects = dict(zip(futures, values, strict=True)), []
-        for future in distributed.as_completed(futures):
+        for future in distributed.as_completed(futures, client.loop):
             if isinstance(future.exception(), distributed.KilledWorker):
                 suspects.append(names[future])
             else:

@@ -52,7 +52,8 @@ def shallow(monkeypatch):
 def walking():
     """A Prior that has learned such walks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flows, "PRIOR_BATCHES", (3000, 3000))  # in all EPOCHS
+        patch.setattr(flows, "PRIOR_BATCHES", (1600, 1600))  # in all EPOCHS
+        patch.setattr(flows, "LEARNING_RATE", 4e-3)
         tracks, latents = make_walks()
         return flows.train_prior(tracks, latents, held_out=make_walks(2, seed=1)[1], epochs=2)
 

@@ -20,6 +20,14 @@ def quick_flows(request, monkeypatch):
         monkeypatch.setattr(FIT_FLOW, lambda *_: None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def plain_graphs():
+    """TensorFlow computes graphs as they are: to improve them takes longer than their few steps."""
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
 @pytest.fixture
 def eager():
     """TensorFlow computes op by op, which is sooner done than tracing for up to about 30 steps."""

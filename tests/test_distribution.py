@@ -47,7 +47,7 @@ def load(path):
         return [file[name] for name in file.files]
 
 
-def test_two_devices_train_like_one(tmp_path, monkeypatch):
+def test_two_devices_train_like_one(tmp_path, monkeypatch, eager):
     one, two = tmp_path / "one.npz", tmp_path / "two.npz"
     process = subprocess.Popen(
         [sys.executable, "-c", TRAIN.format(setup=MIRRORED), str(two)],

@@ -1,6 +1,7 @@
 """The cells of docs/colab.ipynb, run as a notebook does, but for the one that installs."""
 
 import collections
+import contextlib
 import importlib
 import json
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from helpers import ROOT, make_flags, write_tracks
+from helpers import ROOT, compute_eagerly, make_flags, write_tracks
 
 NOTEBOOK = ROOT / "docs" / "colab.ipynb"
 SMALL = {  # in place of its parameters
@@ -40,7 +41,8 @@ def run_cell(source, names):
     def run(line):
         python, script, *flags = shlex.split(line.format(**names))
         assert python == "python"
-        importlib.import_module(Path(script).stem).main(flags)
+        with compute_eagerly() if script == "train.py" else contextlib.nullcontext():
+            importlib.import_module(Path(script).stem).main(flags)
 
     names["run"] = run
     exec(re.sub(r"^!(.*)$", lambda line: f"run({line[1]!r})", source, flags=re.MULTILINE), names)

@@ -3,6 +3,7 @@
 from support.keras import keras
 """
 
+import gc
 import logging
 import os
 
@@ -12,6 +13,9 @@ from support.files import native_silence
 WARM_UP = 0.05  # share of a schedule's steps
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What is imported stays. To look for garbage in it, time and again, would take a fifth of the
+# import, and seconds more when Python exits.
+gc.disable()
 try:
     with native_silence:  # TensorFlow 2.21 logs a dozen notices before it reads that level
         import keras
@@ -25,6 +29,9 @@ except ImportError as error:
     raise UserError(
         f"{error}: set KERAS_BACKEND to tensorflow or jax, and install requirements.txt"
     ) from error
+finally:
+    gc.freeze()
+    gc.enable()
 # What a user's keras.json may say is not what a saved model means.
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")

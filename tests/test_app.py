@@ -261,7 +261,7 @@ def test_a_model_is_trained_on_the_page_and_then_played_with(app, browser, tmp_p
     tab.wait_for("3 files, 30 pieces, 0.00 h of audio, 0 skipped")
     tab.wait_for("training takes about 5 minutes on two cores")
 
-    tab.write("More flags of train.py", "--epochs 1")
+    tab.write("More flags of train.py", "--epochs 1 --split 'my split.json'")
     tab.press("Start")
     tab.wait_for("epoch 1/1: training loss")
     assert len(tab.read_sound()[0]) / SAMPLE_RATE == pytest.approx(3.3, abs=0.05)

@@ -331,7 +331,7 @@ class PreprocessingPipeline:
         return extend_pieces(signals, self.extractor.frame_size // 2)
 
     def _load_padded(self, path, remarks, lengths):
-        """Yield the signals of a file's pieces."""
+        """Yield the signals of a file's pieces, all of one length."""
         for segment, signal in enumerate(self.loader.load_pieces(path, remarks)):
             if segment == 0:
                 check_length(signal, self.extractor.frame_size)

@@ -85,7 +85,8 @@ class GriffinLim:
             float32 (n_samples,) for one channel, else (n_channels, n_samples).
         """
         n_samples = n_samples or self.hop_length * max(1, amplitude.shape[-1] - 1)
-        magnitudes = np.ascontiguousarray(amplitude.swapaxes(1, 2))  # (n_channels, frames, bins)
+        # (n_channels, n_frames, n_bins)
+        magnitudes = np.ascontiguousarray(amplitude.swapaxes(1, 2), np.float32)
         nothing = np.empty((len(magnitudes), 0), np.float32)
         known = [nothing if each is None else each for each in (past, future)]
         with RowThreads(n_threads) as threads:
@@ -188,7 +189,7 @@ class GriffinLim:
         """
         past, future = known
         n_frames, weight = len(magnitude), self.momentum / (1 + self.momentum)
-        start = len(past) or self.frame_size // 2  # or the padding of librosa.stft
+        start = self._find_start(past)
         kept = slice(start, start + n_samples)
         inverse_norm = self._make_inverse_norm(n_frames)
         if not is_extended:
@@ -212,6 +213,10 @@ class GriffinLim:
             threads.run(n_frames, impose_magnitude, spectrum, previous, magnitude, weight)
         return signal[kept].copy(), spectrum
 
+    def _find_start(self, past):
+        """The signal's first sample, after the past, or the padding of librosa.stft."""
+        return len(past) or self.frame_size // 2
+
     def _make_inverse_norm(self, n_frames):
         """What overlapping windows are multiplied with, once added."""
         norm = np.zeros(self.hop_length * (n_frames - 1) + self.frame_size, np.float32)
@@ -226,7 +231,7 @@ class GriffinLim:
         phase = rng.uniform(0, 2 * np.pi, magnitude.shape).astype(np.float32)
         is_known = np.zeros(len(magnitude), bool)
         starts = self.hop_length * np.arange(len(magnitude))
-        begins = 0, (len(known[0]) or self.frame_size // 2) + n_samples
+        begins = 0, self._find_start(known[0]) + n_samples
         for sound, begin in zip(known, begins, strict=True):
             inside = starts[(starts >= begin) & (starts + self.frame_size <= begin + len(sound))]
             frames = [sound[start - begin :][: self.frame_size] for start in inside]
@@ -296,8 +301,8 @@ class RowThreads(concurrent.futures.ThreadPoolExecutor):
     def run(self, n_rows, kernel, *arguments):
         """Call kernel(*arguments, start, stop) until all rows are done."""
         edges = np.linspace(0, n_rows, self.count + 1).astype(int)
-        run = map if self.count == 1 else self.map
-        parts = run(lambda start, stop: kernel(*arguments, start, stop), edges[:-1], edges[1:])
+        apply = map if self.count == 1 else self.map
+        parts = apply(lambda start, stop: kernel(*arguments, start, stop), edges[:-1], edges[1:])
         collections.deque(parts, 0)  # raises what a thread has raised
 
 
@@ -395,8 +400,14 @@ def integrate_phase(log_magnitude, phase, is_known, turns_per_bin, time_factor, 
 
 @compiled
 def spread_phase(steps, levels, ordered, phase, is_known):
-    """Integrate steps along the frames and along the bins, float32 (2, n_frames, n_bins), in the
-    order of N_LEVELS equal levels, in linked lists, which is faster than a heap."""
+    """Add steps up, in the order of N_LEVELS equal levels; linked lists are faster than a heap.
+
+    Args:
+        steps: float32 (2, n_frames, n_bins), of the phase from frame to frame and bin to bin.
+        levels: int16 (n_frames * n_bins,), -1 on the floor; they are overwritten.
+        ordered: int (n,), the points above the floor, the loudest first.
+        phase, is_known: see integrate_phase().
+    """
     _, n_frames, n_bins = steps.shape
     phases = phase.ravel()
     first = np.full(N_LEVELS, -1, np.int32)  # of each level's list of points to go on from

@@ -146,7 +146,7 @@ def process_here(function, values, jobs):
     # At least two, so that a file that kills its process costs that file alone.
     jobs = max(2, joblib.cpu_count()) if jobs == -1 else jobs
     waiting = dict(values)
-    with joblib.parallel_config("loky", initializer=follow_parent, initargs=(os.getpid(),)):
+    with joblib.parallel_config("loky", initializer=prepare_worker, initargs=(os.getpid(),)):
         while waiting:
             started = []
             try:
@@ -220,8 +220,9 @@ def keep_freed_memory():
             ctypes.CDLL(None).mallopt(option, value)
 
 
-def follow_parent(parent):
-    """End this process soon after its parent, which may have been killed, and ignore Ctrl-C."""
+def prepare_worker(parent):
+    """Let this process end soon after its parent, which may be killed, ignore Ctrl-C, and keep
+    freed memory."""
     keep_freed_memory()
     signals.signal(signals.SIGINT, signals.SIG_IGN)  # the parent receives it, too
 

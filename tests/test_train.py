@@ -157,7 +157,7 @@ def test_train_keeps_the_best_weights_even_those_of_the_start(
     assert [row["epoch"] for row in rows] == [*range(7)]
     assert losses[-1] > min(losses)  # so that the best are not the last
     assert (np.argmin(losses) == 0) == is_start_best
-    assert max(rates) > learning_rate / 2 and rates[-1] == pytest.approx(0, abs=1e-6)
+    assert max(rates) > learning_rate / 2 and rates[-1] <= 1e-6 * learning_rate
     # Float32 means in another order.
     assert np.square(images - x_train[:2]).mean() == pytest.approx(min(losses), rel=1e-4)
 

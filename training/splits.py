@@ -104,11 +104,16 @@ def split_by_list(keys, parts):
     """
     tracks = {dataset.get_track(key) for key in keys}
     listed_tracks = set().union(*parts.values())
-    unlisted = {os.path.splitext(track)[0]: track for track in sorted(tracks - listed_tracks)}
+    unlisted = {}  # {path without its ending: track}
+    for track in sorted(tracks - listed_tracks):
+        stem, ending = os.path.splitext(track)
+        if ending:
+            unlisted[stem] = track
     part_of, missing = {}, []
     for part, listed in parts.items():
         for track in sorted(listed):
-            found = track if track in tracks else unlisted.pop(os.path.splitext(track)[0], None)
+            stem, ending = os.path.splitext(track)
+            found = track if track in tracks else ending and unlisted.pop(stem, None)
             if found:
                 part_of[found] = part
             else:

@@ -156,7 +156,10 @@ class Windows(keras.utils.PyDataset):
         return ops.convert_to_numpy(make_images(gathered, self.top_db))
 
     def start_epoch(self, epoch, logs=None):
-        """Choose the epoch that the batches are drawn for."""
+        """Choose the epoch that the batches are drawn for.
+
+        A callback does, at its beginning: Keras 3.15 calls on_epoch_end more than once.
+        """
         self.epoch = epoch
         self.order = np.arange(self.shape[0])
         if self.seed is not None:

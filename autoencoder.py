@@ -213,6 +213,8 @@ class Autoencoder:
         if self.precision == "float16":  # small gradients would round to zero
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         self.model.compile(optimizer=optimizer, loss=self.weighted_error)
+        # Now: if its variables came with the first step, TensorFlow would trace that twice.
+        optimizer.build(self.model.trainable_variables)
 
     def weighted_error(self, images, reconstructed):
         """The mean squared error of each image, whose rows count by row_weights."""

@@ -6,6 +6,7 @@ from support.keras import keras
 import gc
 import logging
 import os
+import sys
 
 from support.errors import UserError
 from support.files import native_silence
@@ -14,8 +15,9 @@ WARM_UP = 0.05  # share of a schedule's steps
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # What is imported stays. To look for garbage in it, time and again, would take a fifth of the
-# import, and seconds more when Python exits.
+# import, and seconds more when Python exits. Another fifth would be scikit-learn, for wrappers.
 gc.disable()
+sys.modules.setdefault("sklearn", None)
 try:
     with native_silence:  # TensorFlow 2.21 logs a dozen notices before it reads that level
         import keras
@@ -30,6 +32,8 @@ except ImportError as error:
         f"{error}: set KERAS_BACKEND to tensorflow or jax, and install requirements.txt"
     ) from error
 finally:
+    if sys.modules["sklearn"] is None:
+        del sys.modules["sklearn"]  # it may be imported from here on
     gc.freeze()
     gc.enable()
 # What a user's keras.json may say is not what a saved model means.

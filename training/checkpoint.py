@@ -87,7 +87,6 @@ class Checkpoint(NamedTuple):
         Raises:
             UserError: they do not fit the model.
         """
-        model.optimizer.build(model.trainable_variables)
         variables = list_variables(model)  # in the order that a WindowModel has them in, too
         if [tuple(v.shape) for v in variables] != [array.shape for array in self.state]:
             raise UserError(f"{CHECKPOINT} does not fit the model: run train.py with --force")

@@ -112,6 +112,7 @@ def fit_flow(network, x_train, x_validation, epochs, path):
     schedule = make_schedule(LEARNING_RATE, epochs * len(x_train))
     optimizer = keras.optimizers.AdamW(schedule, beta_2=BETA_2, clipnorm=1.0)
     network.compile(optimizer, "mse", jit_compile=choose_compilation())
+    optimizer.build(network.trainable_variables)  # before the first step, see Autoencoder.compile
     if checkpoint:
         checkpoint.restore(network)
     starting = keras.callbacks.LambdaCallback(on_epoch_begin=x_train.start_epoch)

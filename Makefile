@@ -57,4 +57,4 @@ lint: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv saved_data model samples data/demo/audio data/demo/.audio.tmp
+	rm -rf .venv saved_data model samples samples_listen data/demo/audio data/demo/.audio.tmp

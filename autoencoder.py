@@ -10,13 +10,14 @@ Out: their reconstructions and latents; a folder with parameters.json and model.
 import dataclasses
 import io
 import math
+import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 
 from support.errors import UserError
-from support.files import read_json, reading, write_atomically, write_json
+from support.files import open_regular, read_json, reading, write_atomically, write_json
 from support.keras import keras
 
 layers = keras.layers
@@ -56,7 +57,7 @@ class Autoencoder:
         frames_per_step: columns of a step, the product of the horizontal strides.
         n_steps: of an image of input_shape.
     Raises:
-        UserError: lists of different lengths, or a size that is not an integer from 1 up.
+        UserError: lists of different lengths, or a number out of its range.
     """
 
     input_shape: tuple
@@ -97,7 +98,7 @@ class Autoencoder:
         return tuple(pairs)
 
     def _build(self):
-        height, width, channels = self.input_shape
+        height, width, _ = self.input_shape
         self.row_weights = weigh_rows(height, self.bin_hz)  # (height, 1, 1)
         self.frames_per_step = math.prod(stride for _, stride in self.conv_strides)
         self.n_steps = -(-width // self.frames_per_step)
@@ -204,7 +205,7 @@ class Autoencoder:
         self.model.summary()
 
     def compile(self, learning_rate=1e-3):
-        """Make ready to train with Adam on the mean squared error.
+        """Make ready to train with Adam on the weighted error.
 
         Args:
             learning_rate: float > 0, or a Keras LearningRateSchedule.
@@ -338,6 +339,7 @@ class Autoencoder:
         """
         with reading(path, "run train.py again"), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Keras 3.15 warns of each layer first
+            os.close(open_regular(path))  # it would wait for a pipe
             self.model.load_weights(path)
 
 

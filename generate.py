@@ -1,6 +1,6 @@
 """Make sound with a trained autoencoder: pairs to compare, and new music of any length.
 
-In:  model/ as train.py wrote it and, but for new music, saved_data/ as preprocess.py wrote it.
+In:  model/ as train.py wrote it and, for pairs, saved_data/ as preprocess.py wrote it.
 Out: samples/recorded/*.wav, samples/original/*.wav (inverted) and samples/generated/*.wav, same
      names, named after their sources; samples/new/*.wav; samples/index.html to hear, see and
      compare it all, and what earlier runs made there; samples/metrics.csv.
@@ -313,7 +313,7 @@ def add_shared(parser):
     """Add the flags that go before a command, and behind it."""
     parser.argument_default = argparse.SUPPRESS
     add = parser.add_argument_group("of every command").add_argument
-    help_text = f"folder that preprocess.py wrote (default: that of {SPECTROGRAMS_PATH})"
+    help_text = f"folder that preprocess.py wrote (default: {Path(SPECTROGRAMS_PATH).parent})"
     add("--saved_data", type=folder_path, help=help_text)
     add("--model", type=folder_path, help=f"folder that train.py wrote (default: {MODEL})")
     help_text = f"folder to write (default: {SAMPLES})"
@@ -345,7 +345,7 @@ def add_new_music(add_command):
     add_music("compose", "one long new piece")("seconds", **length)
     add = add_music("loop", "a new piece that can be repeated without a seam")
     add("seconds", **length)
-    help_text = "beats per minute, of which it becomes a whole number long"
+    help_text = "beats per minute; it becomes a whole number of beats long"
     add("--bpm", type=number(float, 1), help=help_text)
     add = add_music("continue", "a recording, and how it may go on, or have begun")
     add("file", metavar="FILE")

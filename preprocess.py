@@ -137,7 +137,7 @@ class LogSpectrogramExtractor:
                 what comes after it, are at its ends; else silence is put there.
         Returns:
             float32 (n_bins, n_frames) or (n_bins, n_frames, 2), dB re 1.0; n_bins is
-            frame_size / 2, n_frames 1 + n_samples // hop_length.
+            frame_size / 2, n_frames 1 + n_samples // hop_length, without what it is extended by.
         """
         stft = librosa.stft(
             signal, n_fft=self.frame_size, hop_length=self.hop_length, center=not is_extended
@@ -441,7 +441,7 @@ def get_parser():
     yes_or_no = argparse.BooleanOptionalAction
     add("--mono", action=yes_or_no, default=MONO, help="mix all channels down to one")
     where = parser.add_mutually_exclusive_group()
-    help_text = "processes; -1: one for every core"
+    help_text = "processes; -1: one for every core, two at least"
     where.add_argument("--jobs", type=number(int, -1), default=JOBS, help=help_text)
     help_text = "spread the work over this Dask cluster, for example tcp://10.0.0.1:8786"
     where.add_argument("--dask_scheduler", metavar="ADDRESS", help=help_text)

@@ -197,7 +197,7 @@ def print_start(autoencoder, x_train, x_validation):
 def get_parser():
     parser = make_parser(__doc__)
     add, yes_or_no = parser.add_argument, argparse.BooleanOptionalAction
-    help_text = "folder that preprocess.py wrote, in place of SPECTOGRAM_PATH's"
+    help_text = "folder that preprocess.py wrote"
     add("--saved_data", type=folder_path, default=Path(SPECTOGRAM_PATH).parent, help=help_text)
     add("--model", type=folder_path, default=MODEL, help="folder to write")
     help_text = "bins and frames to resize to; None: as they are"
@@ -216,7 +216,7 @@ def get_parser():
     help_text = "peak, between a warm-up and a cosine decay; None: lower for larger networks"
     add("--learning_rate", type=number(float, 1e-9), default=LEARNING_RATE, help=help_text)
     add("--batch_size", default=BATCH_SIZE, help="pieces", **size)
-    help_text = f"passes over the data; None: {CELLS:.0e} cells, {MAX_EPOCHS} at most"
+    help_text = f"passes over the data; None: {CELLS:.1e} cells, {MAX_EPOCHS} at most"
     add("--epochs", default=EPOCHS, help=help_text, **size)
     help_text = "of the two flows, which draw detail and new music; 0: neither, in half the time"
     add("--flow_epochs", type=number(int, 0), default=FLOW_EPOCHS, help=help_text)
@@ -236,7 +236,12 @@ def get_parser():
     help_text = "replace the model in --model, once the new one is ready"
     either.add_argument("--force", action="store_true", help=help_text)
     add("--logs", action=yes_or_no, default=True, help="write logs for TensorBoard")
-    add("--device", choices=["auto", "cpu", "gpu"], default=DEVICE, help="auto: GPUs if there are")
+    add(
+        "--device",
+        choices=["auto", "cpu", "gpu"],
+        default=DEVICE,
+        help="auto: GPUs, if there are any",
+    )
     help_text = "address of the first of several processes that train together"
     add("--coordinator", metavar="HOST:PORT", help=help_text)
     add("--num_processes", default=1, help="how many processes train together", **size)

@@ -19,6 +19,7 @@ from support.settings import count_samples
 
 def preprocess_serially(audio_files_dir, saved_data):
     """Load, stft, decibels, min-max and np.save, one file after the other."""
+    saved_data.mkdir(parents=True, exist_ok=True)
     n_samples = count_samples(SAMPLE_RATE, DURATION)
     min_max_values = {}
     for path in sorted(audio_files_dir.iterdir()):

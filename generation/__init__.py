@@ -1,1 +1,1 @@
-"""What generate.py stands on: modes, the prior over latents, evaluation and the page."""
+"""What generate.py stands on: modes, evaluation, the page, the app, export."""

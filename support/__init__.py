@@ -1,1 +1,1 @@
-"""What the scripts stand on: settings, the data set on disk, audio, phase recovery, workers."""
+"""What the scripts stand on: settings, the data set, audio, phase recovery, the flows, workers."""

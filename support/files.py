@@ -57,10 +57,10 @@ def write_csv(path, columns, rows):
     write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def write_arrays(path, *arrays, **named_arrays):
-    """Write an .npz file atomically; the arguments are those of np.savez."""
+def write_arrays(path, **arrays):
+    """Write an .npz file atomically."""
     buffer = io.BytesIO()
-    np.savez(buffer, *arrays, **named_arrays)
+    np.savez(buffer, **arrays)
     write_atomically(path, buffer.getbuffer())
 
 

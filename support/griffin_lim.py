@@ -46,7 +46,8 @@ class GriffinLim:
         n_iter: iterations, >= 0.
         momentum: of Perraudin et al., in [0, 1].
         init: "pghi", or "random" for uniform phases.
-        seed: of the random phases; with "pghi", of those of cells TOP_DB below the peak.
+        seed: of the random phases; with "pghi", of those of cells TOP_DB below the peak, and of
+            the scatter between channels.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class GriffinLim:
             n_samples: length of the signal; None makes it hop_length * (n_frames - 1).
             past, future: float32 (n_channels, any), what comes just before the signal and just
                 after it, for no seam to be there; or None. The amplitude's first frame begins with
-                the past. Frames within either are its own.
+                the past. Frames within either have its phases.
             is_extended: whether the frames at the ends hold what is outside the signal; else
                 silence is there, as librosa.stft pads it.
             n_threads: None takes every core.

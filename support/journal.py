@@ -81,7 +81,9 @@ class Journal:
             origin = json.loads(first)
             for line in lines:
                 name, *fields = json.loads(line)
-                outcomes[name] = Outcome(*fields)
+                outcome = Outcome(*fields)
+                ranges = [[float(low), float(high)] for low, high in outcome.ranges]
+                outcomes[str(name)] = outcome._replace(ranges=ranges)
         return origin, outcomes
 
     def _has_features(self, name, outcome):

@@ -19,11 +19,11 @@ PRIOR = "prior.npz"  # in a model folder
 WINDOW_STEPS = 64  # that are drawn together: 12 s
 FILTERS = 32, 256  # of the flow, at least and at most
 DILATIONS = (1, 2, 4, 8, 4, 2)  # of a block each: 42 steps to either side are seen
-CONTEXT = 0.375  # share of them, at least, that is known in a long piece
+CONTEXT = 0.375  # share of a window's steps, at least, that is known in a long piece
 TEMPERATURE = 1.0  # factor on the noise that is the start
 GUIDANCE = 2.0  # see Flow.draw
 STYLE_NOISE = 0.3  # of the tracks' deviation, by which a style varies
-MIN_DEVIATION = 1e-4  # of the largest: what hardly varies is not blown up
+MIN_DEVIATION = 1e-4  # of the largest, or of a style: what hardly varies is not blown up
 SAME_LATENT = 1e-5  # of the largest number in any latent: more than float32 rounds
 
 

@@ -38,7 +38,7 @@ def read_blocks(file, remarks):
 
     FFmpeg knows the channels' loudspeakers, and reads compressed formats to their end: libsndfile
     1.2 takes lengths of MP3 on trust, stops in a damaged FLAC, and may lose the end of an OGG. It
-    finds MPEG frames in archives, too, whose files lie beside them.
+    would take archives for MPEG; they are refused, since their files usually lie beside them.
 
     Raises:
         UserError: neither reads it.

@@ -213,7 +213,7 @@ def keep_freed_memory():
     """Let glibc keep what is freed for what comes next.
 
     Else it returns arrays to the system, which clears the next ones page by page: a third of a
-    worker's time, and of an epoch's. Other systems have no mallopt.
+    worker's time, and half of an epoch's. Other systems have no mallopt.
     """
     with contextlib.suppress(AttributeError, TypeError):
         for option, value in MALLOC_OPTIONS.items():

@@ -49,12 +49,6 @@ def write_audio(tmp_path):
 
 
 @pytest.fixture
-def make_settings():
-    """Makes Settings of short, small pieces; fields can be given by name."""
-    return helpers.make_settings
-
-
-@pytest.fixture
 def spectrograms(tmp_path):
     """Six random pieces of three tracks, float32 (16, 12) each."""
     rng = np.random.default_rng(0)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import av
@@ -135,9 +134,7 @@ def compute_eagerly():
 
     tf.config.run_functions_eagerly(True)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Even though")  # but for tf.data, which needs it not
-            yield
+        yield
     finally:
         tf.config.run_functions_eagerly(False)
 

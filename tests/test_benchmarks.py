@@ -12,7 +12,7 @@ import benchmarks.training
 import preprocess
 import train
 from autoencoder import Autoencoder
-from helpers import make_music, read_csv, write_tracks
+from helpers import make_music, make_settings, read_csv, write_tracks
 from support import dataset
 from support.dataset import load_split
 from support.errors import UserError
@@ -26,7 +26,7 @@ def run_small_in_tmp_path(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def saved_data(tmp_path, make_settings):
+def saved_data(tmp_path):
     """Features of four short tracks."""
     write_tracks(tmp_path / "audio" / "g", 4)
     preprocess.preprocess_folder(tmp_path / "audio", "saved_data", make_settings(), jobs=1)

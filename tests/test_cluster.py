@@ -16,6 +16,7 @@ from helpers import (
     make_flags,
     make_music,
     make_pipeline,
+    make_settings,
     read_all,
     start_script,
     write_tracks,
@@ -70,7 +71,7 @@ def count_done(journal):
 
 @pytest.mark.slow
 def test_a_cluster_that_loses_its_workers_one_by_one_ends_as_one_process_does(
-    tmp_path, write_audio, cluster, make_settings
+    tmp_path, write_audio, cluster
 ):
     address, processes, start_worker = cluster
     for track in range(120):
@@ -130,7 +131,7 @@ def test_a_file_that_kills_the_one_worker_costs_that_file_alone(tmp_path, write_
     ],
 )
 def test_a_scheduler_that_is_not_there_is_named(
-    tmp_path, write_audio, make_settings, monkeypatch, address, message
+    tmp_path, write_audio, monkeypatch, address, message
 ):
     write_audio("a.wav", make_music(0.4))
     monkeypatch.setattr(workers, "CONNECT_S", 0.5)

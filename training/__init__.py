@@ -1,1 +1,1 @@
-"""What train.py stands on: the data, the start, callbacks, devices."""
+"""What train.py stands on: the data, the start, callbacks, the flows, devices."""

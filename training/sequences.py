@@ -133,7 +133,7 @@ class FrameSequences(Sequences):
 
     Args:
         detail: the Detail that scales it; None prepares one of these windows.
-        autoencoder: has an encode and a decode method.
+        autoencoder: an Autoencoder, trained.
     """
 
     def __init__(self, detail, autoencoder, windows, *how, is_training=True):

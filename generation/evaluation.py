@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 
 from generation.sources import say
 from support import dataset
-from support.bands import FRAMES_PER_BAND_STEP, extract_bands
+from support.bands import FRAMES_PER_BAND_STEP, extract_bands, pool_frames
 from support.errors import UserError
 from support.tracks import TrainingTracks
 
@@ -83,13 +83,6 @@ def measure_mel_distance(reference, signal, sample_rate, pooled_frames=1):
     )
     floor = reference_mel.max() - MEL_TOP_DB
     return float(np.abs(np.maximum(reference_mel, floor) - np.maximum(mel, floor)).mean())
-
-
-def pool_frames(mel, count):
-    """The means of each `count` frames, (..., n_frames / count); fewer at the end."""
-    starts = np.arange(0, mel.shape[-1], count)
-    widths = np.diff([*starts, mel.shape[-1]])
-    return np.add.reduceat(mel, starts, axis=-1) / widths
 
 
 class Evaluator:

@@ -25,10 +25,16 @@ def extract_bands(image, sample_rate):
         float32 (n_steps, n_bands), in [0, 1]; n_bands is N_BANDS, or a quarter of the height if
         that is less. The last step may have fewer frames.
     """
-    height, width = image.shape[:2]
+    height = len(image)
     rows = make_weights(sample_rate, height, min(N_BANDS, height // 4)) @ image.mean(axis=-1)
-    starts = np.arange(0, width, FRAMES_PER_BAND_STEP)
-    return np.add.reduceat(rows, starts, axis=1).T / np.diff([*starts, width])[:, np.newaxis]
+    return pool_frames(rows, FRAMES_PER_BAND_STEP).T
+
+
+def pool_frames(rows, count):
+    """The means of each `count` frames of rows (..., n_frames); of fewer at the end."""
+    starts = np.arange(0, rows.shape[-1], count)
+    widths = np.diff([*starts, rows.shape[-1]])
+    return np.add.reduceat(rows, starts, axis=-1) / widths
 
 
 def find_mel_rows(height, sample_rate):

@@ -13,14 +13,13 @@ from generation.evaluation import (
     measure_coverage,
     measure_kernel_distance,
     measure_run,
-    pool_frames,
     summarise,
     summarise_form,
 )
 from generation.modes import Item
 from helpers import make_music
 from soundgenerator import SoundGenerator
-from support.bands import extract_bands, make_weights
+from support.bands import extract_bands, make_weights, pool_frames
 from support.tracks import TrainingTracks
 
 

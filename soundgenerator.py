@@ -243,7 +243,7 @@ class SoundGenerator:
     def fill(self, signal, begin, end, fill, peak=SILENCE_DB, is_fixed=False):
         """A sound whose samples from begin to end are made anew, without a seam.
 
-        Up to half a frame of what is known beside them is new, too: the frames beyond are whole.
+        Up to half a frame of what is known beside them fades over to what is new.
 
         Args:
             signal: float32 (n_samples,) or (2, n_samples).
@@ -260,7 +260,12 @@ class SoundGenerator:
         min_max = {"min": peak - self.top_db, "max": peak}
         amplitudes = self._make_amplitudes(fill(latents, known), min_max, n_past)
         new = self._invert_between(signal, first, last, amplitudes)
-        return np.concatenate([signal[..., :first], new, signal[..., last:]], axis=-1)
+        fade = np.ones(last - first, np.float32)
+        fade[: begin - first] = np.linspace(0, 1, begin - first)
+        fade[end - first :] = np.linspace(1, 0, last - end)
+        whole = signal.copy()
+        whole[..., first:last] += fade * (new - signal[..., first:last])
+        return whole
 
     def _encode_around(self, signal, first, last, peak=SILENCE_DB, is_fixed=False):
         """What is known around a gap: (latents, those of the gap 0; which are known, bool (steps,);

@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import math
+import os
 import tempfile
 from pathlib import Path
 
@@ -93,6 +94,8 @@ def make_room(shape):
     if 2 * math.prod(shape) <= MEMORY_SHARE * psutil.virtual_memory().available:
         return np.empty(shape, np.float16)
     with tempfile.TemporaryFile() as file:  # which is gone with the array
+        if hasattr(os, "posix_fallocate"):  # else a full disk would end the process
+            os.posix_fallocate(file.fileno(), 0, 2 * math.prod(shape))
         return np.memmap(file, np.float16, "w+", shape=shape)
 
 

@@ -207,6 +207,7 @@ def tell_new(command, *values):
     *own, style, recording, temperature, seed = values
     like = choose_like(style, recording)
     flags = ["--like", *like] if like else []
+    flags = [f"--like={style}"] if like == (style,) and style.startswith("-") else flags
     flags += ["--temperature", *tell(temperature), "--seed", str(int(seed or 0))]
     return [*tell(command, *own), *flags]
 

@@ -148,9 +148,8 @@ class Composer:
         """Yield `count` new pieces."""
         silence = self.make_silence(self.generator.n_samples)
         for index in show_progress(range(count), count, "new pieces"):
-            yield self._make(
-                "sample", f"{index:03d}", f"New piece {index + 1}", silence, is_new=True
-            )
+            what = "sample", f"{index:03d}", f"New piece {index + 1}", silence
+            yield self._make(*what, is_new=True)
 
     def compose(self, seconds):
         """Yield one new piece."""
@@ -167,14 +166,16 @@ class Composer:
         generator = self.generator
         if bpm:
             seconds = max(1, round(seconds * bpm / 60)) * 60 / bpm
-        n_samples = max(generator.frame_size, round(seconds * generator.sample_rate))
-        place = max(generator.frame_size // 2, round(LOOP_START_S * generator.sample_rate))
+        n_samples = max(2 * generator.frame_size, round(seconds * generator.sample_rate))
+        place = max(generator.frame_size, round(LOOP_START_S * generator.sample_rate))
         place = min(n_samples // 2, place)
         silence, text = self.make_silence(place), f"{seconds:g} s"
-        start = self._make("loop", f"start of {text}", "", silence).sounds["new"]
+        way, peak, manner = self.find_way(np.random.default_rng(self.seed))
+        how = {"found": (way, peak, manner)}
+        start = self._make("loop", f"start of {text}", "", silence, **how).sounds["new"]
         # The way from its start to its start: half a frame of the second one is new, too.
         whole = join(start, n_samples - place, start)
-        how = {"is_new": True, "is_loop": True}
+        how = {"found": (way[::-1], peak, manner), "is_new": True, "is_loop": True}
         item = self._make("loop", text, f"A loop of {text}", whole, (place, n_samples), **how)
         half_frame = generator.frame_size // 2
         sound = item.sounds["new"][..., half_frame : n_samples + half_frame]
@@ -254,14 +255,15 @@ class Composer:
     def _make_variants(self, count, recorded, *what):
         """Yield Items of _make() with seeds that follow each other, beside a recording."""
         for seed in range(self.seed, self.seed + count):
-            item = dataclasses.replace(self, seed=seed)._make(*what)
+            generator = dataclasses.replace(self.generator, seed=seed)
+            item = dataclasses.replace(self, generator=generator, seed=seed)._make(*what)
             yield item._replace(sounds={"recorded": recorded, **item.sounds})
 
     def make_silence(self, n_samples):
         n_channels = self.generator.autoencoder.input_shape[2]
         return np.zeros((n_channels, n_samples) if n_channels > 1 else n_samples, np.float32)
 
-    def _make(self, mode, name, title, signal, gap=None, *, way=(), **fields):
+    def _make(self, mode, name, title, signal, gap=None, *, way=(), found=None, **fields):
         """An Item of a signal that is new in a gap.
 
         Args:
@@ -270,14 +272,15 @@ class Composer:
             gap: its first sample and the one behind it; None: all of it.
             way: styles that it passes through; none: those that are asked for or, if none are,
                 those of what is known on both sides or, if nothing is, one near a training track's.
+            found: the same with a peak and names, as find_way() has them; None: see way.
             fields: of the Item.
         """
         rng = np.random.default_rng((self.seed, *os.fsencode(f"{mode} {name}")))
         figures = {"like": " and ".join(self.like) or "any", "toward": self.toward}
         figures |= {"temperature": self.temperature, "seed": self.seed}
         peak = float(np.median(self.prior.peaks))
-        if not way and (self.like or self.toward or not gap):
-            way, peak, figures["in the manner of"] = self.find_way(rng)
+        if found or not way and (self.like or self.toward or not gap):
+            way, peak, figures["in the manner of"] = found or self.find_way(rng)
 
         def fill(latents, known):
             unknown = np.flatnonzero(~known)
@@ -346,16 +349,14 @@ def compose_endlessly(get_composer):
             (style, *_), peak, _ = composer.find_way(rng)
         how = {"style": style, "temperature": composer.temperature, "rng": rng}
         known = composer.make_silence(0) if known is None else known
-        # The last half frame is made anew with what comes next, and fades over to that. Behind it
-        # comes another one, unheard: the end of a sound is seen by too few frames.
+        # The last half frame fades over to what comes next. Behind it comes another one, unheard:
+        # the end of a sound is seen by too few frames.
         half_frame, place = generator.frame_size // 2, known.shape[-1]
         n_new = round(CHUNK_S * generator.sample_rate)
         signal = join(known, n_new + half_frame, known[..., :0])
         fill = functools.partial(composer.prior.fill, **how)
         sound = generator.fill(signal, place, signal.shape[-1], fill, peak, True)[..., :-half_frame]
-        joint, fade = slice(max(0, place - half_frame), place), np.linspace(1, 0, half_frame)
-        sound[..., joint] += fade[:place] * (known[..., joint] - sound[..., joint])
-        yield sound[..., joint.start : -half_frame]
+        yield sound[..., max(0, place - half_frame) : -half_frame]
         known = sound[..., -round(CONTEXT_S * generator.sample_rate) - half_frame :]
 
 

@@ -88,7 +88,7 @@ def find_music(folder, uploads, saved_data):
     """
     if bool(folder) == bool(uploads):
         raise UserError("name a folder of music, or upload some")
-    kept = Path(f"{saved_data}_uploads")
+    kept = Path(f"{Path(saved_data).expanduser()}_uploads")
     for path in uploads or ():
         write_atomically(kept / Path(path).name, Path(path).read_bytes())
     return folder or str(kept)

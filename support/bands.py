@@ -26,7 +26,9 @@ def extract_bands(image, sample_rate):
         that is less. The last step may have fewer frames.
     """
     height = len(image)
-    rows = make_weights(sample_rate, height, min(N_BANDS, height // 4)) @ image.mean(axis=-1)
+    rows = make_weights(sample_rate, height, max(1, min(N_BANDS, height // 4))) @ image.mean(
+        axis=-1
+    )
     return pool_frames(rows, FRAMES_PER_BAND_STEP).T
 
 

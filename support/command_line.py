@@ -53,7 +53,10 @@ def folder_path(text):
     """An argparse type: a Path."""
     if not text:  # a shell's variable that is not set
         raise argparse.ArgumentTypeError("must not be empty")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run_script(main, if_interrupted="what is written stays", if_out_of_memory="ask for less"):

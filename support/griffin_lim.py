@@ -125,8 +125,8 @@ class GriffinLim:
                 signal = np.empty((len(amplitude), n_samples), np.float32)
             held = np.concatenate([held, amplitude], axis=2)
             n_known = 0 if past is None else n_past_frames
-            n_needed = n_known + seen + (0 if future is None else n_past_frames)
-            while held.shape[2] >= n_needed and done < n_samples:
+            n_ahead = seen + (0 if future is None else n_past_frames)
+            while held.shape[2] >= n_known + n_ahead and done < n_samples:
                 part = held[:, :, : n_known + seen]
                 made = np.atleast_2d(self.invert(part, seen * self.hop_length, past=past))
                 made = made[:, : min(n_samples - done, stretch * self.hop_length)]

@@ -23,7 +23,8 @@ CONTEXT = 0.375  # share of a window's steps, at least, that is known in a long 
 TEMPERATURE = 1.0  # factor on the noise that is the start
 GUIDANCE = 2.0  # see Flow.draw
 STYLE_NOISE = 0.3  # of the tracks' deviation, by which a style varies
-MIN_DEVIATION = 1e-4  # of the largest, or of a style: what hardly varies is not blown up
+MIN_DEVIATION = 1e-4  # of the largest: what hardly varies is not blown up
+MIN_STYLE_DEVIATION = 0.1  # of few tracks' mean latents: those of many vary more
 SAME_LATENT = 1e-5  # of the largest number in any latent: more than float32 rounds
 
 
@@ -75,7 +76,7 @@ class Prior(NamedTuple):
         scale *= np.sqrt(np.square(deviation / scale).mean())  # what is drawn has variance 1
         d, window = len(mean), int(min(WINDOW_STEPS, np.median(n_steps)))
         styles = np.array([((each - mean) / scale).mean(axis=0) for each in latents])
-        style_scale = np.maximum(styles.std(axis=0), MIN_DEVIATION)
+        style_scale = np.maximum(styles.std(axis=0), MIN_STYLE_DEVIATION)
         whose = tracks.tracks, tracks.genres, n_steps, tracks.peaks
         flow = Flow(d, 1, d + 1, choose_filters(len(together), FILTERS), DILATIONS)
         return cls(flow, window, mean, scale, style_scale, styles / style_scale, *whose)

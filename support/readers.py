@@ -62,6 +62,7 @@ def read_blocks(file, remarks):
         or n_missing < 0
         or any(word in head for word in DTS_WORDS)
     ):
+        place = file.tell()  # from which libsndfile would read on
         file.seek(0)
         try:
             for block in read_with_ffmpeg(file, remarks, n_missing < 0):
@@ -70,6 +71,7 @@ def read_blocks(file, remarks):
         except UserError:
             if is_read or sound_file is None:
                 raise
+            file.seek(place)
     if not is_read and sound_file is not None:
         with sound_file:
             yield from read_with_libsndfile(sound_file, remarks, n_missing)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import generate
 import generation.app
 from generation import scripts
 from generation.app import build_app, limit_level
@@ -280,6 +281,9 @@ def test_a_tab_shows_all_of_the_command_that_makes_its_sound(recording, like):
     flags = generation.app.tell_new("compose", 60, "jazz", recording, 0.5, 3)
 
     assert flags == f"compose 60 --like {like} --temperature 0.5 --seed 3".split()
+    for style in ("jazz", "-new-"):  # top folders
+        flags = generation.app.tell_new("sample", 1, style, None, 0.5, 3)
+        assert generate.read_options(flags).like == [style]
 
 
 def test_a_folder_is_named_or_uploads_are_kept_beside_the_features(tmp_path):
@@ -289,7 +293,8 @@ def test_a_folder_is_named_or_uploads_are_kept_beside_the_features(tmp_path):
     uploads, saved_data = [str(tmp_path / "0.wav")], tmp_path / "saved"
 
     assert scripts.find_music("music", None, saved_data) == "music"
-    assert scripts.find_music("", uploads, saved_data) == kept
+    for same in (saved_data, f"{saved_data}/"):
+        assert scripts.find_music("", uploads, same) == kept
     assert Path(kept, "0.wav").read_bytes() == b"a"
     for folder, files in (("", None), ("music", uploads)):
         with pytest.raises(UserError, match="name a folder of music, or upload some"):

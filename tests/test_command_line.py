@@ -95,8 +95,9 @@ def test_kernels_compile_where_nothing_can_be_cached(monkeypatch):
     assert function(1) == 2
 
 
-def test_a_folder_that_a_shell_left_empty_is_refused(capsys):
+@pytest.mark.parametrize("text, message", [("", "must not be empty"), ("~nobody_here/a", "home")])
+def test_a_folder_that_a_shell_left_empty_or_of_no_user_is_refused(capsys, text, message):
     with pytest.raises(SystemExit):
-        preprocess.get_parser().parse_args(["--audio_files_dir", ""])
+        preprocess.get_parser().parse_args(["--audio_files_dir", text])
 
-    assert "must not be empty" in capsys.readouterr().err
+    assert message in capsys.readouterr().err

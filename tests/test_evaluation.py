@@ -95,6 +95,7 @@ def test_the_discrepancy_is_that_of_its_definition():
 def test_training_audio_may_be_shorter_than_an_excerpt():
     track = make_tracks(1, 40)[0]
     search = ReplaySearch(track, 64)
+    assert ReplaySearch(track, 1).find(track[np.newaxis, :1])[0] == 0  # no change in one step
 
     (similarity,), (step,) = search.find(np.pad(track, [(0, 24), (0, 0)])[np.newaxis])
 

@@ -112,6 +112,17 @@ def test_what_ffmpeg_refuses_is_read_by_libsndfile(tmp_path, write_audio, monkey
         read(write_with_ffmpeg(tmp_path / "a.m4a", make_tone()[None], "aac"))
 
 
+@pytest.mark.parametrize("kind", ["nist", "ircam", "paf", "pvf", "mat4"])
+def test_what_libsndfile_alone_knows_is_read_from_its_beginning(write_audio, kind):
+    tone = high_pass(make_tone(440, 0.5))
+    path = write_audio(f"a.{kind}", tone, format=kind.upper(), subtype="PCM_16")
+
+    signal, remarks = read(path)
+
+    assert len(signal) == len(tone) and not remarks
+    np.testing.assert_allclose(signal[4096:], high_pass(tone)[4096:], atol=2e-3)
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_an_archive_of_songs_is_refused(tmp_path, kind):
     (tmp_path / "songs").mkdir()

@@ -264,6 +264,23 @@ def test_a_long_signal_has_no_seams(monkeypatch, frame_size, hop_length, n_chann
     assert np.mean(at_seams) < 2 * others.mean()
 
 
+@pytest.mark.parametrize("n_frames", [30, 100])  # of a part: those of a stretch, too
+def test_each_stretch_of_a_long_signal_looks_ahead(monkeypatch, n_frames):
+    seen, invert = [], GriffinLim.invert
+    monkeypatch.setattr(griffin_lim_module, "STRETCH_FRAMES", 100)
+    monkeypatch.setattr(
+        GriffinLim,
+        "invert",
+        lambda self, a, *n, **how: seen.append(a) or invert(self, a, *n, **how),
+    )
+    amplitude = np.ones((1, 129, 500), np.float32)
+    parts = [amplitude[..., start : start + n_frames] for start in range(0, 500, n_frames)]
+
+    GriffinLim(256, 64, n_iter=0).invert_long(parts, 64 * 499)
+
+    assert [part.shape[-1] for part in seen[:4]] == [108, 116, 116, 116]
+
+
 def test_the_ends_of_a_piece_of_a_longer_sound_are_as_good_as_its_middle():
     music = make_music(2.0)
     stft = librosa.stft(music[4096 - 512 : -4096 + 512], n_fft=1024, hop_length=256, center=False)

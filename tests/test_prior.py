@@ -119,6 +119,14 @@ def test_tracks_are_chosen_as_often_as_they_are_long_and_of_the_genre_asked_for(
         prior.draw_style(rng, "clam")
 
 
+def test_the_style_of_a_part_of_the_one_track_is_near_its_own():
+    tracks, latents = make_walks(1)
+
+    prior = Prior.prepare(tracks, latents)
+
+    assert np.abs(prior.find_style(latents[0][:40])).max() < 5  # deviations
+
+
 def test_directions_are_those_in_which_styles_differ():
     styles = np.array([[-6, 0], [6, 0], [0, -1], [0, 1]], np.float32)
     prior = Prior.prepare(*make_walks(4, 20))._replace(styles=styles)

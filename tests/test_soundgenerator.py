@@ -326,6 +326,8 @@ def test_a_gap_is_filled_without_a_seam(begin, end, n_channels):
     assert whole.shape == music.shape and not known.all() and known.any()
     is_new = (np.arange(55000) >= begin - 128) & (np.arange(55000) < end + 128)
     np.testing.assert_array_equal(whole[..., ~is_new], music[..., ~is_new])
+    edges = [edge for edge in (begin - 128, end + 127) if 0 <= edge < 55000]  # what is new fades in
+    np.testing.assert_array_equal(whole[..., edges], music[..., edges])
     amplitudes = [librosa.db_to_amplitude(extract(sound)) for sound in (whole, music)]
     squares = np.square(amplitudes[0] - amplitudes[1]).sum(axis=(0, 2))
     powers = np.square(amplitudes[1]).sum(axis=(0, 2))

@@ -1,3 +1,4 @@
+import tempfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 import train
 from autoencoder import Autoencoder, choose_architecture, keras
-from helpers import make_images
+from helpers import make_images, mount
 from support import dataset
 from support.bands import extract_bands
 from support.errors import UserError
@@ -244,6 +245,14 @@ def test_the_fingerprint_of_a_run_tells_its_pieces_their_parts_and_their_ranges(
     }
 
     assert len(fingerprints) == 4
+
+
+def test_a_full_disk_is_an_error_before_pieces_are_mapped_on_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "MEMORY_SHARE", 0)
+    with mount(tmp_path / "small", "size=1m"):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "small"))
+        with pytest.raises(OSError, match="No space left"):
+            train.make_room((1 << 20, 1))
 
 
 def test_train_stops_at_nan(spectrograms, eager):

@@ -178,15 +178,14 @@ def set_dense_components(autoencoder, images, n_main):
     steps = maps[..., :n_main].reshape(-1, maps.shape[2] * n_main)  # (n * steps, rows * main)
     mean = steps.mean(axis=0)
     components = compute_components(steps - mean)[: autoencoder.latent_space_dim]
+    components = components.reshape(len(components), -1, n_main)
     kernel, bias = (weights.copy() for weights in features.get_weights())
     # A step has rows of all channels, the main ones first.
-    kernel.reshape(-1, *maps.shape[2:])[: len(components), :, :n_main] = components.reshape(
-        len(components), -1, n_main
-    )
+    kernel.reshape(-1, *maps.shape[2:])[: len(components), :, :n_main] = components
     bias.reshape(maps.shape[2:])[:, :n_main] = mean.reshape(-1, n_main)
     features.set_weights([kernel, bias])
     inverse = np.zeros((len(kernel), *maps.shape[2:]), np.float32)
-    inverse[: len(components), :, :n_main] = components.reshape(len(components), -1, n_main)
+    inverse[: len(components), :, :n_main] = components
     inverse = inverse.reshape(kernel.shape)
     latent.set_weights([inverse.T, -inverse @ bias])
 

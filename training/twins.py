@@ -40,14 +40,13 @@ def find_twins(features, keys):
         starts = (own[:N_PIECES] for own in pieces.values())
         for index, fingerprint in enumerate(executor.map(extract, starts)):
             fingerprints[index] = fingerprint
-    tracks = [*pieces]
+    tracks, owned = [*pieces], [*pieces.values()]
 
     def go_on_alike(first, second):
-        counts = len(pieces[tracks[first]]), len(pieces[tracks[second]])
-        least = min(counts)
-        return max(counts) <= least + 1 and all(
-            extract([pieces[tracks[first]][place]]) @ extract([pieces[tracks[second]][place]])
-            >= MIN_SIMILARITY
+        one, other = owned[first], owned[second]
+        least = min(len(one), len(other))
+        return max(len(one), len(other)) <= least + 1 and all(
+            extract([one[place]]) @ extract([other[place]]) >= MIN_SIMILARITY
             for place in (least // 2, least - 1)
         )
 

@@ -239,12 +239,8 @@ def get_parser():
     help_text = "replace the model in --model, once the new one is ready"
     either.add_argument("--force", action="store_true", help=help_text)
     add("--logs", action=yes_or_no, default=True, help="write logs for TensorBoard")
-    add(
-        "--device",
-        choices=["auto", "cpu", "gpu"],
-        default=DEVICE,
-        help="auto: GPUs, if there are any",
-    )
+    help_text = "auto: GPUs, if there are any"
+    add("--device", choices=["auto", "cpu", "gpu"], default=DEVICE, help=help_text)
     help_text = "address of the first of several processes that train together"
     add("--coordinator", metavar="HOST:PORT", help=help_text)
     add("--num_processes", default=1, help="how many processes train together", **size)

@@ -384,9 +384,7 @@ class ReplaySearch:
             self._spectra[:, index] = scipy.fft.rfft(changes, SEARCH_BLOCK, axis=0)
             sums = np.square(changes).sum(axis=1, dtype=np.float64).cumsum()
             energy[start + 1 : start + 1 + len(sums)] = energy[start] + sums
-        self._energy = (
-            energy[self._length :] - energy[: len(energy) - self._length]
-        )  # from each moment on
+        self._energy = energy[self._length :] - energy[:n_starts]  # from each moment on
 
     def find(self, excerpts):
         """Where each of some excerpts is most similar.

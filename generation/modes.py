@@ -170,12 +170,12 @@ class Composer:
         place = max(generator.frame_size, round(LOOP_START_S * generator.sample_rate))
         place = min(n_samples // 2, place)
         silence, text = self.make_silence(place), f"{seconds:g} s"
-        way, peak, manner = self.find_way(np.random.default_rng(self.seed))
-        how = {"found": (way, peak, manner)}
-        start = self._make("loop", f"start of {text}", "", silence, **how).sounds["new"]
+        found = self.find_way(np.random.default_rng(self.seed))
+        start = self._make("loop", f"start of {text}", "", silence, found=found).sounds["new"]
         # The way from its start to its start: half a frame of the second one is new, too.
         whole = join(start, n_samples - place, start)
-        how = {"found": (way[::-1], peak, manner), "is_new": True, "is_loop": True}
+        back = found[0][::-1], *found[1:]
+        how = {"found": back, "is_new": True, "is_loop": True}
         item = self._make("loop", text, f"A loop of {text}", whole, (place, n_samples), **how)
         half_frame = generator.frame_size // 2
         sound = item.sounds["new"][..., half_frame : n_samples + half_frame]

@@ -9,6 +9,7 @@ Out: tracks.jsonl: a line for the features' origin, and one for each file that i
 
 import contextlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -83,6 +84,8 @@ class Journal:
                 name, *fields = json.loads(line)
                 outcome = Outcome(*fields)
                 ranges = [[float(low), float(high)] for low, high in outcome.ranges]
+                if not all(-math.inf < low <= high < math.inf for low, high in ranges):
+                    raise ValueError(f"{name} has no such range")
                 outcomes[str(name)] = outcome._replace(ranges=ranges)
         return origin, outcomes
 

@@ -10,14 +10,13 @@ Out: their reconstructions and latents; a folder with parameters.json and model.
 import dataclasses
 import io
 import math
-import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 
 from support.errors import UserError
-from support.files import open_regular, read_json, reading, write_atomically, write_json
+from support.files import read_json, reading, write_atomically, write_json
 from support.keras import keras
 
 layers = keras.layers
@@ -339,7 +338,6 @@ class Autoencoder:
         """
         with reading(path, "run train.py again"), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Keras 3.15 warns of each layer first
-            os.close(open_regular(path))  # it would wait for a pipe
             self.model.load_weights(path)
 
 

@@ -207,7 +207,8 @@ def tell_new(command, *values):
     *own, style, recording, temperature, seed = values
     like = choose_like(style, recording)
     flags = ["--like", *like] if like else []
-    flags = [f"--like={style}"] if like == (style,) and style.startswith("-") else flags
+    if like and like[0].startswith("-"):  # a folder's name that looks like a flag
+        flags = [f"--like={style}"]
     flags += ["--temperature", *tell(temperature), "--seed", str(int(seed or 0))]
     return [*tell(command, *own), *flags]
 

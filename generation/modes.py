@@ -144,6 +144,11 @@ class Composer:
             short = f"{short}-{hash_text(repr((self.like, self.toward)))}"
         return f"{short}-t{self.temperature:g}-seed{self.seed}"
 
+    @property
+    def typical_peak(self):
+        """The median of the training tracks' peaks, dB."""
+        return float(np.median(self.prior.peaks))
+
     def sample(self, count):
         """Yield `count` new pieces."""
         silence = self.make_silence(self.generator.n_samples)
@@ -172,7 +177,7 @@ class Composer:
         silence, text = self.make_silence(place), f"{seconds:g} s"
         found = self.find_way(np.random.default_rng(self.seed))
         start = self._make("loop", f"start of {text}", "", silence, found=found).sounds["new"]
-        # The way from its start to its start: half a frame of the second one is new, too.
+        # The way from its start to its start, in each of which half a frame fades over.
         whole = join(start, n_samples - place, start)
         back = found[0][::-1], *found[1:]
         how = {"found": back, "is_new": True, "is_loop": True}
@@ -233,7 +238,8 @@ class Composer:
         for index, direction in enumerate(self.prior.find_directions()[:count]):
             title = f"Direction {index + 1}, from {TOUR[0]} to {TOUR[-1]} standard deviations"
             way = [mean + offset * direction for offset in TOUR]
-            yield self._make("component", f"{index + 1:03d}", title, silence, way=way)
+            found = way, self.typical_peak, ""
+            yield self._make("component", f"{index + 1:03d}", title, silence, found=found)
 
     def explore(self, offsets):
         """Yield a piece at some standard deviations along the main directions.
@@ -250,7 +256,8 @@ class Composer:
         style = self.prior.styles.mean(axis=0) + np.array(offsets) @ directions[: len(offsets)]
         title = f"At {place} standard deviations along the main directions"
         silence = self.make_silence(self.generator.n_samples)
-        yield self._make("explore", place, title, silence, way=[style])
+        found = [style], self.typical_peak, ""
+        yield self._make("explore", place, title, silence, found=found)
 
     def _make_variants(self, count, recorded, *what):
         """Yield Items of _make() with seeds that follow each other, beside a recording."""
@@ -263,24 +270,24 @@ class Composer:
         n_channels = self.generator.autoencoder.input_shape[2]
         return np.zeros((n_channels, n_samples) if n_channels > 1 else n_samples, np.float32)
 
-    def _make(self, mode, name, title, signal, gap=None, *, way=(), found=None, **fields):
+    def _make(self, mode, name, title, signal, gap=None, *, found=None, **fields):
         """An Item of a signal that is new in a gap.
 
         Args:
             name: what tells it apart from others of its mode and label.
             signal: float32 (n_samples,) or (2, n_samples).
             gap: its first sample and the one behind it; None: all of it.
-            way: styles that it passes through; none: those that are asked for or, if none are,
-                those of what is known on both sides or, if nothing is, one near a training track's.
-            found: the same with a peak and names, as find_way() has them; None: see way.
+            found: styles that it passes through, their peak and names, as find_way() has them;
+                None: what is asked for or, if nothing is, the styles of what is known on both
+                sides or, if nothing is known, one near a training track's.
             fields: of the Item.
         """
         rng = np.random.default_rng((self.seed, *os.fsencode(f"{mode} {name}")))
         figures = {"like": " and ".join(self.like) or "any", "toward": self.toward}
         figures |= {"temperature": self.temperature, "seed": self.seed}
-        peak = float(np.median(self.prior.peaks))
-        if found or not way and (self.like or self.toward or not gap):
-            way, peak, figures["in the manner of"] = found or self.find_way(rng)
+        if not found and (self.like or self.toward or not gap):
+            found = self.find_way(rng)
+        way, peak, figures["in the manner of"] = found or ((), self.typical_peak, "")
 
         def fill(latents, known):
             unknown = np.flatnonzero(~known)

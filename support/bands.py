@@ -23,12 +23,10 @@ def extract_bands(image, sample_rate):
         sample_rate: Hz; the rows reach from 0 to half of it.
     Returns:
         float32 (n_steps, n_bands), in [0, 1]; n_bands is N_BANDS, or a quarter of the height if
-        that is less. The last step may have fewer frames.
+        that is less, but one at least. The last step may have fewer frames.
     """
-    height = len(image)
-    rows = make_weights(sample_rate, height, max(1, min(N_BANDS, height // 4))) @ image.mean(
-        axis=-1
-    )
+    n_bands = max(1, min(N_BANDS, len(image) // 4))
+    rows = make_weights(sample_rate, len(image), n_bands) @ image.mean(axis=-1)
     return pool_frames(rows, FRAMES_PER_BAND_STEP).T
 
 

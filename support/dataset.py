@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from support.errors import UserError
-from support.files import open_regular, read_file, read_json, reading, walk
+from support.files import read_file, read_json, reading, walk
 from support.settings import MAX_PIECE_BYTES, Settings
 from support.spectrograms import resize
 
@@ -232,7 +232,6 @@ def load_split(path):
 
 def load_array(path):
     """The array in an .npy file, mapped, so that a header that lies takes no memory."""
-    os.close(open_regular(path))
     with PARSING, np.errstate(over="raise"):  # of the sides that a header gives
         return np.lib.format.open_memmap(path, mode="r")
 

@@ -131,6 +131,7 @@ def reading(path, remedy, if_missing=None):
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no {path}: {if_missing or remedy}")
     try:
+        os.close(open_regular(path))  # whatever reads it next would wait for a pipe
         yield
     except TemporaryError as error:
         raise TemporaryError(f"{path} {error}") from error

@@ -136,7 +136,7 @@ def compute_eagerly():
     tf.config.run_functions_eagerly(True)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Even though")  # as in pyproject.toml: not an error
+            warnings.filterwarnings("ignore", "Even though")  # even where warnings are errors
             yield
     finally:
         tf.config.run_functions_eagerly(False)

@@ -643,7 +643,6 @@ def test_what_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
     for name in ("tracks.npz", "a.pkl", "settings.json", "a.npy"):
         (tmp_path / name).touch()
     monkeypatch.setattr(files, "open_regular", refuse)
-    monkeypatch.setattr(dataset, "open_regular", refuse)
 
     for read in (
         lambda: TrainingTracks.load(tmp_path),
